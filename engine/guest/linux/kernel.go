@@ -1,0 +1,293 @@
+package linux
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"sync"
+
+	"github.com/xen-hvi/hvi/engine/guest"
+	"github.com/xen-hvi/hvi/engine/x86"
+)
+
+// Kernel is an identified Linux kernel. It is immutable; its methods read the
+// guest's present memory.
+type Kernel struct {
+	// Banner is the whole version text, without the newline at its end:
+	// "Linux version 6.1.0-32-cloud-amd64 (…) … SMP …".
+	Banner string
+	// Release is the word after "Linux version", as uname -r prints it.
+	Release string
+	// Base is where the kernel image is mapped (_text), PhysBase the
+	// physical address behind it.
+	Base     x86.VirtAddr
+	PhysBase x86.PhysAddr
+	// TextStart and TextEnd enclose the kernel's code: [_text, _etext).
+	TextStart, TextEnd x86.VirtAddr
+	// Symbols is the kernel's own symbol table, without modules.
+	Symbols *Symbols
+	// Offsets is the layout of the structures hvi reads.
+	Offsets Offsets
+	// BTFError says why there is no type information, and so why Offsets
+	// is empty; nil when there is. It is an *IdentifyError.
+	BTFError error
+
+	as   guest.AddressSpace
+	addr addresses
+
+	btfStart, btfEnd x86.VirtAddr
+	btfSum           uint64
+}
+
+// addresses are the variables the methods read; 0 where the kernel has none.
+type addresses struct {
+	systemState  x86.VirtAddr
+	pokingMM     x86.VirtAddr
+	pokingAddr   x86.VirtAddr
+	perCPUOffset x86.VirtAddr // __per_cpu_offset[]
+	// Per-CPU addresses: added to a per-CPU base, so 0 is a legitimate one.
+	currentTask, cpuNumber       x86.VirtAddr
+	haveCurrentTask, haveCPUNumb bool
+}
+
+// AddressSpace is the kernel's own address space, over init_top_pgt
+// (swapper_pg_dir), which stays valid as long as the guest's kernel runs,
+// whatever process is on a vCPU.
+func (k *Kernel) AddressSpace() guest.AddressSpace { return k.as }
+
+// Lookup is k.Symbols.Lookup.
+func (k *Kernel) Lookup(name string) (x86.VirtAddr, bool) { return k.Symbols.Lookup(name) }
+
+// Symbolize is k.Symbols.Symbolize.
+func (k *Kernel) Symbolize(va x86.VirtAddr) (name string, offset uint64, ok bool) {
+	return k.Symbols.Symbolize(va)
+}
+
+// FrameRange is N consecutive guest frames from First on.
+type FrameRange struct {
+	First x86.GFN
+	N     uint64
+}
+
+// TextFrames returns the frames behind [TextStart, TextEnd), in the order of
+// their addresses, neighbours joined: one range for a kernel that its boot
+// loader left in one piece.
+func (k *Kernel) TextFrames() ([]FrameRange, error) {
+	return frames(k.as, k.TextStart, k.TextEnd)
+}
+
+// frames translates [start, end) under the present page tables.
+func frames(as guest.AddressSpace, start, end x86.VirtAddr) ([]FrameRange, error) {
+	var out []FrameRange
+	for va := start.Page(); va < end; {
+		t, err := as.Translate(va)
+		if err != nil {
+			return nil, &ReadError{What: "kernel text frames", Err: err}
+		}
+		n := min(t.PageEnd(va), uint64(end-va+x86.PageMask)&^x86.PageMask)
+		first := t.Phys.GFN()
+		if last := len(out) - 1; last >= 0 && out[last].First+x86.GFN(out[last].N) == first {
+			out[last].N += n >> x86.PageShift
+		} else {
+			out = append(out, FrameRange{First: first, N: n >> x86.PageShift})
+		}
+		va += x86.VirtAddr(n)
+	}
+	return out, nil
+}
+
+// SystemState is the kernel's variable system_state: how far its boot has come.
+// Its values have moved between releases; compare with
+// Offsets.SystemRunning, or use [Kernel.Running].
+type SystemState uint32
+
+// SystemState reads system_state.
+func (k *Kernel) SystemState() (SystemState, error) {
+	if k.addr.systemState == 0 {
+		return 0, &ReadError{What: "system_state", Err: ErrUnsupported}
+	}
+	v, err := k.as.ReadUint32(k.addr.systemState)
+	if err != nil {
+		return 0, &ReadError{What: "system_state", Err: err}
+	}
+	return SystemState(v), nil
+}
+
+// Running reports whether boot is over: system_state is SYSTEM_RUNNING or
+// beyond (halting, rebooting, suspending). From there on kernel text and
+// read-only data are sealed (mark_readonly comes before it in kernel_init) and
+// init memory is freed.
+func (k *Kernel) Running() (bool, error) {
+	if k.Offsets.SystemRunning == 0 {
+		return false, &ReadError{What: "system_state", Got: "no enum system_states", Err: ErrUnsupported}
+	}
+	s, err := k.SystemState()
+	return uint32(s) >= k.Offsets.SystemRunning, err
+}
+
+// Task is what an event says about the task that caused it.
+type Task struct {
+	// Addr is the address of the task_struct.
+	Addr x86.VirtAddr
+	// PID is the kernel's pid (a thread's own), TGID the process's.
+	PID, TGID int32
+	// Comm is the task's name, NUL-padded; any bytes at all.
+	Comm [16]byte
+}
+
+// Name is Comm up to its first NUL. Its bytes are the guest's: quote them.
+func (t *Task) Name() string {
+	if i := bytes.IndexByte(t.Comm[:], 0); i >= 0 {
+		return string(t.Comm[:i])
+	}
+	return string(t.Comm[:])
+}
+
+// CurrentTask is [Kernel.ReadTask] for callers that don't count allocations.
+func (k *Kernel) CurrentTask(regs *x86.Registers) (Task, error) {
+	var t Task
+	err := k.ReadTask(regs, &t)
+	return t, err
+}
+
+// taskBufs lends ReadTask the memory that a read through an interface would
+// otherwise allocate.
+var taskBufs = sync.Pool{New: func() any { return new([16]byte) }}
+
+// ReadTask reads the current task of the vCPU whose registers are given, with
+// no allocation when it succeeds. It uses GSBase, KernelGSBase and CPL. The
+// vCPU must be held while it runs, or the answer may be another task's.
+func (k *Kernel) ReadTask(regs *x86.Registers, t *Task) error {
+	o := &k.Offsets.Task
+	if o.PID < 0 || o.TGID < 0 || o.Comm < 0 || !k.addr.haveCurrentTask {
+		return &ReadError{What: "current task", Err: ErrUnsupported}
+	}
+	base, err := k.PerCPUBase(regs)
+	if err != nil {
+		return err
+	}
+	task, err := k.as.ReadPointer(base + k.addr.currentTask)
+	if err != nil {
+		return &ReadError{What: "current_task", Err: err}
+	}
+	if !task.KernelHalf() || task&7 != 0 {
+		return &ReadError{What: "current_task", Got: task.String(), Err: ErrImplausible}
+	}
+	pid, err := k.as.ReadUint32(task + x86.VirtAddr(o.PID))
+	if err != nil {
+		return &ReadError{What: "task_struct.pid", Err: err}
+	}
+	tgid, err := k.as.ReadUint32(task + x86.VirtAddr(o.TGID))
+	if err != nil {
+		return &ReadError{What: "task_struct.tgid", Err: err}
+	}
+	b := taskBufs.Get().(*[16]byte)
+	err = k.as.Read(task+x86.VirtAddr(o.Comm), b[:])
+	comm := *b
+	taskBufs.Put(b)
+	if err != nil {
+		return &ReadError{What: "task_struct.comm", Err: err}
+	}
+	*t = Task{Addr: task, PID: int32(pid), TGID: int32(tgid), Comm: comm}
+	return nil
+}
+
+// PerCPUBase returns what a vCPU adds to a per-CPU symbol's address to find its
+// own copy: the kernel's GS base. Which register holds it depends on whether
+// the entry code has done its SWAPGS, and user space may load any value into
+// the other one (WRGSBASE), so each candidate is checked against the kernel's
+// own table, __per_cpu_offset.
+func (k *Kernel) PerCPUBase(regs *x86.Registers) (x86.VirtAddr, error) {
+	first, second := x86.VirtAddr(regs.GSBase), x86.VirtAddr(regs.KernelGSBase)
+	if regs.CPL == 3 {
+		first, second = second, first
+	}
+	if k.perCPUBaseOK(first) {
+		return first, nil
+	}
+	if k.perCPUBaseOK(second) {
+		return second, nil
+	}
+	return 0, &ReadError{What: "per-CPU base", Err: ErrImplausible,
+		Got: fmt.Sprintf("GS base %v, kernel GS base %v", x86.VirtAddr(regs.GSBase), x86.VirtAddr(regs.KernelGSBase))}
+}
+
+// maxCPUs bounds a CPU number read from the guest: NR_CPUS with MAXSMP.
+const maxCPUs = 8192
+
+func (k *Kernel) perCPUBaseOK(base x86.VirtAddr) bool {
+	if !base.KernelHalf() {
+		return false
+	}
+	if k.addr.perCPUOffset == 0 || !k.addr.haveCPUNumb {
+		return true
+	}
+	cpu, err := k.as.ReadUint32(base + k.addr.cpuNumber)
+	if err != nil || cpu >= maxCPUs {
+		return false
+	}
+	v, err := k.as.ReadPointer(k.addr.perCPUOffset + x86.VirtAddr(cpu)*8)
+	return err == nil && v == base
+}
+
+// TextPoke is where the kernel itself may write code: in an address space of
+// its own, through a window at a user-half address, so that neither CR3 nor
+// address is the one an attacker's plain store would have.
+type TextPoke struct {
+	// CR3 is the root of that address space; compare after masking with
+	// x86.CR3AddrMask (and without the KPTI bit).
+	CR3 x86.PhysAddr
+	// Window is the page-aligned linear address of the first page, and
+	// WindowPages how many there are: a patch may straddle two pages.
+	Window      x86.VirtAddr
+	WindowPages int
+}
+
+// Contains reports whether a linear address lies in the window.
+func (p TextPoke) Contains(va x86.VirtAddr) bool {
+	return va >= p.Window && va < p.Window+x86.VirtAddr(p.WindowPages)<<x86.PageShift
+}
+
+// TextPoke reads where the kernel patches its own code. It is [ErrNotYet]
+// before poking_init (late in start_kernel, before the first user process), and
+// [ErrUnsupported] for kernels that patch through the fixmap (before 5.1).
+func (k *Kernel) TextPoke() (TextPoke, error) {
+	if k.addr.pokingMM == 0 || k.addr.pokingAddr == 0 {
+		return TextPoke{}, &ReadError{What: "poking_mm", Err: ErrUnsupported}
+	}
+	if k.Offsets.MM.PGD < 0 {
+		return TextPoke{}, &ReadError{What: "mm_struct.pgd", Err: ErrUnsupported}
+	}
+	mm, err := k.as.ReadPointer(k.addr.pokingMM)
+	if err != nil {
+		return TextPoke{}, &ReadError{What: "poking_mm", Err: err}
+	}
+	window, err := k.as.ReadPointer(k.addr.pokingAddr)
+	if err != nil {
+		return TextPoke{}, &ReadError{What: "poking_addr", Err: err}
+	}
+	if mm == 0 || window == 0 {
+		return TextPoke{}, &ReadError{What: "poking_mm", Err: ErrNotYet}
+	}
+	if !mm.KernelHalf() || window.KernelHalf() || window.Offset() != 0 {
+		return TextPoke{}, &ReadError{What: "poking_mm", Err: ErrImplausible,
+			Got: fmt.Sprintf("mm %v, window %v", mm, window)}
+	}
+	pgd, err := k.as.ReadPointer(mm + x86.VirtAddr(k.Offsets.MM.PGD))
+	if err != nil {
+		return TextPoke{}, &ReadError{What: "poking_mm->pgd", Err: err}
+	}
+	if !pgd.KernelHalf() || pgd.Offset() != 0 {
+		return TextPoke{}, &ReadError{What: "poking_mm->pgd", Got: pgd.String(), Err: ErrImplausible}
+	}
+	// The direct map is part of the kernel's page tables, so the walk is
+	// the conversion; page_offset_base need not be trusted.
+	t, err := k.as.Translate(pgd)
+	if err != nil {
+		return TextPoke{}, &ReadError{What: "poking_mm->pgd", Err: err}
+	}
+	return TextPoke{CR3: t.Phys, Window: window, WindowPages: 2}, nil
+}
+
+func le64(b []byte) uint64 { return binary.LittleEndian.Uint64(b) }
+func le32(b []byte) uint32 { return binary.LittleEndian.Uint32(b) }
