@@ -1,0 +1,157 @@
+package policy
+
+import (
+	"slices"
+)
+
+// Mode is how far introspection of a domain may go.
+//
+// The zero value is [ModeOff]: what was never declared is never introspected.
+type Mode uint8
+
+const (
+	// ModeOff attaches nothing to the domain.
+	ModeOff Mode = iota
+	// ModeObserve attaches, records what the guards see, and blocks nothing.
+	ModeObserve
+	// ModeEnforce attaches and lets the guards block.
+	ModeEnforce
+)
+
+var modeWords = []string{ModeOff: "off", ModeObserve: "observe", ModeEnforce: "enforce"}
+
+// modeAliases are the spellings of a switch. Xen's own config language writes
+// booleans as 0 and 1, other tools as words; on means the mildest mode that
+// does anything.
+var modeAliases = map[string]Mode{
+	"0": ModeOff, "no": ModeOff, "false": ModeOff,
+	"1": ModeObserve, "on": ModeObserve, "yes": ModeObserve, "true": ModeObserve,
+}
+
+// Modes returns every mode's word, in the order of their strength.
+func Modes() []string { return slices.Clone(modeWords) }
+
+// String returns the mode's word, or "mode(N)" for a value outside the type.
+func (m Mode) String() string { return word(modeWords, m, "mode") }
+
+// MarshalText implements [encoding.TextMarshaler]. It fails for a value that is
+// none of the three modes.
+func (m Mode) MarshalText() ([]byte, error) { return marshalWord(modeWords, m, "mode") }
+
+// UnmarshalText implements [encoding.TextUnmarshaler]; it accepts what
+// [ParseMode] accepts and leaves m alone on error.
+func (m *Mode) UnmarshalText(text []byte) error {
+	v, err := ParseMode(string(text))
+	if err != nil {
+		return err
+	}
+	*m = v
+	return nil
+}
+
+// ParseMode reads a mode: one of its words, or a switch: 1, on, yes and true
+// are observe; 0, no and false are off. Anything else is an [*Error].
+func ParseMode(s string) (Mode, error) {
+	if m, ok := modeAliases[s]; ok {
+		return m, nil
+	}
+	return parseWord[Mode](modeWords, s, "mode", "0 is off and 1 is observe")
+}
+
+// Action is what a guard does when it sees a violation.
+//
+// The zero value is [ActionOff].
+type Action uint8
+
+const (
+	// ActionOff does not arm the guard.
+	ActionOff Action = iota
+	// ActionAlert records the violation and lets it happen.
+	ActionAlert
+	// ActionBlock records the violation and prevents it; the guest runs on.
+	ActionBlock
+)
+
+var actionWords = []string{ActionOff: "off", ActionAlert: "alert", ActionBlock: "block"}
+
+// Actions returns every action's word, in the order of their strength.
+func Actions() []string { return slices.Clone(actionWords) }
+
+// String returns the action's word, or "action(N)" for a value outside the type.
+func (a Action) String() string { return word(actionWords, a, "action") }
+
+// MarshalText implements [encoding.TextMarshaler]. It fails for a value that is
+// none of the three actions.
+func (a Action) MarshalText() ([]byte, error) { return marshalWord(actionWords, a, "action") }
+
+// UnmarshalText implements [encoding.TextUnmarshaler]; it accepts what
+// [ParseAction] accepts and leaves a alone on error.
+func (a *Action) UnmarshalText(text []byte) error {
+	v, err := ParseAction(string(text))
+	if err != nil {
+		return err
+	}
+	*a = v
+	return nil
+}
+
+// ParseAction reads an action's word. Anything else is an [*Error].
+func ParseAction(s string) (Action, error) {
+	return parseWord[Action](actionWords, s, "action", "")
+}
+
+// EngineFailure is what happens to the guest when the engine itself fails.
+//
+// The zero value is [Release].
+type EngineFailure uint8
+
+const (
+	// Release lets the guest run on without introspection (fail-open).
+	Release EngineFailure = iota
+	// Pause stops the guest until the engine is back (fail-closed). It has a
+	// word so that it can be refused by name; this version cannot do it, and
+	// both the parser and [Spec.Validate] say so.
+	Pause
+)
+
+var engineFailureWords = []string{Release: "release", Pause: "pause"}
+
+// String returns the word, or "on_engine_failure(N)" for a value outside the type.
+func (f EngineFailure) String() string { return word(engineFailureWords, f, "on_engine_failure") }
+
+// MarshalText implements [encoding.TextMarshaler]. It fails for a value outside
+// the type.
+func (f EngineFailure) MarshalText() ([]byte, error) {
+	return marshalWord(engineFailureWords, f, "on_engine_failure")
+}
+
+// UnmarshalText implements [encoding.TextUnmarshaler]; it accepts what
+// [ParseEngineFailure] accepts and leaves f alone on error.
+func (f *EngineFailure) UnmarshalText(text []byte) error {
+	v, err := ParseEngineFailure(string(text))
+	if err != nil {
+		return err
+	}
+	*f = v
+	return nil
+}
+
+// ParseEngineFailure reads the word for what to do when the engine fails. The
+// word pause is known and refused with an error that matches
+// [ErrNotInThisVersion]; any other word than release is an [*Error].
+func ParseEngineFailure(s string) (EngineFailure, error) {
+	if s == engineFailureWords[Pause] {
+		return Release, pauseRefused()
+	}
+	return parseWord[EngineFailure](engineFailureWords[:1], s, "on_engine_failure", "")
+}
+
+func pauseRefused() *Error {
+	return &Error{
+		What:   "on_engine_failure",
+		Value:  engineFailureWords[Pause],
+		Reason: "is not in this version: the guest always runs on when the engine fails; write release",
+		Known:  engineFailureWords[:1],
+		kind:   ErrNotInThisVersion,
+	}
+}
