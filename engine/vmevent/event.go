@@ -1,0 +1,158 @@
+package vmevent
+
+import (
+	"github.com/xen-hvi/hvi/engine/x86"
+	"github.com/xen-hvi/hvi/engine/xen/abi"
+)
+
+// Reason says what made the vCPU report (VM_EVENT_REASON_*).
+type Reason uint32
+
+// Reasons hvi arms or may meet. Values are Xen's and the same in every
+// release from 4.11 to 4.22.
+const (
+	ReasonUnknown            Reason = abi.VMEventReasonUnknown
+	ReasonMemAccess          Reason = abi.VMEventReasonMemAccess
+	ReasonWriteCtrlReg       Reason = abi.VMEventReasonWriteCtrlReg
+	ReasonMovToMSR           Reason = abi.VMEventReasonMovToMSR
+	ReasonSoftwareBreakpoint Reason = abi.VMEventReasonSoftwareBreakpoint
+	ReasonSingleStep         Reason = abi.VMEventReasonSingleStep
+	ReasonGuestRequest       Reason = abi.VMEventReasonGuestRequest
+	ReasonEmulUnimplemented  Reason = abi.VMEventReasonEmulUnimplemented
+
+	// numReasons bounds the per-reason counters; later reasons share the
+	// last one.
+	numReasons = 20
+)
+
+func (r Reason) String() string {
+	switch r {
+	case ReasonMemAccess:
+		return "mem_access"
+	case ReasonWriteCtrlReg:
+		return "write_ctrlreg"
+	case ReasonMovToMSR:
+		return "mov_to_msr"
+	case ReasonSoftwareBreakpoint:
+		return "software_breakpoint"
+	case ReasonSingleStep:
+		return "singlestep"
+	case ReasonGuestRequest:
+		return "guest_request"
+	case ReasonEmulUnimplemented:
+		return "emul_unimplemented"
+	}
+	return "unknown"
+}
+
+// Access bits of a memory violation (MEM_ACCESS_*).
+const (
+	AccessRead     = abi.MemAccessR
+	AccessWrite    = abi.MemAccessW
+	AccessExecute  = abi.MemAccessX
+	AccessGLAValid = abi.MemAccessGLAValid
+	// AccessWithGLA says the fault happened on the translation of GLA,
+	// AccessInGPT that it happened while the guest's page tables were walked.
+	AccessWithGLA = abi.MemAccessFaultWithGLA
+	AccessInGPT   = abi.MemAccessFaultInGPT
+)
+
+// MemAccess is the payload of a ReasonMemAccess event.
+type MemAccess struct {
+	GFN    x86.GFN
+	Offset uint64       // byte offset in the frame, below 4096
+	GLA    x86.VirtAddr // valid only with AccessGLAValid
+	Flags  uint32       // Access* bits; VT-x reports a write as read|write
+}
+
+// Phys returns the guest physical address that was touched.
+func (m *MemAccess) Phys() x86.PhysAddr {
+	return m.GFN.Addr() + x86.PhysAddr(m.Offset&x86.PageMask)
+}
+
+// CtrlReg is a control register's number in Xen's own numbering
+// (VM_EVENT_X86_*).
+type CtrlReg uint32
+
+// Control registers Xen reports.
+const (
+	CR0  CtrlReg = 0
+	CR3  CtrlReg = 1
+	CR4  CtrlReg = 2
+	XCR0 CtrlReg = 3
+)
+
+// CtrlRegWrite is the payload of a ReasonWriteCtrlReg event.
+type CtrlRegWrite struct {
+	Reg      CtrlReg
+	New, Old uint64
+}
+
+// MSRWrite is the payload of a ReasonMovToMSR event. Old is zero before 4.14,
+// where Xen does not say it.
+type MSRWrite struct {
+	MSR      uint32
+	New, Old uint64
+}
+
+// Event is one decoded request. Only the payload that Reason names is set.
+// Everything but VCPU and Reason is under the guest's control.
+//
+// An Event is reused by the server for the next request: a handler copies what
+// it wants to keep.
+type Event struct {
+	Reason Reason
+	VCPU   uint32
+	View   uint16 // altp2m view the vCPU ran in
+	// Paused says that the vCPU waits for the answer.
+	Paused bool
+
+	Mem  MemAccess
+	CR   CtrlRegWrite
+	MSR  MSRWrite
+	Regs x86.Registers
+
+	// slot is the request as it stood in the ring: a response is the same
+	// bytes with other flags.
+	slot [maxSlot]byte
+}
+
+// maxSlot is at least the largest sizeof(vm_event_st) of any known release.
+const maxSlot = 512
+
+// Verdict is the answer to an event: a set of what Xen shall do before the
+// vCPU goes on. The zero value lets it go on unchanged.
+type Verdict uint32
+
+const (
+	// Continue lets the vCPU go on: a denied access is retried.
+	Continue Verdict = 0
+	// Emulate carries the instruction out in Xen's emulator, past the
+	// page's restriction.
+	Emulate Verdict = 1 << 0
+	// Discard carries the instruction out in Xen's emulator but drops its
+	// writes to memory. Registers change as if the write had landed.
+	Discard Verdict = 1 << 1
+	// Deny drops a control or model-specific register write. It needs
+	// MONITOR_OP_CONTROL_REGISTERS from Xen 4.14 on.
+	Deny Verdict = 1 << 2
+	// Hold leaves the request unanswered, its vCPU stopped, until
+	// Server.Release. It is meaningless for an event that paused nothing.
+	Hold Verdict = 1 << 31
+)
+
+// responseFlags maps a verdict to Xen's flags. EMULATE_NOWRITE alone is not
+// enough: the instruction would be retried for ever, so Discard is both.
+func (v Verdict) responseFlags() uint32 {
+	var f uint32
+	if v&Emulate != 0 {
+		f |= abi.VMEventFlagEmulate
+	}
+	if v&Discard != 0 {
+		f |= abi.VMEventFlagEmulate | abi.VMEventFlagEmulateNoWrite
+	}
+	if v&Deny != 0 {
+		f |= abi.VMEventFlagDeny
+	}
+	return f
+}

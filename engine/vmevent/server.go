@@ -1,0 +1,211 @@
+package vmevent
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Source is the event channel bound to the ring.
+type Source interface {
+	// Wait blocks until the channel fires, Wake is called or the timeout
+	// passes, and reports whether the channel fired. It does not allocate.
+	Wait(timeout time.Duration) (bool, error)
+	// Notify tells Xen that responses were published.
+	Notify() error
+	// Wake makes a Wait in progress, or the next one, return at once.
+	Wake()
+}
+
+// Handler judges events on the ring thread. It must not block, allocate, lock
+// or log on the paths it takes for a healthy guest.
+type Handler interface {
+	HandleEvent(ev *Event) Verdict
+}
+
+// pollInterval bounds how long a lost wake-up could go unnoticed. Xen notifies
+// for every request, so this is a safety net and not the way events arrive.
+const pollInterval = time.Second
+
+// Stats is a snapshot of a server's counters.
+type Stats struct {
+	// Events is the number of requests read, by reason.
+	Events map[Reason]uint64
+	// Total is the number of requests read.
+	Total uint64
+	// Malformed counts requests of an unexpected interface version.
+	Malformed uint64
+	// Held is the number of requests now waiting for Release.
+	Held int
+}
+
+// Server reads requests, asks its handler and answers, until Stop.
+type Server struct {
+	ring    *Ring
+	source  Source
+	handler Handler
+
+	counts [numReasons]atomic.Uint64
+	held   atomic.Int32
+	// attention is set when another goroutine left something in mailbox.
+	attention atomic.Bool
+	mailbox   struct {
+		sync.Mutex
+		release []release
+		stop    bool
+	}
+	waiting []*Event // held requests, owned by the ring thread
+	done    chan struct{}
+	err     error
+}
+
+type release struct {
+	vcpu    uint32
+	verdict Verdict
+}
+
+// NewServer returns a server that has not started. It takes neither ring nor
+// source over: close them after Run has returned.
+func NewServer(ring *Ring, source Source, handler Handler) *Server {
+	return &Server{ring: ring, source: source, handler: handler, done: make(chan struct{})}
+}
+
+// Run serves the ring on the calling goroutine, locked to its OS thread, until
+// Stop. Before it returns it answers everything that is pending or held.
+func (s *Server) Run() error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	defer close(s.done)
+	s.err = s.serve()
+	return s.err
+}
+
+// Done is closed when Run has returned.
+func (s *Server) Done() <-chan struct{} { return s.done }
+
+// Stop makes Run answer what is pending, return, and waits for that. With the
+// domain paused before, nothing can be pending in Xen afterwards.
+func (s *Server) Stop() error {
+	s.mailbox.Lock()
+	s.mailbox.stop = true
+	s.mailbox.Unlock()
+	s.attention.Store(true)
+	s.source.Wake()
+	<-s.done
+	return s.err
+}
+
+// Release answers the held request of a vCPU with a verdict. It does nothing
+// when none is held.
+func (s *Server) Release(vcpu uint32, v Verdict) {
+	s.mailbox.Lock()
+	s.mailbox.release = append(s.mailbox.release, release{vcpu, v &^ Hold})
+	s.mailbox.Unlock()
+	s.attention.Store(true)
+	s.source.Wake()
+}
+
+// Stats returns the counters.
+func (s *Server) Stats() Stats {
+	st := Stats{Events: make(map[Reason]uint64), Malformed: s.ring.Malformed(), Held: int(s.held.Load())}
+	for i := range s.counts {
+		if n := s.counts[i].Load(); n != 0 {
+			st.Events[Reason(i)] = n
+			st.Total += n
+		}
+	}
+	return st
+}
+
+// Total returns the number of requests read so far.
+func (s *Server) Total() uint64 {
+	var n uint64
+	for i := range s.counts {
+		n += s.counts[i].Load()
+	}
+	return n
+}
+
+func (s *Server) serve() error {
+	ev := new(Event)
+	for {
+		stop := s.attention.CompareAndSwap(true, false) && s.readMailbox()
+		if err := s.drain(ev); err != nil {
+			return err
+		}
+		if stop {
+			return s.answerHeld()
+		}
+		if _, err := s.source.Wait(pollInterval); err != nil {
+			return errors.Join(fmt.Errorf("wait for the monitor ring's event channel: %w", err), s.answerHeld())
+		}
+	}
+}
+
+// drain answers all requests there are and notifies Xen once per batch.
+func (s *Server) drain(ev *Event) error {
+	for {
+		for s.ring.Next(ev) {
+			s.counts[min(ev.Reason, numReasons-1)].Add(1)
+			v := s.handler.HandleEvent(ev)
+			if v&Hold != 0 && ev.Paused {
+				s.hold(ev)
+				continue
+			}
+			s.ring.Respond(ev, v)
+		}
+		if !s.ring.Publish() {
+			return nil
+		}
+		if err := s.source.Notify(); err != nil {
+			return fmt.Errorf("notify Xen of responses on the monitor ring: %w", err)
+		}
+	}
+}
+
+// hold keeps a copy of the request. It allocates: a guest's vCPU is held only
+// at the few moments of its life when the engine must act first.
+func (s *Server) hold(ev *Event) {
+	held := *ev
+	s.waiting = append(s.waiting, &held)
+	s.held.Store(int32(len(s.waiting)))
+}
+
+// readMailbox carries out what other goroutines asked for and reports whether
+// to stop.
+func (s *Server) readMailbox() bool {
+	s.mailbox.Lock()
+	released, stop := s.mailbox.release, s.mailbox.stop
+	s.mailbox.release = nil
+	s.mailbox.Unlock()
+	for _, r := range released {
+		for i, ev := range s.waiting {
+			if ev.VCPU == r.vcpu {
+				s.waiting = append(s.waiting[:i], s.waiting[i+1:]...)
+				s.ring.Respond(ev, r.verdict)
+				break
+			}
+		}
+	}
+	s.held.Store(int32(len(s.waiting)))
+	return stop
+}
+
+// answerHeld lets every held vCPU go on: nothing may stay stopped because of
+// a server that is gone.
+func (s *Server) answerHeld() error {
+	for _, ev := range s.waiting {
+		s.ring.Respond(ev, Continue)
+	}
+	s.waiting = nil
+	s.held.Store(0)
+	if s.ring.Publish() {
+		if err := s.source.Notify(); err != nil {
+			return fmt.Errorf("notify Xen of the last responses on the monitor ring: %w", err)
+		}
+	}
+	return nil
+}
