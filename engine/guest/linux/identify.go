@@ -1,11 +1,372 @@
 package linux
 
 import (
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"strings"
+
 	"github.com/xen-hvi/hvi/engine/guest"
 	"github.com/xen-hvi/hvi/engine/x86"
 )
 
-// Identify finds the Linux kernel that the vCPU with these registers runs.
+// The part of the address space where x86-64 Linux maps its own image:
+// __START_KERNEL_map and KERNEL_IMAGE_SIZE with KASLR (arch/x86/include/asm/
+// page_64_types.h). It has been the same with 4 and 5 levels since 2.6.
+const (
+	imageLow  = x86.VirtAddr(0xffff_ffff_8000_0000)
+	imageHigh = x86.VirtAddr(0xffff_ffff_c000_0000)
+
+	// maxImage bounds how much of it is taken for one kernel. Debian's are
+	// 50 to 70 MiB with .bss.
+	maxImage = 256 << 20
+	// maxHole bounds a stretch inside the image that is not mapped:
+	// freed init memory and section padding, with page-table isolation.
+	maxHole = 32 << 20
+)
+
+// Identify finds the Linux kernel that a vCPU runs, from the vCPU's registers
+// and the guest's memory alone.
+//
+// Of regs it needs CR3, CR4, EFER and LSTAR. At a write to LSTAR give the value
+// being written: the kernel is complete enough from the boot processor's first
+// one on. IDTBase serves kernels whose LSTAR leads into a trampoline (4.15 to
+// 4.19 with page-table isolation). The vCPU should be held; a kernel that runs
+// meanwhile is recognised as well, but a change in the middle of it is an error.
+//
+// The work is bounded whatever the guest does. Errors are *[IdentifyError].
+// Without usable type information the kernel is returned nevertheless, see
+// [Kernel.BTFError].
 func Identify(mem guest.Memory, regs x86.Registers) (*Kernel, error) {
-	return nil, &IdentifyError{Stage: StageBase, Want: "a kernel"}
+	if regs.EFER != 0 && regs.EFER&x86.EFERLMA == 0 {
+		return nil, &IdentifyError{Stage: StageRegisters, Want: "a vCPU in long mode",
+			Got: fmt.Sprintf("EFER %#x", regs.EFER), Hint: "hvi knows 64-bit Linux; an earlier stage of boot has no kernel to find"}
+	}
+	as := guest.NewAddressSpace(mem, regs.CR3, regs.CR4, regs.EFER)
+	if as.Root()&x86.CR3KPTIUser == 0 {
+		return identify(as, &regs)
+	}
+	// The user half of a page-table-isolation pair maps the entry code only.
+	// Which half it is, the bit says only where isolation is on.
+	k, err := identify(as.WithRoot(as.Root()&^x86.CR3KPTIUser), &regs)
+	if err == nil {
+		return k, nil
+	}
+	if k, err2 := identify(as, &regs); err2 == nil {
+		return k, nil
+	} else if stageOf(err2) > stageOf(err) {
+		err = err2
+	}
+	return nil, err
+}
+
+// stageOf orders errors by how far identification came.
+func stageOf(err error) int {
+	var e *IdentifyError
+	if errors.As(err, &e) {
+		for i, s := range []Stage{StageRegisters, StageBase, StageKallsyms, StageBanner, StageRoot} {
+			if s == e.Stage {
+				return i
+			}
+		}
+	}
+	return -1
+}
+
+func identify(as guest.AddressSpace, regs *x86.Registers) (*Kernel, error) {
+	entry, err := codeAddress(as, regs)
+	if err != nil {
+		return nil, err
+	}
+	base, err := findBase(as, entry)
+	if err != nil {
+		return nil, err
+	}
+	r := &reader{as: as, extents: imageExtents(as, base)}
+	sym, err := r.findKallsyms(base, entry)
+	if err != nil {
+		return nil, &IdentifyError{Stage: StageKallsyms, Want: fmt.Sprintf("a symbol table in the image at %v", base), Err: err,
+			Hint: "a Linux kernel built without CONFIG_KALLSYMS, or no Linux"}
+	}
+	k := &Kernel{Base: base, Symbols: sym, Offsets: noOffsets()}
+	last := r.extents[len(r.extents)-1]
+	sym.end = last.end
+	sym.buildIndex()
+	if v, ok := sym.Lookup("_end"); ok && v > base && v < last.end {
+		sym.end = v
+	}
+	if err := k.setText(); err != nil {
+		return nil, err
+	}
+	if err := k.readBanner(r); err != nil {
+		return nil, err
+	}
+	if err := k.setRoot(as); err != nil {
+		return nil, err
+	}
+	k.setTypes()
+	k.setAddresses()
+	return k, nil
+}
+
+// codeAddress returns an address that the processor itself takes for kernel
+// code.
+func codeAddress(as guest.AddressSpace, regs *x86.Registers) (x86.VirtAddr, error) {
+	lstar := x86.VirtAddr(regs.LSTAR)
+	if lstar >= imageLow && lstar < imageHigh {
+		return lstar, nil
+	}
+	want := fmt.Sprintf("LSTAR or IDT gate 14 between %v and %v", imageLow, imageHigh)
+	got := "LSTAR " + lstar.String()
+	if regs.IDTBase == 0 {
+		return 0, &IdentifyError{Stage: StageRegisters, Want: want, Got: got,
+			Hint: "another operating system, or a Linux that has not set up system calls"}
+	}
+	gate := x86.VirtAddr(regs.IDTBase) + 14*16
+	lo, err := as.ReadUint64(gate)
+	if err != nil {
+		return 0, &IdentifyError{Stage: StageRegisters, Want: want, Got: got + ", no IDT", Err: err}
+	}
+	hi, err := as.ReadUint64(gate + 8)
+	if err != nil {
+		return 0, &IdentifyError{Stage: StageRegisters, Want: want, Got: got + ", no IDT", Err: err}
+	}
+	handler := x86.VirtAddr(lo&0xffff | lo>>32&0xffff0000 | hi<<32)
+	if handler < imageLow || handler >= imageHigh {
+		return 0, &IdentifyError{Stage: StageRegisters, Want: want, Got: fmt.Sprintf("%s, gate 14 %v", got, handler)}
+	}
+	return handler, nil
+}
+
+// findBase steps down from an address in code to where the image begins. The
+// kernel maps itself by 2 MiB pages and unmaps what is below its first
+// (arch/x86/kernel/head64.c, cleanup_highmap).
+func findBase(as guest.AddressSpace, entry x86.VirtAddr) (x86.VirtAddr, error) {
+	base := x86.VirtAddr(0)
+	for va := entry &^ (guest.Page2M - 1); va >= imageLow; va -= guest.Page2M {
+		if _, err := as.Translate(va); err != nil {
+			if base == 0 {
+				return 0, &IdentifyError{Stage: StageBase, Want: fmt.Sprintf("code mapped at %v", entry), Err: err,
+					Hint: "the registers may be another moment's or another vCPU's than the memory"}
+			}
+			break
+		}
+		base = va
+		if entry-va > maxImage {
+			return 0, &IdentifyError{Stage: StageBase, Want: "the start of the kernel image below " + entry.String(),
+				Got: fmt.Sprintf("more than %d MiB mapped", maxImage>>20)}
+		}
+	}
+	return base, nil
+}
+
+// imageExtents lists what is mapped from base on, up to the bounds above.
+func imageExtents(as guest.AddressSpace, base x86.VirtAddr) []extent {
+	var out []extent
+	limit := min(base+maxImage, imageHigh)
+	hole := x86.VirtAddr(0)
+	for va := base; va < limit && hole < maxHole; {
+		t, err := as.Translate(va)
+		var next x86.VirtAddr
+		if err != nil {
+			var te *guest.TranslateError
+			if !errors.As(err, &te) {
+				break
+			}
+			next = te.Skip()
+			hole += next - va
+		} else {
+			hole = 0
+			next = va + x86.VirtAddr(t.PageEnd(va))
+			if n := len(out); n > 0 && out[n-1].end == va {
+				out[n-1].end = next
+			} else {
+				out = append(out, extent{va, next})
+			}
+		}
+		if next <= va {
+			break
+		}
+		va = next
+	}
+	return out
+}
+
+// setText takes the bounds of the code from the symbols and checks them.
+func (k *Kernel) setText() error {
+	start, ok1 := k.Symbols.Lookup("_text")
+	if !ok1 {
+		start, ok1 = k.Symbols.Lookup("_stext")
+	}
+	end, ok2 := k.Symbols.Lookup("_etext")
+	if !ok1 || !ok2 || start < k.Base || start >= k.Base+guest.Page2M || end <= start || end > k.Symbols.end {
+		return &IdentifyError{Stage: StageKallsyms, Want: fmt.Sprintf("_text and _etext in the image at %v", k.Base),
+			Got: fmt.Sprintf("%v (%v) and %v (%v)", start, ok1, end, ok2)}
+	}
+	k.TextStart, k.TextEnd = start, end
+	return nil
+}
+
+const (
+	bannerStart = "Linux version "
+	maxBanner   = 1024
+	maxRelease  = 64 // __NEW_UTS_LEN
+)
+
+func (k *Kernel) readBanner(r *reader) error {
+	fail := func(got string, err error) error {
+		return &IdentifyError{Stage: StageBanner, Want: fmt.Sprintf("%q", bannerStart+"…"), Got: got, Err: err}
+	}
+	if va, ok := k.Symbols.Lookup("linux_banner"); ok {
+		b, err := r.after(va, maxBanner)
+		if err != nil {
+			return fail("", err)
+		}
+		banner, release, ok := parseBanner(b)
+		if !ok {
+			return fail(fmt.Sprintf("%q at %v", b[:min(len(b), 32)], va), nil)
+		}
+		k.Banner, k.Release = banner, release
+		return nil
+	}
+	// Without KALLSYMS_ALL there are no names of data.
+	err := r.find(k.TextEnd, k.Symbols.end, []byte(bannerStart), func(va x86.VirtAddr) bool {
+		b, err := r.after(va, maxBanner)
+		if err != nil {
+			return false
+		}
+		banner, release, ok := parseBanner(b)
+		if ok {
+			k.Banner, k.Release = banner, release
+		}
+		return ok
+	})
+	if k.Banner == "" {
+		return fail("no such text in the image", err)
+	}
+	return nil
+}
+
+// parseBanner takes "Linux version RELEASE …\n\0" apart. Both parts are
+// printable ASCII, so that they may be shown as they are.
+func parseBanner(b []byte) (banner, release string, ok bool) {
+	text, _, ok := strings.Cut(string(b), "\x00")
+	if !ok {
+		return "", "", false
+	}
+	text = strings.TrimSuffix(text, "\n")
+	for i := range len(text) {
+		if text[i] < ' ' || text[i] > '~' {
+			return "", "", false
+		}
+	}
+	rest, ok := strings.CutPrefix(text, bannerStart)
+	if !ok {
+		return "", "", false
+	}
+	release, _, ok = strings.Cut(rest, " ")
+	if !ok || release == "" || len(release) > maxRelease || release[0] < '0' || release[0] > '9' {
+		return "", "", false
+	}
+	return text, release, true
+}
+
+// setRoot finds the kernel's own page tables: CR3 is some process's, or, at the
+// very beginning, a table that boot will leave behind.
+func (k *Kernel) setRoot(as guest.AddressSpace) error {
+	fail := func(got string, err error) error {
+		return &IdentifyError{Stage: StageRoot, Want: "init_top_pgt that maps the image as CR3 does", Got: got, Err: err}
+	}
+	va, ok := k.Symbols.Lookup("init_top_pgt")
+	if !ok { // before 4.13
+		va, ok = k.Symbols.Lookup("init_level4_pgt")
+	}
+	if !ok || va.Offset() != 0 {
+		return fail(fmt.Sprintf("symbol %v (%v)", va, ok), nil)
+	}
+	t, err := as.Translate(va)
+	if err != nil {
+		return fail("", err)
+	}
+	k.as = as.WithRoot(t.Phys)
+	for _, va := range []x86.VirtAddr{k.Base, k.TextEnd - 1, va} {
+		now, err := as.Translate(va)
+		if err != nil {
+			return fail("", err)
+		}
+		own, err := k.as.Translate(va)
+		if err != nil {
+			return fail(fmt.Sprintf("root %v", t.Phys), err)
+		}
+		if now.Phys != own.Phys {
+			return fail(fmt.Sprintf("%v at %v by CR3, at %v by root %v", va, now.Phys, own.Phys, t.Phys), nil)
+		}
+		if va == k.Base {
+			k.PhysBase = own.Phys
+		}
+	}
+	return nil
+}
+
+// setTypes reads the type information, or notes why not.
+func (k *Kernel) setTypes() {
+	fail := func(got string, err error) {
+		k.BTFError = &IdentifyError{Stage: StageBTF, Want: "type information from __start_BTF to __stop_BTF", Got: got, Err: err,
+			Hint: "without it no process is named and the kernel's own patching can't be told from an attack"}
+	}
+	start, ok1 := k.Symbols.Lookup("__start_BTF")
+	end, ok2 := k.Symbols.Lookup("__stop_BTF")
+	if !ok1 || !ok2 {
+		fail("no such symbols: built without CONFIG_DEBUG_INFO_BTF", nil)
+		return
+	}
+	if start < k.Base || end > k.Symbols.end {
+		fail(fmt.Sprintf("%v to %v", start, end), errOutsideImage)
+		return
+	}
+	blob, err := readBTF(k.as, start, end)
+	if err != nil {
+		fail("", err)
+		return
+	}
+	types, err := parseBTF(blob, wantedTypes)
+	if err != nil {
+		fail("", err)
+		return
+	}
+	o, err := types.offsets()
+	if err != nil {
+		fail("", err)
+		return
+	}
+	k.Offsets = o
+	k.btfStart, k.btfEnd = start, end
+	k.btfSum = maphash.Bytes(btfSeed, blob)
+}
+
+// setAddresses looks up, once, what the methods read.
+func (k *Kernel) setAddresses() {
+	variable := func(names ...string) x86.VirtAddr {
+		for _, name := range names {
+			if va, ok := k.Symbols.Lookup(name); ok && va >= k.Base && va < k.Symbols.end {
+				return va
+			}
+		}
+		return 0
+	}
+	k.addr.systemState = variable("system_state")
+	k.addr.perCPUOffset = variable("__per_cpu_offset")
+	// Renamed in 6.16.
+	k.addr.pokingMM = variable("text_poke_mm", "poking_mm")
+	k.addr.pokingAddr = variable("text_poke_mm_addr", "poking_addr")
+
+	hot, haveHot := k.Symbols.Lookup("pcpu_hot")
+	perCPU := func(name string, member int) (x86.VirtAddr, bool) {
+		if haveHot && member >= 0 {
+			return hot + x86.VirtAddr(member), true
+		}
+		return k.Symbols.Lookup(name)
+	}
+	k.addr.currentTask, k.addr.haveCurrentTask = perCPU("current_task", k.Offsets.PCPUHot.CurrentTask)
+	k.addr.cpuNumber, k.addr.haveCPUNumb = perCPU("cpu_number", k.Offsets.PCPUHot.CPUNumber)
 }

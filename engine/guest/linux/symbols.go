@@ -1,20 +1,343 @@
 package linux
 
-import "github.com/xen-hvi/hvi/engine/x86"
+import (
+	"iter"
+	"math/rand/v2"
+	"sort"
 
-// Symbols is a kernel's symbol table.
-type Symbols struct{}
+	"github.com/xen-hvi/hvi/engine/x86"
+)
+
+// Symbol is one entry of the kernel's symbol table.
+type Symbol struct {
+	// Addr is the symbol's address, or, of a per-CPU variable before 6.15,
+	// its offset in a per-CPU area (then Absolute is set).
+	Addr     x86.VirtAddr
+	Absolute bool
+	// Type is nm's letter: 'T' for global code, 'd' for local data.
+	Type byte
+	Name string
+}
+
+// Symbols is a kernel's symbol table in nearly the compressed form the kernel
+// keeps it in: some 24 bytes a symbol. It is immutable and safe for concurrent
+// use. A nil *Symbols is an empty table.
+type Symbols struct {
+	base x86.VirtAddr
+	end  x86.VirtAddr // Symbolize knows nothing from here on
+	// off[i] is the value of symbol i: itself for the first nabs, which
+	// are absolute, relative to base after that. Both parts ascend.
+	off  []uint32
+	nabs int
+
+	tokens  tokenTable
+	names   []byte   // length-prefixed token strings
+	markers []uint32 // offset in names of every 256th symbol
+
+	// byName holds hash<<32 | index, ascending. Nothing in it is guest
+	// data, so a forged table can't make a search long: see LookupAll.
+	byName []uint64
+}
+
+// tokenTable is kallsyms' dictionary: each byte of a compressed name stands for
+// a string.
+type tokenTable struct {
+	text  []byte
+	start [257]uint16 // start[i+1] - 1 is the end of token i
+}
+
+func (t *tokenTable) token(b byte) []byte {
+	return t.text[t.start[b] : t.start[int(b)+1]-1]
+}
+
+// maxLookup bounds how many same-named symbols are looked at: local names such
+// as "__key" occur a few hundred times.
+const maxLookup = 8192
 
 // Len is the number of symbols.
-func (s *Symbols) Len() int { return 0 }
+func (s *Symbols) Len() int {
+	if s == nil {
+		return 0
+	}
+	return len(s.off)
+}
 
-// Lookup returns the address of the first symbol of that name.
-func (s *Symbols) Lookup(name string) (x86.VirtAddr, bool) { return 0, false }
+// Lookup returns the value of the symbol of that name; of several, the one with
+// the lowest address. Per-CPU variables before 6.15 have values, not addresses.
+func (s *Symbols) Lookup(name string) (x86.VirtAddr, bool) {
+	var va x86.VirtAddr
+	found := false
+	s.lookup(name, func(i int) bool {
+		va, found = s.value(i), true
+		return false
+	})
+	return va, found
+}
 
-// LookupAll returns the addresses of all symbols of that name.
-func (s *Symbols) LookupAll(name string) []x86.VirtAddr { return nil }
+// LookupAll returns the values of all symbols of that name, ascending.
+func (s *Symbols) LookupAll(name string) []x86.VirtAddr {
+	var out []x86.VirtAddr
+	s.lookup(name, func(i int) bool {
+		out = append(out, s.value(i))
+		return true
+	})
+	return out
+}
 
-// Symbolize returns the symbol at or before va.
+func (s *Symbols) lookup(name string, yield func(int) bool) {
+	if s.Len() == 0 {
+		return
+	}
+	h := uint64(hashName(name))
+	i := sort.Search(len(s.byName), func(i int) bool { return s.byName[i]>>32 >= h })
+	for n := 0; i < len(s.byName) && s.byName[i]>>32 == h && n < maxLookup; i, n = i+1, n+1 {
+		index := int(uint32(s.byName[i]))
+		if s.nameIs(index, name) && !yield(index) {
+			return
+		}
+	}
+}
+
+// Symbolize returns the symbol that va belongs to, the nearest one at or below
+// it, and va's distance from it. Of several at one address it is the one that
+// the kernel itself would print. It knows the kernel image only: an address in
+// a module, or outside, is not ok.
 func (s *Symbols) Symbolize(va x86.VirtAddr) (name string, offset uint64, ok bool) {
-	return "", 0, false
+	var buf [maxNameLen]byte
+	b, offset, ok := s.AppendSymbol(buf[:0], va)
+	return string(b), offset, ok
+}
+
+// AppendSymbol is Symbolize that appends the name to dst, for callers that must
+// not allocate.
+func (s *Symbols) AppendSymbol(dst []byte, va x86.VirtAddr) (name []byte, offset uint64, ok bool) {
+	i, ok := s.index(va)
+	if !ok {
+		return dst, 0, false
+	}
+	return s.appendName(dst, i), uint64(va - s.value(i)), true
+}
+
+// index finds the symbol that va belongs to.
+func (s *Symbols) index(va x86.VirtAddr) (int, bool) {
+	if s.Len() == s.absolutes() || va < s.base || va >= s.end {
+		return 0, false
+	}
+	rel := uint64(va - s.base)
+	// The first symbol above va, by hand: sort.Search's closure would cost
+	// as much as the search.
+	lo, hi := s.nabs, len(s.off)
+	for lo < hi {
+		mid := int(uint(lo+hi) / 2)
+		if uint64(s.off[mid]) <= rel {
+			lo = mid + 1
+		} else {
+			hi = mid
+		}
+	}
+	if lo == s.nabs {
+		return 0, false
+	}
+	i := lo - 1
+	for i > s.nabs && s.off[i-1] == s.off[i] {
+		i--
+	}
+	return i, true
+}
+
+// next returns the lowest symbol address above va, or the end of the image.
+func (s *Symbols) next(va x86.VirtAddr) x86.VirtAddr {
+	for i := s.nabs + sort.Search(len(s.off)-s.nabs, func(i int) bool {
+		return s.base+x86.VirtAddr(s.off[s.nabs+i]) > va
+	}); i < len(s.off); {
+		return s.value(i)
+	}
+	return s.end
+}
+
+// All goes through the table in its own order: absolute symbols, then the rest
+// by address.
+func (s *Symbols) All() iter.Seq[Symbol] {
+	return func(yield func(Symbol) bool) {
+		var buf []byte
+		pos := 0
+		for i := range s.Len() {
+			var enc []byte
+			enc, pos = entry(s.names, pos)
+			buf = s.expand(buf[:0], enc)
+			sym := Symbol{Addr: s.value(i), Absolute: i < s.nabs}
+			if len(buf) > 0 {
+				sym.Type, sym.Name = buf[0], string(buf[1:])
+			}
+			if !yield(sym) {
+				return
+			}
+		}
+	}
+}
+
+func (s *Symbols) absolutes() int {
+	if s == nil {
+		return 0
+	}
+	return s.nabs
+}
+
+func (s *Symbols) value(i int) x86.VirtAddr {
+	if i < s.nabs {
+		return x86.VirtAddr(s.off[i])
+	}
+	return s.base + x86.VirtAddr(s.off[i])
+}
+
+// entry returns the compressed name at pos and the position after it. names has
+// been walked once by the parser, so every step is known to stay inside.
+func entry(names []byte, pos int) (enc []byte, next int) {
+	n := int(names[pos])
+	pos++
+	if n >= 0x80 {
+		n = n&0x7f | int(names[pos])<<7
+		pos++
+	}
+	return names[pos : pos+n], pos + n
+}
+
+func (s *Symbols) encoded(i int) []byte {
+	pos := int(s.markers[i>>8])
+	for range i & 0xff {
+		_, pos = entry(s.names, pos)
+	}
+	enc, _ := entry(s.names, pos)
+	return enc
+}
+
+// maxNameLen bounds an expanded name, type letter included. The kernel's own
+// limit is 512 (KSYM_NAME_LEN since 6.1, 128 before).
+const maxNameLen = 512
+
+func (s *Symbols) expand(dst, enc []byte) []byte {
+	start := len(dst)
+	for _, b := range enc {
+		dst = append(dst, s.tokens.token(b)...)
+		if len(dst)-start > maxNameLen {
+			return dst[:start+maxNameLen]
+		}
+	}
+	return dst
+}
+
+// appendName appends the name without its type letter.
+func (s *Symbols) appendName(dst []byte, i int) []byte {
+	skip, room := 1, maxNameLen
+	for _, b := range s.encoded(i) {
+		t := s.tokens.token(b)
+		if skip > 0 && len(t) > 0 {
+			t, skip = t[1:], 0
+		}
+		if len(t) > room {
+			t = t[:room]
+		}
+		dst = append(dst, t...)
+		room -= len(t)
+	}
+	return dst
+}
+
+func (s *Symbols) nameIs(i int, name string) bool {
+	skip := 1
+	for _, b := range s.encoded(i) {
+		t := s.tokens.token(b)
+		if skip > 0 && len(t) > 0 {
+			t, skip = t[1:], 0
+		}
+		if len(t) > len(name) || string(t) != name[:len(t)] {
+			return false
+		}
+		name = name[len(t):]
+	}
+	return name == "" && skip == 0
+}
+
+// Names are hashed by a polynomial, because the hash of a name is then made
+// from the hashes of its tokens, with no need to expand it. The multiplier is
+// the process's secret, so that a guest can't prepare collisions.
+var hashMul = rand.Uint64()&^7 | 5
+
+// finish spreads the polynomial, whose low bits are weak.
+func finish(h uint64) uint32 { return uint32((h ^ h>>29) * 0x9e3779b97f4a7c15 >> 32) }
+
+func hashName[T string | []byte](name T) uint32 {
+	var h uint64
+	for i := range len(name) {
+		h = h*hashMul + uint64(name[i]) + 1
+	}
+	return finish(h)
+}
+
+// tokenHash is what appending a token does to a hash: h*mul + add.
+type tokenHash struct{ mul, add uint64 }
+
+func hashToken(t []byte) tokenHash {
+	r := tokenHash{mul: 1}
+	for _, c := range t {
+		r.add = r.add*hashMul + uint64(c) + 1
+		r.mul *= hashMul
+	}
+	return r
+}
+
+// buildIndex fills byName.
+func (s *Symbols) buildIndex() {
+	var whole, tail [256]tokenHash // tail: of the token without its first byte
+	var empty [256]bool
+	for i := range 256 {
+		t := s.tokens.token(byte(i))
+		whole[i] = hashToken(t)
+		if empty[i] = len(t) == 0; !empty[i] {
+			tail[i] = hashToken(t[1:])
+		}
+	}
+	index := make([]uint64, len(s.off))
+	pos := 0
+	for i := range index {
+		var enc []byte
+		enc, pos = entry(s.names, pos)
+		for len(enc) > 0 && empty[enc[0]] {
+			enc = enc[1:]
+		}
+		var h uint64
+		if len(enc) > 0 {
+			h = tail[enc[0]].add
+			for _, b := range enc[1:] {
+				h = h*whole[b].mul + whole[b].add
+			}
+		}
+		index[i] = uint64(finish(h))<<32 | uint64(i)
+	}
+	s.byName = radixSort(index)
+}
+
+// radixSort sorts by the upper 32 bits, stably, in a time that does not depend
+// on the values.
+func radixSort(a []uint64) []uint64 {
+	const bits = 11
+	b := make([]uint64, len(a))
+	for shift := 32; shift < 64; shift += bits {
+		var count [1 << bits]int
+		for _, v := range a {
+			count[v>>shift&(1<<bits-1)]++
+		}
+		sum := 0
+		for i, n := range count {
+			count[i] = sum
+			sum += n
+		}
+		for _, v := range a {
+			d := v >> shift & (1<<bits - 1)
+			b[count[d]] = v
+			count[d]++
+		}
+		a, b = b, a
+	}
+	return a
 }

@@ -1,0 +1,509 @@
+package linux
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+
+	"github.com/xen-hvi/hvi/engine/guest"
+	"github.com/xen-hvi/hvi/engine/x86"
+)
+
+// The kernel's symbol table, as scripts/kallsyms.c writes it into .rodata.
+// Every label is 8-byte aligned and the gaps are zero. The parts, in order:
+//
+//	to 4.5, or without KALLSYMS_BASE_RELATIVE:
+//	  addresses u64[N], num_syms, names, markers, token_table, token_index
+//	4.6 to 6.1:
+//	  offsets s32[N], relative_base u64, num_syms, names, markers,
+//	  token_table, token_index
+//	6.2, 6.3: the same with seqs_of_names between markers and token_table
+//	from 6.4:
+//	  num_syms, names, markers, token_table, token_index, offsets,
+//	  relative_base, seqs_of_names
+//
+// num_syms and markers are 8 bytes wide to 4.19, 4 bytes from 4.20. A name's
+// length is one byte to 6.0, one or two (ULEB128) from 6.1. Nothing in memory
+// says which it is, so the parts are found by what only they can be, starting
+// from token_table, and the layout follows.
+const (
+	maxSymbols   = 1 << 20 // a kernel with everything built in has 250,000
+	maxMarkers   = maxSymbols / 256
+	maxTokenText = 1 << 15 // token_index is 16 bits; real tables have 1 KiB
+	maxTables    = 64      // look-alikes of a token table that are examined
+	maxOffset    = 1 << 30 // the kernel image is confined to 1 GiB
+)
+
+// digits are tokens '0' to '9': every digit occurs in some symbol, so each is a
+// token of its own, at its own code.
+var digits = []byte("0\x001\x002\x003\x004\x005\x006\x007\x008\x009\x00")
+
+// extent is a mapped stretch of the kernel's image.
+type extent struct{ start, end x86.VirtAddr }
+
+func (e extent) contains(va x86.VirtAddr) bool { return va >= e.start && va < e.end }
+
+// reader copies from the kernel's image. It refuses what reaches outside of the
+// extents found, so that no parser can be led away from them.
+type reader struct {
+	as      guest.AddressSpace
+	extents []extent
+}
+
+var errOutsideImage = errors.New("outside the kernel image")
+
+// read returns a private copy of n bytes.
+func (r *reader) read(va x86.VirtAddr, n int) ([]byte, error) {
+	for _, e := range r.extents {
+		if e.contains(va) && n >= 0 && uint64(n) <= uint64(e.end-va) {
+			buf := make([]byte, n)
+			return buf, r.as.Read(va, buf)
+		}
+	}
+	return nil, fmt.Errorf("%d bytes at %v: %w", n, va, errOutsideImage)
+}
+
+// before returns a private copy of up to n bytes that end at va, fewer where
+// the extent begins.
+func (r *reader) before(va x86.VirtAddr, n int) ([]byte, error) {
+	for _, e := range r.extents {
+		if va > e.start && va <= e.end {
+			if d := uint64(va - e.start); uint64(n) > d {
+				n = int(d)
+			}
+			return r.read(va-x86.VirtAddr(n), n)
+		}
+	}
+	return nil, fmt.Errorf("%d bytes before %v: %w", n, va, errOutsideImage)
+}
+
+// after returns a private copy of up to n bytes from va on, fewer where the
+// extent ends.
+func (r *reader) after(va x86.VirtAddr, n int) ([]byte, error) {
+	for _, e := range r.extents {
+		if e.contains(va) {
+			return r.read(va, int(min(uint64(n), uint64(e.end-va))))
+		}
+	}
+	return nil, fmt.Errorf("%d bytes after %v: %w", n, va, errOutsideImage)
+}
+
+// find calls f for every place of needle in [from, to) within the extents, in
+// ascending order, until f returns true. It holds one window in memory.
+func (r *reader) find(from, to x86.VirtAddr, needle []byte, f func(x86.VirtAddr) bool) error {
+	const window = 256 << 10
+	buf := make([]byte, window)
+	for _, e := range r.extents {
+		start, end := max(e.start, from), min(e.end, to)
+		for start < end {
+			n := min(window, uint64(end-start))
+			if err := r.as.Read(start, buf[:n]); err != nil {
+				return err
+			}
+			for at := 0; ; {
+				i := bytes.Index(buf[at:n], needle)
+				if i < 0 {
+					break
+				}
+				if f(start + x86.VirtAddr(at+i)) {
+					return nil
+				}
+				at += i + 1
+			}
+			if n <= uint64(len(needle)) || start+x86.VirtAddr(n) == end {
+				break
+			}
+			// Overlap, for a needle across the boundary.
+			start += x86.VirtAddr(n - uint64(len(needle)) + 1)
+		}
+	}
+	return nil
+}
+
+// errNoTable: a place that looked like a part of kallsyms is none.
+var errNoTable = errors.New("no such table")
+
+// findKallsyms finds and parses the table. base is where the image is mapped.
+// hint is an address in code, near the end of which the search begins: tables
+// lie in .rodata, after all code.
+func (r *reader) findKallsyms(base, hint x86.VirtAddr) (*Symbols, error) {
+	var sym *Symbols
+	tried := 0
+	last := error(errNoTable)
+	try := func(va x86.VirtAddr) bool {
+		s, err := r.parseKallsyms(base, va)
+		if err == nil {
+			sym = s
+			return true
+		}
+		tried++
+		last = err
+		return tried >= maxTables
+	}
+	top := x86.VirtAddr(^uint64(0))
+	err := r.find(hint, top, digits, try)
+	if sym == nil && err == nil && tried < maxTables {
+		err = r.find(0, hint+x86.VirtAddr(len(digits)), digits, try)
+	}
+	switch {
+	case sym != nil:
+		return sym, nil
+	case err != nil:
+		return nil, err
+	case tried == 0:
+		return nil, fmt.Errorf("token table: %w", errNoTable)
+	}
+	return nil, fmt.Errorf("%d token tables examined, the last: %w", tried, last)
+}
+
+func align8(n int) int { return (n + 7) &^ 7 }
+
+// parseKallsyms parses the table around a token table whose digits are at va.
+func (r *reader) parseKallsyms(base, va x86.VirtAddr) (*Symbols, error) {
+	tokens, tableVA, err := r.parseTokens(va)
+	if err != nil {
+		return nil, fmt.Errorf("token table near %v: %w", va, err)
+	}
+	nm, err := r.findNames(tableVA)
+	if err != nil {
+		return nil, fmt.Errorf("names before %v: %w", tableVA, err)
+	}
+	s := &Symbols{tokens: tokens, names: nm.names, markers: nm.markers}
+	afterTokens := tableVA + x86.VirtAddr(align8(len(tokens.text))) + 512
+	if err := r.readValues(s, base, nm, afterTokens); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// parseTokens reads the token table that has the digits at va, and its index.
+func (r *reader) parseTokens(va x86.VirtAddr) (t tokenTable, table x86.VirtAddr, err error) {
+	const zero = '0'
+	head, err := r.before(va, maxTokenText)
+	if err != nil {
+		return t, 0, err
+	}
+	// Back over the terminators of tokens '0'-1 to 0: what follows that of
+	// token 0 is token 1. Where token 0 begins only the index can say, as
+	// what lies before the table need not end in a zero.
+	one := len(head)
+	for range zero {
+		if one = bytes.LastIndexByte(head[:one], 0); one < 0 {
+			return t, 0, fmt.Errorf("%w: fewer than %d tokens", errNoTable, zero)
+		}
+	}
+	one++
+	tokenOne := va - x86.VirtAddr(len(head)-one)
+	body, err := r.after(tokenOne, maxTokenText)
+	if err != nil {
+		return t, 0, err
+	}
+	// start is relative to token 1 for now.
+	var start [257]int
+	pos := 0
+	for i := 1; i < 256; i++ {
+		start[i] = pos
+		n := bytes.IndexByte(body[pos:], 0)
+		if n < 0 {
+			return t, 0, fmt.Errorf("%w: token %d has no end", errNoTable, i)
+		}
+		pos += n + 1
+	}
+	start[256] = pos
+	// token_index follows, 8-aligned: 256 u16, the first 0, the second the
+	// length of token 0 and its terminator.
+	indexVA := (tokenOne + x86.VirtAddr(pos) + 7) &^ 7
+	index, err := r.read(indexVA, 512)
+	if err != nil {
+		return t, 0, err
+	}
+	first := int(index[2]) | int(index[3])<<8
+	if first == 0 || first > one {
+		return t, 0, fmt.Errorf("%w: token 0 of %d bytes", errNoTable, first)
+	}
+	table = tokenOne - x86.VirtAddr(first)
+	if table&7 != 0 {
+		return t, 0, fmt.Errorf("%w: %v is not aligned", errNoTable, table)
+	}
+	for i := range 256 {
+		want := first + start[i]
+		if i == 0 {
+			want = 0
+		}
+		if int(index[2*i])|int(index[2*i+1])<<8 != want {
+			return t, 0, fmt.Errorf("%w: index of token %d disagrees", errNoTable, i)
+		}
+		t.start[i] = uint16(want)
+	}
+	if first+pos > 1<<16-1 {
+		return t, 0, fmt.Errorf("%w: %d bytes of tokens", errNoTable, first+pos)
+	}
+	t.start[256] = uint16(first + pos)
+	t.text = append(append(make([]byte, 0, first+pos), head[one-first:one]...), body[:pos]...)
+	for i := range 256 { // the copy of token 0 came from another read
+		if bytes.IndexByte(t.token(byte(i)), 0) >= 0 || t.text[t.start[i+1]-1] != 0 {
+			return t, 0, fmt.Errorf("%w: token %d changed while it was read", errNoTable, i)
+		}
+	}
+	return t, table, nil
+}
+
+// nameTable is the names, with the count before them and the markers after.
+type nameTable struct {
+	start   x86.VirtAddr // of num_syms, which precedes the names
+	n       int
+	names   []byte
+	markers []uint32
+}
+
+// markersAt says where markers may end and how wide each is.
+type markersAt struct {
+	end   int // in the buffer searched
+	width int
+}
+
+// findNames finds num_syms, names and markers, which end at the token table or
+// at seqs_of_names before it.
+func (r *reader) findNames(table x86.VirtAddr) (nameTable, error) {
+	last := error(errNoTable)
+	buf, err := r.before(table, maxMarkers*8+8)
+	if err != nil {
+		return nameTable{}, err
+	}
+	// The markers may be followed by 4 bytes of padding.
+	for _, at := range []markersAt{{len(buf), 4}, {len(buf) - 4, 4}, {len(buf), 8}} {
+		m := markersBefore(buf, at)
+		if m == nil {
+			continue
+		}
+		nm, err := r.namesBefore(table-x86.VirtAddr(len(buf)-at.end+len(m)*at.width), m)
+		if err == nil {
+			return nm, nil
+		}
+		last = err
+	}
+	nm, err := r.findNamesBeforeSeqs(table)
+	if err == nil {
+		return nm, nil
+	}
+	if errors.Is(last, errNoTable) {
+		last = err
+	}
+	return nameTable{}, last
+}
+
+// markersBefore reads the table that ends at a place: back to a 0, over values
+// that only descend. nil where that is no table.
+func markersBefore(buf []byte, at markersAt) []uint32 {
+	n, prev := 0, uint64(1<<32)
+	for pos := at.end - at.width; pos >= 0 && n < maxMarkers; pos -= at.width {
+		var v uint64
+		if at.width == 8 {
+			v = le64(buf[pos:])
+		} else {
+			v = uint64(le32(buf[pos:]))
+		}
+		if v >= prev {
+			return nil
+		}
+		prev = v
+		n++
+		if v == 0 {
+			m := make([]uint32, n)
+			for i := range m {
+				m[i] = le32(buf[pos+i*at.width:])
+			}
+			return m
+		}
+	}
+	return nil
+}
+
+// findNamesBeforeSeqs serves 6.2 and 6.3, where between markers and token table
+// stands a table of which only the width of an entry is known: every number of
+// symbols is tried that puts a 0, the first marker, where it has to be.
+func (r *reader) findNamesBeforeSeqs(table x86.VirtAddr) (nameTable, error) {
+	buf, err := r.before(table, maxSymbols*4+maxMarkers*4+16)
+	if err != nil {
+		return nameTable{}, err
+	}
+	tried := 0
+	for _, width := range []int{3, 4} {
+		for n := 1; n <= maxSymbols; n++ {
+			count := (n + 255) / 256
+			end := len(buf) - align8(n*width)
+			start := end - align8(count*4)
+			if start < 0 {
+				break
+			}
+			if le32(buf[start:]) != 0 || count > 1 && le32(buf[start+4:]) < 2*256 {
+				continue
+			}
+			m := markersBefore(buf, markersAt{start + count*4, 4})
+			if len(m) != count {
+				continue
+			}
+			nm, err := r.namesBefore(table-x86.VirtAddr(len(buf)-start), m)
+			if err == nil && nm.n == n {
+				return nm, nil
+			}
+			if tried++; tried >= maxTables {
+				return nameTable{}, fmt.Errorf("%w: too many look-alikes of markers", errNoTable)
+			}
+		}
+	}
+	return nameTable{}, fmt.Errorf("%w: no markers", errNoTable)
+}
+
+// namesBefore finds and checks the names that end, but for padding, where their
+// markers begin.
+func (r *reader) namesBefore(end x86.VirtAddr, markers []uint32) (nameTable, error) {
+	// The last marker is the offset of the last stretch of up to 256 names.
+	const maxTail = 256 * (2 + maxNameLen)
+	lastMark := int(markers[len(markers)-1])
+	if lastMark > maxSymbols*64 {
+		return nameTable{}, fmt.Errorf("%w: %d bytes of names", errNoTable, lastMark)
+	}
+	buf, err := r.before(end, 8+lastMark+maxTail)
+	if err != nil {
+		return nameTable{}, err
+	}
+	for start := (len(buf) - lastMark) &^ 7; start >= 8; start -= 8 {
+		n := int(le32(buf[start-8:]))
+		if le32(buf[start-4:]) != 0 || n < 1 || (n+255)/256 != len(markers) {
+			continue
+		}
+		size, ok := walkNames(buf[start:], n, markers)
+		if !ok || start+align8(size) != len(buf) {
+			continue
+		}
+		return nameTable{
+			start:   end - x86.VirtAddr(len(buf)-start+8),
+			n:       n,
+			names:   bytes.Clone(buf[start : start+size]),
+			markers: markers,
+		}, nil
+	}
+	return nameTable{}, fmt.Errorf("%w: no names for %d markers", errNoTable, len(markers))
+}
+
+// walkNames steps over n names and compares every 256th with its marker.
+func walkNames(b []byte, n int, markers []uint32) (size int, ok bool) {
+	pos := 0
+	for i := range n {
+		if i&0xff == 0 && pos != int(markers[i>>8]) {
+			return 0, false
+		}
+		if pos >= len(b) {
+			return 0, false
+		}
+		l := int(b[pos])
+		pos++
+		if l >= 0x80 {
+			if pos >= len(b) {
+				return 0, false
+			}
+			l = l&0x7f | int(b[pos])<<7
+			pos++
+		}
+		if l == 0 || l > maxNameLen {
+			return 0, false
+		}
+		pos += l
+	}
+	return pos, pos <= len(b)
+}
+
+// readValues finds the symbols' values, after the token index or before
+// num_syms, and checks that they are what the kernel's own search needs.
+func (r *reader) readValues(s *Symbols, base x86.VirtAddr, nm nameTable, afterTokens x86.VirtAddr) error {
+	size := align8(nm.n * 4)
+	// From 6.4: offsets, relative_base.
+	errAfter := r.relativeValues(s, base, nm.n, afterTokens, afterTokens+x86.VirtAddr(size))
+	if errAfter == nil {
+		return nil
+	}
+	// 4.6 to 6.3: offsets, relative_base, num_syms.
+	errBefore := r.relativeValues(s, base, nm.n, nm.start-x86.VirtAddr(8+size), nm.start-8)
+	if errBefore == nil {
+		return nil
+	}
+	if err := r.absoluteValues(s, base, nm.n, nm.start-x86.VirtAddr(8*nm.n)); err != nil {
+		return fmt.Errorf("values of %d symbols: after the tokens: %w; before the names: %w; absolute: %w", nm.n, errAfter, errBefore, err)
+	}
+	return nil
+}
+
+func (r *reader) relativeValues(s *Symbols, base x86.VirtAddr, n int, at, baseAt x86.VirtAddr) error {
+	b, err := r.read(baseAt, 8)
+	if err != nil {
+		return err
+	}
+	// It was relocated with the rest of the image: another value is that of
+	// a stale copy, or none at all.
+	if rb := x86.VirtAddr(le64(b)); rb != base {
+		return fmt.Errorf("%w: relative base %v, image at %v", errNoTable, rb, base)
+	}
+	raw, err := r.read(at, n*4)
+	if err != nil {
+		return err
+	}
+	// With KALLSYMS_ABSOLUTE_PERCPU (x86-64 to 6.14) addresses are stored as
+	// -1-offset and values of per-CPU symbols as they are.
+	negative := 0
+	for i := range n {
+		negative += int(raw[4*i+3] >> 7)
+	}
+	s.off = make([]uint32, n)
+	s.nabs = 0
+	s.base = base
+	for i := range s.off {
+		v := le32(raw[4*i:])
+		if negative > n/2 {
+			if int32(v) < 0 {
+				v = ^v
+			} else if s.nabs++; s.nabs != i+1 {
+				return fmt.Errorf("%w: absolute symbol %d after others", errNoTable, i)
+			}
+		}
+		s.off[i] = v
+	}
+	return s.checkValues()
+}
+
+func (r *reader) absoluteValues(s *Symbols, base x86.VirtAddr, n int, at x86.VirtAddr) error {
+	raw, err := r.read(at, n*8)
+	if err != nil {
+		return err
+	}
+	s.off = make([]uint32, n)
+	s.nabs = 0
+	s.base = base
+	for i := range s.off {
+		v := x86.VirtAddr(le64(raw[8*i:]))
+		switch {
+		case v < maxOffset && s.nabs == i:
+			s.nabs++
+		case v >= base && v-base < maxOffset:
+			v -= base
+		default:
+			return fmt.Errorf("%w: symbol %d at %v", errNoTable, i, v)
+		}
+		s.off[i] = uint32(v)
+	}
+	return s.checkValues()
+}
+
+// checkValues checks that absolute values come first and that both parts
+// ascend, which the binary search needs, the kernel's as ours.
+func (s *Symbols) checkValues() error {
+	if s.nabs == len(s.off) {
+		return fmt.Errorf("%w: no symbol is an address", errNoTable)
+	}
+	for i, v := range s.off {
+		if v >= maxOffset || i != 0 && i != s.nabs && v < s.off[i-1] {
+			return fmt.Errorf("%w: symbol %d of %d out of order", errNoTable, i, len(s.off))
+		}
+	}
+	return nil
+}
