@@ -1,0 +1,424 @@
+package scenario
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Where the control domain's image keeps what guests are made of.
+const (
+	GuestKernel  = "/guest/vmlinux" // an ELF with a PVH entry
+	GuestRamdisk = "/guest/initrd"  // what guestCmdline makes of it, see [Guest.Run]
+	GuestRelease = "/guest/release" // the kernel's uname -r
+	guestCmdline = "console=hvc0 nokaslr mitigations=off nopti nomodeset audit=0 apparmor=0 selinux=0 cryptomgr.notests loglevel=5 panic=-1"
+	configDir    = "/etc/xen"       // where a guest's config file goes
+	upMark       = "@@GUEST-UP "    // followed by uname -r
+	bootLimit    = 2 * time.Minute  // emulated; seen: 8 s in Bochs, 20 s in QEMU
+	commandLimit = 60 * time.Second // for Guest.Run, emulated
+	shutLimit    = 60 * time.Second // for Guest.Shutdown, emulated
+)
+
+// GuestConfig says what guest to start. The zero value is a PVH Linux with one
+// processor and 160 MiB.
+type GuestConfig struct {
+	Name       string   // default "guest"; also names the config file /etc/xen/NAME.cfg
+	Memory     int      // MiB
+	VCPUs      int      // more than 1 hangs under Bochs
+	Altp2m     string   // xl's altp2m; "" leaves the line out
+	Lines      []string // further lines of the config, as they are: `introspection = "enforce"`
+	KernelArgs []string // added to the kernel's command line
+	CreateArgs []string // added to `xl create`, before the file: "-p"
+	// Text, when set, is the whole config file; Name must then repeat its name,
+	// and Memory, VCPUs, Altp2m, Lines and KernelArgs are not looked at.
+	Text string
+}
+
+func (c GuestConfig) name() string {
+	if c.Name == "" {
+		return "guest"
+	}
+	return c.Name
+}
+
+// Path returns where the config file is or will be written.
+func (c GuestConfig) Path() string { return filepath.Join(configDir, c.name()+".cfg") }
+
+// String returns the config file's text.
+func (c GuestConfig) String() string {
+	if c.Text != "" {
+		return c.Text
+	}
+	memory, vcpus := c.Memory, c.VCPUs
+	if memory == 0 {
+		memory = 160
+	}
+	if vcpus == 0 {
+		vcpus = 1
+	}
+	var b strings.Builder
+	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
+	line("name = %q", c.name())
+	line("type = \"pvh\"")
+	line("kernel = %q", GuestKernel)
+	line("ramdisk = %q", GuestRamdisk)
+	line("extra = %q", strings.Join(append([]string{guestCmdline}, c.KernelArgs...), " "))
+	line("memory = %d", memory)
+	line("vcpus = %d", vcpus)
+	line("on_poweroff = \"destroy\"")
+	line("on_reboot = \"restart\"")
+	line("on_crash = \"preserve\"")
+	if c.Altp2m != "" {
+		line("altp2m = %q", c.Altp2m)
+	}
+	for _, l := range c.Lines {
+		line("%s", l)
+	}
+	return b.String()
+}
+
+// Guest is a running guest of the scenario's own. It is destroyed after Run if
+// it is still there.
+type Guest struct {
+	Name   string
+	ID     int    // domid
+	UUID   string // canonical form
+	Config string // path of its config file
+
+	t       *T
+	console *console
+}
+
+// WriteConfig writes a guest's config file without starting it and returns its
+// path. The file is removed after Run.
+func (t *T) WriteConfig(c GuestConfig) (string, error) {
+	if err := os.WriteFile(c.Path(), []byte(c.String()), 0o644); err != nil {
+		return "", err
+	}
+	t.Cleanup(func() { os.Remove(c.Path()) })
+	return c.Path(), nil
+}
+
+// StartGuest writes the config, runs `xl create` and opens the guest's
+// console. It does not wait for the guest: see [Guest.WaitUp].
+func (t *T) StartGuest(c GuestConfig) (*Guest, error) {
+	path, err := t.WriteConfig(c)
+	if err != nil {
+		return nil, err
+	}
+	args := append([]string{"create"}, c.CreateArgs...)
+	if _, err := t.XL(append(args, path)...); err != nil {
+		return nil, err
+	}
+	return t.OpenGuest(c.name())
+}
+
+// OpenGuest finds a domain that something else has started, such as
+// `hvictl create` or a reboot, and opens its console.
+func (t *T) OpenGuest(name string) (*Guest, error) {
+	out, err := t.XL("domid", name)
+	if err != nil {
+		return nil, err
+	}
+	id, err := strconv.Atoi(strings.TrimSpace(out.Stdout))
+	if err != nil {
+		return nil, fmt.Errorf("xl domid %s: %w", name, err)
+	}
+	g := &Guest{Name: name, ID: id, Config: GuestConfig{Name: name}.Path(), t: t}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		defer cancel()
+		if exists(ctx, g.ID) {
+			if _, err := run(ctx, "xl", "destroy", strconv.Itoa(g.ID)); err != nil {
+				t.Logf("cleaning up: %v", err)
+			}
+		}
+		g.console.close()
+	})
+	g.UUID, err = t.uuid(id)
+	if err != nil {
+		return nil, err
+	}
+	var tty string
+	err = t.Eventually(30*time.Second, name+" has a console", func() (bool, error) {
+		tty, _ = t.XenStore(fmt.Sprintf("/local/domain/%d/console/tty", id))
+		return tty != "", nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	g.console, err = openConsole(tty, func(l string) { t.Logf("[%s] %s", name, l) })
+	return g, err
+}
+
+func (t *T) uuid(id int) (string, error) {
+	vm, err := t.XenStore(fmt.Sprintf("/local/domain/%d/vm", id))
+	if err != nil {
+		return "", err
+	}
+	return strings.TrimPrefix(vm, "/vm/"), nil
+}
+
+// Exists tells whether the domain is still there, in whatever state.
+func (g *Guest) Exists() bool { return exists(g.t.ctx, g.ID) }
+
+func exists(ctx context.Context, id int) bool {
+	_, err := run(ctx, "xl", "domname", strconv.Itoa(id))
+	return err == nil
+}
+
+// Console returns what the guest has written to its console so far.
+func (g *Guest) Console() string { return g.console.String() }
+
+// WaitUp waits until the guest's first process takes commands and returns the
+// guest's uname -r.
+func (g *Guest) WaitUp() (string, error) {
+	var release string
+	err := g.console.wait(g.t.ctx, bootLimit, g.Name+" is up", func(text string) bool {
+		_, rest, ok := strings.Cut(text, upMark)
+		line, _, whole := strings.Cut(rest, "\n")
+		release = strings.TrimSpace(line)
+		return ok && whole
+	})
+	return release, err
+}
+
+// CommandError reports a command that failed inside the guest.
+type CommandError struct {
+	Guest, Command string
+	Code           int
+	Output         string
+}
+
+func (e *CommandError) Error() string {
+	return fmt.Sprintf("in %s: %s: exit status %d: %s", e.Guest, e.Command, e.Code, lastLines(e.Output, 3))
+}
+
+// Run runs one line of shell script in the guest, through its console, and
+// returns what it wrote, both streams together. Messages of the guest's kernel
+// may be among it. A failed command is a [*CommandError] beside its output; a
+// guest that does not answer in a minute is an error that wraps
+// [context.DeadlineExceeded].
+func (g *Guest) Run(command string) (string, error) {
+	if strings.ContainsAny(command, "\n\r") {
+		return "", fmt.Errorf("in %s: a command is one line: %q", g.Name, command)
+	}
+	g.console.turn.Lock()
+	defer g.console.turn.Unlock()
+	g.console.serial++
+	id := g.console.serial
+	from := len(g.console.String())
+	if _, err := fmt.Fprintf(g.console.tty, "%d %s\n", id, command); err != nil {
+		return "", fmt.Errorf("console of %s: %w", g.Name, err)
+	}
+	var out string
+	var code int
+	err := g.console.wait(g.t.ctx, commandLimit, g.Name+" has answered "+strconv.Quote(command), func(text string) bool {
+		var ok bool
+		out, code, ok = parseAnswer(text[from:], id)
+		return ok
+	})
+	if err != nil {
+		return "", err
+	}
+	if code != 0 {
+		return out, &CommandError{Guest: g.Name, Command: command, Code: code, Output: out}
+	}
+	return out, nil
+}
+
+var answer = regexp.MustCompile(`@@RC (\d+) (\d+)\n`)
+
+// parseAnswer finds the answer to command id: what stands between its
+// "@@BEGIN id" and its "@@RC status id".
+func parseAnswer(text string, id int) (out string, code int, ok bool) {
+	text = strings.ReplaceAll(text, "\r", "")
+	_, text, ok = strings.Cut(text, fmt.Sprintf("@@BEGIN %d\n", id))
+	if !ok {
+		return "", 0, false
+	}
+	for _, m := range answer.FindAllStringSubmatchIndex(text, -1) {
+		if text[m[4]:m[5]] != strconv.Itoa(id) {
+			continue
+		}
+		code, err := strconv.Atoi(text[m[2]:m[3]])
+		return strings.TrimSuffix(text[:m[0]], "\n"), code, err == nil
+	}
+	return "", 0, false
+}
+
+// Shutdown runs `xl shutdown` and waits until the domain is gone.
+func (g *Guest) Shutdown() error {
+	if _, err := g.t.XL("shutdown", strconv.Itoa(g.ID)); err != nil {
+		return err
+	}
+	return g.WaitGone(shutLimit)
+}
+
+// WaitGone waits until the domain is gone.
+func (g *Guest) WaitGone(d time.Duration) error {
+	return g.t.Eventually(d, g.Name+" is gone", func() (bool, error) { return !g.Exists(), g.t.ctx.Err() })
+}
+
+// Destroy runs `xl destroy`.
+func (g *Guest) Destroy() error {
+	_, err := g.t.XL("destroy", strconv.Itoa(g.ID))
+	return err
+}
+
+// Load switches the guest's background load on or off: processes that fork,
+// execute and end without a pause.
+func (g *Guest) Load(on bool) error {
+	word := "off"
+	if on {
+		word = "on"
+	}
+	_, err := g.Run("load " + word)
+	return err
+}
+
+// console is the host end of a guest's console.
+type console struct {
+	tty  io.ReadWriteCloser
+	log  logBuffer
+	turn sync.Mutex // one command at a time
+	// serial numbers commands; under turn
+	serial int
+
+	mu      sync.Mutex
+	changed chan struct{} // closed and replaced at each new text
+	err     error         // why reading ended
+}
+
+func openConsole(path string, line func(string)) (*console, error) {
+	// xenconsoled has set the terminal to raw mode.
+	tty, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return nil, fmt.Errorf("guest console: %w", err)
+	}
+	return newConsole(tty, line), nil
+}
+
+func newConsole(tty io.ReadWriteCloser, line func(string)) *console {
+	c := &console{tty: tty, changed: make(chan struct{})}
+	c.log.line = line
+	go c.read()
+	return c
+}
+
+func (c *console) read() {
+	buf := make([]byte, 4096)
+	for {
+		n, err := c.tty.Read(buf)
+		if n > 0 {
+			_, _ = c.log.Write(buf[:n])
+		}
+		c.mu.Lock()
+		c.err = err
+		close(c.changed)
+		c.changed = make(chan struct{})
+		c.mu.Unlock()
+		if err != nil {
+			return
+		}
+	}
+}
+
+// String returns all text so far.
+func (c *console) String() string { return c.log.String() }
+
+// wait waits until cond holds for the console's text.
+func (c *console) wait(ctx context.Context, d time.Duration, what string, cond func(text string) bool) error {
+	ctx, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	for {
+		c.mu.Lock()
+		changed, ended := c.changed, c.err
+		c.mu.Unlock()
+		text := c.String()
+		if cond(text) {
+			return nil
+		}
+		if ended != nil {
+			return fmt.Errorf("the console ended before %s: %w; its last lines: %s", what, ended, lastLines(text, 4))
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fmt.Errorf("waited %v until %s: %w; the console's last lines: %s", d, what, ctx.Err(), lastLines(text, 4))
+		}
+	}
+}
+
+func (c *console) close() {
+	if c != nil {
+		_ = c.tty.Close()
+	}
+}
+
+// ErrNoVerdict reports an attack that did not say how it ended.
+var ErrNoVerdict = errors.New("the attack module gave no verdict")
+
+// Attack says what the attack module in the guest does, see
+// testdata/attack/pwn.c.
+type Attack struct {
+	// Mode is one of
+	//
+	//	text      clear CR0.WP, store through the kernel's text mapping
+	//	alias     the same through the direct mapping of the same frame
+	//	rep       the same as text with rep movsb, 4 bytes
+	//	lstar, star, cstar, sysenter-eip
+	//	          write the system call entry's MSR
+	Mode string
+	// Symbol is the function whose first byte is the target, in the modes
+	// text, alias and rep. It must be in the guest's /proc/kallsyms. "" takes
+	// one that nobody calls meanwhile.
+	Symbol string
+}
+
+// Verdict is how an attack ended, as the attacker saw it.
+type Verdict struct {
+	Mode    string
+	Address uint64 // what was to be overwritten, or the MSR's number
+	Before  uint64 // the value or the bytes before
+	Tried   uint64 // what the attack wrote
+	After   uint64 // what it read back before restoring
+	Written bool   // After is not Before: the attack has succeeded
+}
+
+var verdict = regexp.MustCompile(`hvi-pwn: mode=(\S+) address=0x([0-9a-f]+) before=0x([0-9a-f]+) tried=0x([0-9a-f]+) after=0x([0-9a-f]+) (BLOCKED|WRITTEN)`)
+
+// Attack loads the attack module in the guest. The module puts back what it
+// changed and never stays loaded. The error is [ErrNoVerdict] when the guest
+// answers without one.
+func (g *Guest) Attack(a Attack) (Verdict, error) {
+	out, err := g.Run(strings.TrimSpace("attack " + a.Mode + " " + a.Symbol))
+	if err != nil {
+		return Verdict{}, err
+	}
+	return parseVerdict(out)
+}
+
+func parseVerdict(out string) (Verdict, error) {
+	m := verdict.FindStringSubmatch(out)
+	if m == nil {
+		return Verdict{}, fmt.Errorf("%w: %s", ErrNoVerdict, lastLines(out, 4))
+	}
+	v := Verdict{Mode: m[1], Written: m[6] == "WRITTEN"}
+	for i, p := range []*uint64{&v.Address, &v.Before, &v.Tried, &v.After} {
+		n, err := strconv.ParseUint(m[i+2], 16, 64)
+		if err != nil {
+			return Verdict{}, fmt.Errorf("%w: %w", ErrNoVerdict, err)
+		}
+		*p = n
+	}
+	return v, nil
+}

@@ -1,0 +1,124 @@
+package scenario
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Emulator names a machine to boot.
+type Emulator string
+
+// The emulators and what each stands for.
+const (
+	Bochs Emulator = "bochs" // Intel: VT-x, EPT, altp2m; one processor
+	QEMU  Emulator = "qemu"  // AMD: SVM, NPT; two processors
+)
+
+// DefaultTimeout bounds a scenario that names no bound of its own.
+const DefaultTimeout = 10 * time.Minute
+
+// Scenario is one thing to run on a real Xen.
+type Scenario struct {
+	// Name is what `lab run` takes: letters, digits, '-'.
+	Name string
+	// Brief says in one line what the scenario shows.
+	Brief string
+	// Emulator says which machine it needs.
+	Emulator Emulator
+	// Xen holds additional options for the hypervisor's command line. Only
+	// scenarios with the same options share a boot.
+	Xen []string
+	// Timeout bounds Run, cleaning up included: as wall-clock time on the host,
+	// where the machine is killed, and as emulated time inside, where T.Context
+	// ends. Zero means DefaultTimeout.
+	Timeout time.Duration
+	// Run does it. An error, a failed check or a panic fails the scenario.
+	Run func(*T) error
+}
+
+// Limit returns the scenario's time bound.
+func (s Scenario) Limit() time.Duration {
+	if s.Timeout > 0 {
+		return s.Timeout
+	}
+	return DefaultTimeout
+}
+
+// Boot is what two scenarios must agree in to share one boot.
+func (s Scenario) Boot() string {
+	return string(s.Emulator) + " " + strings.Join(s.Xen, " ")
+}
+
+var registry = map[string]Scenario{}
+
+// Register adds a scenario. It is for init functions and panics on a scenario
+// that is incomplete or whose name is taken.
+func Register(s Scenario) {
+	switch {
+	case !validName(s.Name):
+		panic(fmt.Sprintf("scenario: %q is not a name", s.Name))
+	case s.Brief == "" || s.Run == nil:
+		panic(fmt.Sprintf("scenario %s: Brief or Run is missing", s.Name))
+	case s.Emulator != Bochs && s.Emulator != QEMU:
+		panic(fmt.Sprintf("scenario %s: no emulator %q", s.Name, s.Emulator))
+	}
+	if _, taken := registry[s.Name]; taken {
+		panic(fmt.Sprintf("scenario: two are called %s", s.Name))
+	}
+	registry[s.Name] = s
+}
+
+func validName(s string) bool {
+	for _, r := range s {
+		if (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-' {
+			return false
+		}
+	}
+	return s != ""
+}
+
+// All returns every scenario, sorted by name.
+func All() []Scenario {
+	all := make([]Scenario, 0, len(registry))
+	for _, s := range registry {
+		all = append(all, s)
+	}
+	slices.SortFunc(all, func(a, b Scenario) int { return strings.Compare(a.Name, b.Name) })
+	return all
+}
+
+// UnknownError reports a name that no scenario has.
+type UnknownError struct {
+	Name string
+	Near []string // names that contain it, if any
+}
+
+func (e *UnknownError) Error() string {
+	msg := fmt.Sprintf("no scenario is called %q", e.Name)
+	if len(e.Near) > 0 {
+		return msg + "; did you mean " + strings.Join(e.Near, ", ") + "?"
+	}
+	return msg + "; `lab list` shows them"
+}
+
+// Find returns the scenarios of the given names, in their order. The error is
+// an [*UnknownError].
+func Find(names ...string) ([]Scenario, error) {
+	var found []Scenario
+	for _, n := range names {
+		s, ok := registry[n]
+		if !ok {
+			e := &UnknownError{Name: n}
+			for _, s := range All() {
+				if n != "" && strings.Contains(s.Name, n) {
+					e.Near = append(e.Near, s.Name)
+				}
+			}
+			return nil, e
+		}
+		found = append(found, s)
+	}
+	return found, nil
+}
