@@ -10,7 +10,8 @@ import (
 )
 
 // The kernel's symbol table, as scripts/kallsyms.c writes it into .rodata.
-// Every label is 8-byte aligned and the gaps are zero. The parts, in order:
+// Every label is 8-byte aligned (in 7.2: 4-byte) and the gaps are zero. The
+// parts, in order:
 //
 //	to 4.5, or without KALLSYMS_BASE_RELATIVE:
 //	  addresses u64[N], num_syms, names, markers, token_table, token_index
@@ -21,6 +22,7 @@ import (
 //	from 6.4:
 //	  num_syms, names, markers, token_table, token_index, offsets,
 //	  relative_base, seqs_of_names
+//	7.2: the same without relative_base, which is always _text
 //
 // num_syms and markers are 8 bytes wide to 4.19, 4 bytes from 4.20. A name's
 // length is one byte to 6.0, one or two (ULEB128) from 6.1. Nothing in memory
@@ -160,7 +162,7 @@ func align8(n int) int { return (n + 7) &^ 7 }
 
 // parseKallsyms parses the table around a token table whose digits are at va.
 func (r *reader) parseKallsyms(base, va x86.VirtAddr) (*Symbols, error) {
-	tokens, tableVA, err := r.parseTokens(va)
+	tokens, tableVA, afterTokens, err := r.parseTokens(va)
 	if err != nil {
 		return nil, fmt.Errorf("token table near %v: %w", va, err)
 	}
@@ -169,7 +171,6 @@ func (r *reader) parseKallsyms(base, va x86.VirtAddr) (*Symbols, error) {
 		return nil, fmt.Errorf("names before %v: %w", tableVA, err)
 	}
 	s := &Symbols{tokens: tokens, names: nm.names, markers: nm.markers}
-	afterTokens := tableVA + x86.VirtAddr(align8(len(tokens.text))) + 512
 	if err := r.readValues(s, base, nm, afterTokens); err != nil {
 		return nil, err
 	}
@@ -177,11 +178,15 @@ func (r *reader) parseKallsyms(base, va x86.VirtAddr) (*Symbols, error) {
 }
 
 // parseTokens reads the token table that has the digits at va, and its index.
-func (r *reader) parseTokens(va x86.VirtAddr) (t tokenTable, table x86.VirtAddr, err error) {
+// It returns where the table begins and where the index ends.
+func (r *reader) parseTokens(va x86.VirtAddr) (t tokenTable, table, end x86.VirtAddr, err error) {
+	fail := func(format string, args ...any) (tokenTable, x86.VirtAddr, x86.VirtAddr, error) {
+		return tokenTable{}, 0, 0, fmt.Errorf("%w: "+format, append([]any{errNoTable}, args...)...)
+	}
 	const zero = '0'
 	head, err := r.before(va, maxTokenText)
 	if err != nil {
-		return t, 0, err
+		return t, 0, 0, err
 	}
 	// Back over the terminators of tokens '0'-1 to 0: what follows that of
 	// token 0 is token 1. Where token 0 begins only the index can say, as
@@ -189,63 +194,72 @@ func (r *reader) parseTokens(va x86.VirtAddr) (t tokenTable, table x86.VirtAddr,
 	one := len(head)
 	for range zero {
 		if one = bytes.LastIndexByte(head[:one], 0); one < 0 {
-			return t, 0, fmt.Errorf("%w: fewer than %d tokens", errNoTable, zero)
+			return fail("fewer than %d tokens", zero)
 		}
 	}
 	one++
 	tokenOne := va - x86.VirtAddr(len(head)-one)
 	body, err := r.after(tokenOne, maxTokenText)
 	if err != nil {
-		return t, 0, err
+		return t, 0, 0, err
 	}
-	// start is relative to token 1 for now.
-	var start [257]int
+	var start [257]int // relative to token 1
 	pos := 0
 	for i := 1; i < 256; i++ {
 		start[i] = pos
 		n := bytes.IndexByte(body[pos:], 0)
 		if n < 0 {
-			return t, 0, fmt.Errorf("%w: token %d has no end", errNoTable, i)
+			return fail("token %d has no end", i)
 		}
 		pos += n + 1
 	}
 	start[256] = pos
-	// token_index follows, 8-aligned: 256 u16, the first 0, the second the
+	// token_index follows, aligned: 256 u16, the first 0, the second the
 	// length of token 0 and its terminator.
-	indexVA := (tokenOne + x86.VirtAddr(pos) + 7) &^ 7
-	index, err := r.read(indexVA, 512)
-	if err != nil {
-		return t, 0, err
+	first := 0
+	for _, align := range []x86.VirtAddr{8, 4} {
+		indexVA := (tokenOne + x86.VirtAddr(pos) + align - 1) &^ (align - 1)
+		index, err := r.read(indexVA, 512)
+		if err != nil {
+			return t, 0, 0, err
+		}
+		if first = tokenZero(index, &start); first > 0 {
+			end = indexVA + 512
+			break
+		}
 	}
-	first := int(index[2]) | int(index[3])<<8
-	if first == 0 || first > one {
-		return t, 0, fmt.Errorf("%w: token 0 of %d bytes", errNoTable, first)
+	if first == 0 || first > one || first+pos >= 1<<16 {
+		return fail("the index disagrees")
 	}
 	table = tokenOne - x86.VirtAddr(first)
-	if table&7 != 0 {
-		return t, 0, fmt.Errorf("%w: %v is not aligned", errNoTable, table)
+	if table&3 != 0 {
+		return fail("%v is not aligned", table)
 	}
-	for i := range 256 {
-		want := first + start[i]
-		if i == 0 {
-			want = 0
-		}
-		if int(index[2*i])|int(index[2*i+1])<<8 != want {
-			return t, 0, fmt.Errorf("%w: index of token %d disagrees", errNoTable, i)
-		}
-		t.start[i] = uint16(want)
+	for i := 1; i <= 256; i++ {
+		t.start[i] = uint16(first + start[i])
 	}
-	if first+pos > 1<<16-1 {
-		return t, 0, fmt.Errorf("%w: %d bytes of tokens", errNoTable, first+pos)
-	}
-	t.start[256] = uint16(first + pos)
 	t.text = append(append(make([]byte, 0, first+pos), head[one-first:one]...), body[:pos]...)
-	for i := range 256 { // the copy of token 0 came from another read
-		if bytes.IndexByte(t.token(byte(i)), 0) >= 0 || t.text[t.start[i+1]-1] != 0 {
-			return t, 0, fmt.Errorf("%w: token %d changed while it was read", errNoTable, i)
+	// Token 0 came from another read than its neighbours.
+	if bytes.IndexByte(t.text, 0) != first-1 {
+		return fail("token 0 changed while it was read")
+	}
+	return t, table, end, nil
+}
+
+// tokenZero returns the length of token 0 with its terminator if index is the
+// token index of tokens that start, after token 0, at start; or 0.
+func tokenZero(index []byte, start *[257]int) int {
+	at := func(i int) int { return int(index[2*i]) | int(index[2*i+1])<<8 }
+	first := at(1)
+	if at(0) != 0 {
+		return 0
+	}
+	for i := 1; i < 256; i++ {
+		if at(i) != first+start[i] {
+			return 0
 		}
 	}
-	return t, table, nil
+	return first
 }
 
 // nameTable is the names, with the count before them and the markers after.
@@ -364,21 +378,25 @@ func (r *reader) namesBefore(end x86.VirtAddr, markers []uint32) (nameTable, err
 	if lastMark > maxSymbols*64 {
 		return nameTable{}, fmt.Errorf("%w: %d bytes of names", errNoTable, lastMark)
 	}
-	buf, err := r.before(end, 8+lastMark+maxTail)
+	buf, err := r.before(end, (8+lastMark+maxTail)&^3)
 	if err != nil {
 		return nameTable{}, err
 	}
-	for start := (len(buf) - lastMark) &^ 7; start >= 8; start -= 8 {
-		n := int(le32(buf[start-8:]))
-		if le32(buf[start-4:]) != 0 || n < 1 || (n+255)/256 != len(markers) {
+	for start := len(buf) - (lastMark+3)&^3; start >= 8; start -= 4 {
+		// num_syms is next to the names, or 4 or 8 bytes wide before them.
+		n, numAt := int(le32(buf[start-4:])), start-4
+		if n == 0 {
+			n, numAt = int(le32(buf[start-8:])), start-8
+		}
+		if n < 1 || n > maxSymbols || (n+255)/256 != len(markers) {
 			continue
 		}
 		size, ok := walkNames(buf[start:], n, markers)
-		if !ok || start+align8(size) != len(buf) {
+		if pad := len(buf) - start - size; !ok || pad > 7 {
 			continue
 		}
 		return nameTable{
-			start:   end - x86.VirtAddr(len(buf)-start+8),
+			start:   end - x86.VirtAddr(len(buf)-numAt),
 			n:       n,
 			names:   bytes.Clone(buf[start : start+size]),
 			markers: markers,
@@ -417,33 +435,43 @@ func walkNames(b []byte, n int, markers []uint32) (size int, ok bool) {
 // readValues finds the symbols' values, after the token index or before
 // num_syms, and checks that they are what the kernel's own search needs.
 func (r *reader) readValues(s *Symbols, base x86.VirtAddr, nm nameTable, afterTokens x86.VirtAddr) error {
-	size := align8(nm.n * 4)
+	size := x86.VirtAddr(align8(nm.n * 4))
 	// From 6.4: offsets, relative_base.
-	errAfter := r.relativeValues(s, base, nm.n, afterTokens, afterTokens+x86.VirtAddr(size))
+	errAfter := r.checkBase(base, afterTokens+size)
 	if errAfter == nil {
-		return nil
+		return r.relativeValues(s, base, nm.n, afterTokens)
 	}
 	// 4.6 to 6.3: offsets, relative_base, num_syms.
-	errBefore := r.relativeValues(s, base, nm.n, nm.start-x86.VirtAddr(8+size), nm.start-8)
+	errBefore := r.checkBase(base, nm.start-8)
 	if errBefore == nil {
+		return r.relativeValues(s, base, nm.n, nm.start-8-size)
+	}
+	// To 4.5: addresses, num_syms.
+	errAbsolute := r.absoluteValues(s, base, nm.n, nm.start-x86.VirtAddr(8*nm.n))
+	if errAbsolute == nil {
 		return nil
 	}
-	if err := r.absoluteValues(s, base, nm.n, nm.start-x86.VirtAddr(8*nm.n)); err != nil {
-		return fmt.Errorf("values of %d symbols: after the tokens: %w; before the names: %w; absolute: %w", nm.n, errAfter, errBefore, err)
+	// 7.2: offsets from _text, and no word to check that by.
+	if err := r.relativeValues(s, base, nm.n, afterTokens); err != nil {
+		return fmt.Errorf("values of %d symbols: after the tokens: %w, %w; before the names: %w; absolute: %w", nm.n, errAfter, err, errBefore, errAbsolute)
 	}
 	return nil
 }
 
-func (r *reader) relativeValues(s *Symbols, base x86.VirtAddr, n int, at, baseAt x86.VirtAddr) error {
-	b, err := r.read(baseAt, 8)
+// checkBase checks relative_base. It was relocated with the rest of the image:
+// another value is that of a stale copy, or none at all.
+func (r *reader) checkBase(base, at x86.VirtAddr) error {
+	b, err := r.read(at, 8)
 	if err != nil {
 		return err
 	}
-	// It was relocated with the rest of the image: another value is that of
-	// a stale copy, or none at all.
 	if rb := x86.VirtAddr(le64(b)); rb != base {
 		return fmt.Errorf("%w: relative base %v, image at %v", errNoTable, rb, base)
 	}
+	return nil
+}
+
+func (r *reader) relativeValues(s *Symbols, base x86.VirtAddr, n int, at x86.VirtAddr) error {
 	raw, err := r.read(at, n*4)
 	if err != nil {
 		return err
