@@ -22,7 +22,7 @@ import (
 //	from 6.4:
 //	  num_syms, names, markers, token_table, token_index, offsets,
 //	  relative_base, seqs_of_names
-//	7.2: the same without relative_base, which is always _text
+//	7.2: the same without relative_base: each offset counts from itself
 //
 // num_syms and markers are 8 bytes wide to 4.19, 4 bytes from 4.20. A name's
 // length is one byte to 6.0, one or two (ULEB128) from 6.1. Nothing in memory
@@ -131,14 +131,17 @@ var errNoTable = errors.New("no such table")
 func (r *reader) findKallsyms(base, hint x86.VirtAddr) (*Symbols, error) {
 	var sym *Symbols
 	tried := 0
+	var furthest error // of those that at least had a token table
 	last := error(errNoTable)
 	try := func(va x86.VirtAddr) bool {
-		s, err := r.parseKallsyms(base, va)
+		s, hadTokens, err := r.parseKallsyms(base, va)
 		if err == nil {
 			sym = s
 			return true
 		}
-		tried++
+		if tried++; hadTokens {
+			furthest = err
+		}
 		last = err
 		return tried >= maxTables
 	}
@@ -154,6 +157,8 @@ func (r *reader) findKallsyms(base, hint x86.VirtAddr) (*Symbols, error) {
 		return nil, err
 	case tried == 0:
 		return nil, fmt.Errorf("token table: %w", errNoTable)
+	case furthest != nil:
+		return nil, furthest
 	}
 	return nil, fmt.Errorf("%d token tables examined, the last: %w", tried, last)
 }
@@ -161,20 +166,21 @@ func (r *reader) findKallsyms(base, hint x86.VirtAddr) (*Symbols, error) {
 func align8(n int) int { return (n + 7) &^ 7 }
 
 // parseKallsyms parses the table around a token table whose digits are at va.
-func (r *reader) parseKallsyms(base, va x86.VirtAddr) (*Symbols, error) {
-	tokens, tableVA, afterTokens, err := r.parseTokens(va)
+// hadTokens says that there was a token table at least.
+func (r *reader) parseKallsyms(base, va x86.VirtAddr) (s *Symbols, hadTokens bool, err error) {
+	tokens, table, afterTokens, err := r.parseTokens(va)
 	if err != nil {
-		return nil, fmt.Errorf("token table near %v: %w", va, err)
+		return nil, false, fmt.Errorf("token table near %v: %w", va, err)
 	}
-	nm, err := r.findNames(tableVA)
+	nm, err := r.findNames(table)
 	if err != nil {
-		return nil, fmt.Errorf("names before %v: %w", tableVA, err)
+		return nil, true, fmt.Errorf("names before the token table at %v: %w", table, err)
 	}
-	s := &Symbols{tokens: tokens, names: nm.names, markers: nm.markers}
+	s = &Symbols{tokens: tokens, names: nm.names, markers: nm.markers}
 	if err := r.readValues(s, base, nm, afterTokens); err != nil {
-		return nil, err
+		return nil, true, err
 	}
-	return s, nil
+	return s, true, nil
 }
 
 // parseTokens reads the token table that has the digits at va, and its index.
@@ -451,11 +457,12 @@ func (r *reader) readValues(s *Symbols, base x86.VirtAddr, nm nameTable, afterTo
 	if errAbsolute == nil {
 		return nil
 	}
-	// 7.2: offsets from _text, and no word to check that by.
-	if err := r.relativeValues(s, base, nm.n, afterTokens); err != nil {
-		return fmt.Errorf("values of %d symbols: after the tokens: %w, %w; before the names: %w; absolute: %w", nm.n, errAfter, err, errBefore, errAbsolute)
+	// 7.2: offsets, each from its own place.
+	errPlace := r.placeValues(s, base, nm.n, afterTokens)
+	if errPlace == nil {
+		return nil
 	}
-	return nil
+	return fmt.Errorf("values of %d symbols: after the tokens: %w, %w; before the names: %w; absolute: %w", nm.n, errAfter, errPlace, errBefore, errAbsolute)
 }
 
 // checkBase checks relative_base. It was relocated with the rest of the image:
@@ -516,6 +523,25 @@ func (r *reader) absoluteValues(s *Symbols, base x86.VirtAddr, n int, at x86.Vir
 			v -= base
 		default:
 			return fmt.Errorf("%w: symbol %d at %v", errNoTable, i, v)
+		}
+		s.off[i] = uint32(v)
+	}
+	return s.checkValues()
+}
+
+func (r *reader) placeValues(s *Symbols, base x86.VirtAddr, n int, at x86.VirtAddr) error {
+	raw, err := r.read(at, n*4)
+	if err != nil {
+		return err
+	}
+	s.off = make([]uint32, n)
+	s.nabs = 0
+	s.base = base
+	for i := range s.off {
+		place := at + x86.VirtAddr(4*i)
+		v := place + x86.VirtAddr(int64(int32(le32(raw[4*i:])))) - base
+		if v >= maxOffset {
+			return fmt.Errorf("%w: symbol %d at %v", errNoTable, i, base+v)
 		}
 		s.off[i] = uint32(v)
 	}
