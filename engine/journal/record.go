@@ -1,0 +1,425 @@
+package journal
+
+import (
+	"bytes"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/xen-hvi/hvi/engine/x86"
+)
+
+// Schema is the version of Record's JSON. Fields are added without changing
+// it; a field is never renamed, removed or given another meaning under the
+// same number. A reader ignores fields and kinds it does not know.
+const Schema = 1
+
+// ID names one record for ever: the run of the daemon that made it, a dash and
+// the record's number within that run, from 1. "69fe2b1d7c3a-17".
+type ID string
+
+// NewID returns the ID of record seq of the given run.
+func NewID(run string, seq uint64) ID {
+	return ID(run + "-" + strconv.FormatUint(seq, 10))
+}
+
+// Split returns the run and the number within it; ok is false if id is not of
+// the form NewID makes.
+func (id ID) Split() (run string, seq uint64, ok bool) {
+	run, s, found := strings.Cut(string(id), "-")
+	if !found || len(run) != runIDLen || strings.Trim(run, "0123456789abcdef") != "" {
+		return "", 0, false
+	}
+	seq, err := strconv.ParseUint(s, 10, 64)
+	if err != nil || seq == 0 || s[0] == '0' || s[0] == '+' {
+		return "", 0, false
+	}
+	return run, seq, true
+}
+
+// Action is what hvi did about a violation.
+type Action string
+
+// Actions.
+const (
+	// Alerted: the violation was reported and took place.
+	Alerted Action = "alerted"
+	// Blocked: the violation was reported and did not take place.
+	Blocked Action = "blocked"
+)
+
+// TargetKind says what a violation was aimed at.
+type TargetKind string
+
+// Target kinds.
+const (
+	TargetMemory TargetKind = "memory"
+	TargetMSR    TargetKind = "msr"
+)
+
+// Record is one security event: a violation of what a guard protects. Its JSON
+// form is hvi's public schema: names in snake_case, addresses, offsets and
+// register values as 0x-prefixed strings, times in RFC 3339 UTC.
+type Record struct {
+	// Schema is set by Append.
+	Schema int `json:"schema"`
+	// ID is set by Append.
+	ID ID `json:"id"`
+	// Time is when the violation was read off the ring. Append sets it where
+	// it is zero.
+	Time   time.Time `json:"time"`
+	Domain Domain    `json:"domain"`
+	// VCPU is the number of the virtual CPU, from 0.
+	VCPU int `json:"vcpu"`
+	// Guard is the name of the guard as written in a policy, "kernel-text".
+	Guard  string `json:"guard"`
+	Action Action `json:"action"`
+	// Mode is the domain's mode at the time, "observe" or "enforce".
+	Mode string `json:"mode"`
+	// RIP is the instruction that did it.
+	RIP     Location `json:"rip"`
+	Process Process  `json:"process"`
+	Target  Target   `json:"target"`
+	// Before is what the target held, Attempted what it would have become.
+	Before    Value  `json:"before"`
+	Attempted Value  `json:"attempted"`
+	Detail    Detail `json:"detail,omitzero"`
+}
+
+// Domain identifies the guest. UUID is stable over the guest's reboots, ID is
+// not; Name can be changed and is not unique in time.
+type Domain struct {
+	UUID string `json:"uuid"`
+	Name Text   `json:"name"`
+	ID   uint16 `json:"id"`
+}
+
+// Location is a linear address and, where known, the symbol it lies in.
+type Location struct {
+	// Addr is zero, and left out of JSON, where the address is not known.
+	Addr x86.VirtAddr `json:"addr,omitzero"`
+	// Symbol is empty where none is known; Offset is then meaningless.
+	Symbol Text `json:"symbol,omitzero"`
+	// Offset is Addr minus the symbol's start, in bytes.
+	Offset Hex `json:"offset,omitzero"`
+	// Module is the kernel module the symbol belongs to, empty for the kernel
+	// itself.
+	Module Text `json:"module,omitzero"`
+}
+
+// String returns "do_syscall_64+0x12", "init+0x4 [evil]" or the bare address.
+func (l Location) String() string {
+	s := l.Addr.String()
+	if l.Symbol != "" {
+		s = l.Symbol.String()
+		if l.Offset != 0 {
+			s += fmt.Sprintf("+%#x", uint64(l.Offset))
+		}
+	}
+	if l.Module != "" {
+		s += " [" + l.Module.String() + "]"
+	}
+	return s
+}
+
+// long is String with the address beside the symbol.
+func (l Location) long() string {
+	switch {
+	case l.Symbol == "":
+		return l.String()
+	case l.Addr == 0:
+		return l.String()
+	}
+	return fmt.Sprintf("%s (%s)", l, l.Addr)
+}
+
+// Process is the task that ran on the vCPU. It is what the guest's memory says
+// and as trustworthy as the guest's kernel.
+type Process struct {
+	// PID is the thread's, TGID the process's number in the initial PID
+	// namespace, in Linux's terms.
+	PID  int32 `json:"pid"`
+	TGID int32 `json:"tgid"`
+	Comm Text  `json:"comm"`
+	// Task is the address of the task's structure in the guest's kernel.
+	Task x86.VirtAddr `json:"task,omitzero"`
+	// Unknown is empty, or says why the process could not be told; the other
+	// fields are then zero.
+	Unknown string `json:"unknown,omitempty"`
+}
+
+// Target is what a violation was aimed at. Exactly the member that Kind names
+// is set.
+type Target struct {
+	Kind   TargetKind    `json:"kind"`
+	Memory *MemoryTarget `json:"memory,omitempty"`
+	MSR    *MSRTarget    `json:"msr,omitempty"`
+}
+
+// String returns the target as people read it: a symbol with its address, or
+// the name of an MSR with its number.
+func (t Target) String() string {
+	switch {
+	case t.Memory != nil && t.Memory.Addr == 0 && t.Memory.Symbol == "":
+		return "physical " + t.Memory.Phys.String()
+	case t.Memory != nil:
+		return t.Memory.long()
+	case t.MSR != nil && t.MSR.Name != "":
+		return fmt.Sprintf("MSR %s (%#x)", t.MSR.Name, uint64(t.MSR.Index))
+	case t.MSR != nil:
+		return fmt.Sprintf("MSR %#x", uint64(t.MSR.Index))
+	}
+	return "an unknown target"
+}
+
+// MemoryTarget is a place in the guest's memory.
+type MemoryTarget struct {
+	// Location's Addr is zero where Xen did not supply the linear address.
+	Location
+	// Phys is the guest physical address, GFN its frame.
+	Phys x86.PhysAddr `json:"phys"`
+	GFN  x86.GFN      `json:"gfn"`
+}
+
+// MSRTarget is a model-specific register.
+type MSRTarget struct {
+	Index Hex `json:"index"`
+	// Name is the SDM's short name, "LSTAR", or empty.
+	Name string `json:"name,omitempty"`
+}
+
+// Detail is what only some events have.
+type Detail struct {
+	// Access is the kind of memory access that violated: some of "rwx".
+	Access string `json:"access,omitempty"`
+	// CPL is the privilege level of the instruction, nil where not known.
+	CPL *uint8 `json:"cpl,omitempty"`
+	// CR3 is the vCPU's page-table root register, whole.
+	CR3 Hex `json:"cr3,omitzero"`
+	// View is the altp2m view that was active, nil without altp2m.
+	View *uint16 `json:"view,omitempty"`
+	// Repeats is how many further violations, the same in all but time, this
+	// record stands for.
+	Repeats uint64 `json:"repeats,omitempty"`
+	// Note is one sentence of the guard's own.
+	Note Text `json:"note,omitzero"`
+}
+
+// Value is the content of a target. It is bytes in memory order, or the number
+// in a register, or unknown with the reason; make it with Bytes, Number or
+// Unknown.
+type Value struct {
+	Bytes  HexBytes `json:"bytes,omitempty"`
+	Number *Hex     `json:"number,omitempty"`
+	Reason string   `json:"unknown,omitempty"`
+}
+
+// Bytes returns the value of memory. b is copied.
+func Bytes(b []byte) Value {
+	if len(b) == 0 {
+		return Unknown("no bytes were read")
+	}
+	return Value{Bytes: append(HexBytes(nil), b...)}
+}
+
+// Number returns the value of a register.
+func Number(v uint64) Value { h := Hex(v); return Value{Number: &h} }
+
+// Unknown returns a value that is not known and says why, in a few words:
+// "the write was not decoded".
+func Unknown(why string) Value { return Value{Reason: why} }
+
+// String returns the bytes as "0f 1f 44", the number as "0xffff…", or
+// "unknown: " and the reason.
+func (v Value) String() string {
+	switch {
+	case len(v.Bytes) > 0:
+		return v.Bytes.String()
+	case v.Number != nil:
+		return fmt.Sprintf("%#x", uint64(*v.Number))
+	case v.Reason != "":
+		return "unknown: " + Text(v.Reason).String()
+	}
+	return "unknown"
+}
+
+// Hex is a number that JSON carries as a 0x-prefixed hexadecimal string.
+type Hex uint64
+
+// MarshalText writes "0x1f".
+func (h Hex) MarshalText() ([]byte, error) { return x86.VirtAddr(h).MarshalText() }
+
+// UnmarshalText reads what MarshalText writes.
+func (h *Hex) UnmarshalText(b []byte) error { return (*x86.VirtAddr)(h).UnmarshalText(b) }
+
+// HexBytes is bytes that JSON carries as a string of two hexadecimal digits
+// each, without separators.
+type HexBytes []byte
+
+// String returns the bytes separated by spaces.
+func (b HexBytes) String() string { return fmt.Sprintf("% x", []byte(b)) }
+
+// MarshalText writes "0f1f44".
+func (b HexBytes) MarshalText() ([]byte, error) { return hex.AppendEncode(nil, b), nil }
+
+// UnmarshalText reads what MarshalText writes.
+func (b *HexBytes) UnmarshalText(t []byte) error {
+	d, err := hex.AppendDecode(nil, t)
+	if err != nil {
+		return fmt.Errorf("journal: bytes %.64q: %w", t, err)
+	}
+	*b = d
+	return nil
+}
+
+// Summary is the record in one line for people. Its wording may change; a
+// program reads the fields.
+func (r *Record) Summary() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s: %s %s: ", r.Domain.Name, Text(r.Guard), Text(r.Action))
+	what := "write to"
+	if r.Target.Kind == TargetMemory && r.Detail.Access != "" {
+		what = accessWords(r.Detail.Access)
+	}
+	fmt.Fprintf(&b, "%s %s", what, r.Target)
+	if r.Before.known() || r.Attempted.known() {
+		fmt.Fprintf(&b, ", %s -> %s", r.Before, r.Attempted)
+	}
+	fmt.Fprintf(&b, ", by %s", r.Process)
+	fmt.Fprintf(&b, " at %s, vCPU %d", r.RIP.long(), r.VCPU)
+	if n := r.Detail.Repeats; n > 0 {
+		fmt.Fprintf(&b, ", and %d more like it", n)
+	}
+	return b.String()
+}
+
+// String returns `"insmod" (pid 412)`, or that the process is not known.
+func (p Process) String() string {
+	if p.Unknown != "" {
+		return "an unknown process (" + Text(p.Unknown).String() + ")"
+	}
+	return fmt.Sprintf("%s (pid %d)", p.Comm.Quoted(), p.PID)
+}
+
+func (v Value) known() bool { return len(v.Bytes) > 0 || v.Number != nil }
+
+func accessWords(a string) string {
+	switch a {
+	case "w", "rw":
+		return "write to"
+	case "x":
+		return "execution of"
+	case "r":
+		return "read of"
+	}
+	return Text(a).String() + " access to"
+}
+
+// lineTypes tell what a line of the log or of an event stream is.
+const (
+	typeEvent  = "event"
+	typeMissed = "missed"
+)
+
+// recordJSON is Record without its methods.
+type recordJSON Record
+
+// MarshalJSON writes the record with its type ("event") first and its summary
+// last.
+func (r Record) MarshalJSON() ([]byte, error) {
+	return marshal(struct {
+		Type string `json:"type"`
+		recordJSON
+		Summary string `json:"summary"`
+	}{typeEvent, recordJSON(r), r.Summary()})
+}
+
+// marshal is json.Marshal without the escapes that only HTML needs, so that
+// the log can be read and searched: "->" stays "->".
+func marshal(v any) ([]byte, error) {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	err := e.Encode(v)
+	return bytes.TrimSuffix(b.Bytes(), []byte{'\n'}), err
+}
+
+// UnmarshalJSON reads what MarshalJSON writes. The summary is not read: it is
+// made from the fields.
+func (r *Record) UnmarshalJSON(b []byte) error {
+	in := struct {
+		Type string `json:"type"`
+		*recordJSON
+	}{recordJSON: (*recordJSON)(r)}
+	if err := json.Unmarshal(b, &in); err != nil {
+		return err
+	}
+	if in.Type != typeEvent {
+		return fmt.Errorf("journal: a line of type %.32q is not a security event", in.Type)
+	}
+	if r.Schema < 1 {
+		return fmt.Errorf("journal: a security event without a schema number")
+	}
+	return nil
+}
+
+// Missed says that a reader was too slow, or came too late, and how much it
+// did not get. It stands in a stream where the records would have been.
+type Missed struct {
+	// Count is the number of records missed, 0 where that isn't known.
+	Count uint64 `json:"missed"`
+	// Reason is why, one clause.
+	Reason string `json:"reason"`
+}
+
+// Item is one element of a stream: exactly one of the two is set.
+type Item struct {
+	Record *Record
+	Missed *Missed
+}
+
+type missedJSON Missed
+
+// MarshalJSON writes the record, or {"type":"missed","missed":N,"reason":...}.
+func (i Item) MarshalJSON() ([]byte, error) {
+	switch {
+	case i.Record != nil:
+		return i.Record.MarshalJSON()
+	case i.Missed != nil:
+		return marshal(struct {
+			Type string `json:"type"`
+			*missedJSON
+		}{typeMissed, (*missedJSON)(i.Missed)})
+	}
+	return nil, fmt.Errorf("journal: an empty item has no JSON")
+}
+
+// UnmarshalJSON reads what MarshalJSON writes.
+func (i *Item) UnmarshalJSON(b []byte) error {
+	var head struct {
+		Type string `json:"type"`
+	}
+	if err := json.Unmarshal(b, &head); err != nil {
+		return err
+	}
+	switch head.Type {
+	case typeEvent:
+		r := new(Record)
+		if err := json.Unmarshal(b, r); err != nil {
+			return err
+		}
+		*i = Item{Record: r}
+	case typeMissed:
+		m := new(missedJSON)
+		if err := json.Unmarshal(b, m); err != nil {
+			return err
+		}
+		*i = Item{Missed: (*Missed)(m)}
+	default:
+		return fmt.Errorf("journal: unknown line type %.32q", head.Type)
+	}
+	return nil
+}

@@ -1,0 +1,290 @@
+package journal
+
+import (
+	"bytes"
+	"encoding/json"
+	"flag"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+func ptr[T any](v T) *T { return &v }
+
+// memoryRecord is a blocked write into kernel text.
+func memoryRecord() Record {
+	return Record{
+		Schema: Schema, ID: "69fe2b1d7c3a-17",
+		Time:   time.Date(2026, 5, 9, 7, 29, 33, 123456789, time.UTC),
+		Domain: Domain{UUID: "a2b0f0f4-6f0e-4f9b-8f4c-0c8c6d1e2f30", Name: Escape("web1"), ID: 7},
+		VCPU:   1, Guard: "kernel-text", Action: Blocked, Mode: "enforce",
+		RIP:     Location{Addr: 0xffffffffc0001024, Symbol: Escape("evil_init"), Offset: 0x24, Module: Escape("evil")},
+		Process: Process{PID: 412, TGID: 412, Comm: Escape("insmod"), Task: 0xffff888003a40000},
+		Target: Target{Kind: TargetMemory, Memory: &MemoryTarget{
+			Location: Location{Addr: 0xffffffff81002012, Symbol: Escape("do_syscall_64"), Offset: 0x12},
+			Phys:     0x1002012, GFN: 0x1002,
+		}},
+		Before: Bytes([]byte{0x0f, 0x1f, 0x44}), Attempted: Unknown("the write was not decoded"),
+		Detail: Detail{Access: "w", CPL: ptr(uint8(0)), CR3: 0x2a10000, View: ptr(uint16(1)), Repeats: 3, Note: Escape("CR0.WP was clear")},
+	}
+}
+
+// msrRecord is a reported write to LSTAR by nobody known.
+func msrRecord() Record {
+	return Record{
+		Schema: Schema, ID: "69fe2b1d7c3a-18",
+		Time:   time.Date(2026, 5, 9, 7, 29, 34, 0, time.UTC),
+		Domain: Domain{UUID: "a2b0f0f4-6f0e-4f9b-8f4c-0c8c6d1e2f30", Name: Escape("web1"), ID: 7},
+		Guard:  "syscall-entry", Action: Alerted, Mode: "observe",
+		RIP:     Location{Addr: 0xffffffffc0001040},
+		Process: Process{Unknown: "the guest's kernel is not identified"},
+		Target:  Target{Kind: TargetMSR, MSR: &MSRTarget{Index: 0xc0000082, Name: "LSTAR"}},
+		Before:  Number(0xffffffff81800000), Attempted: Number(0xffffffffc0002000),
+	}
+}
+
+// TestRecordJSON pins the public schema.
+func TestRecordJSON(t *testing.T) {
+	for name, r := range map[string]Record{"memory": memoryRecord(), "msr": msrRecord()} {
+		t.Run(name, func(t *testing.T) {
+			line, err := marshal(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var b bytes.Buffer
+			if err := json.Indent(&b, append(line, '\n'), "", "  "); err != nil {
+				t.Fatal(err)
+			}
+			got := b.Bytes()
+			file := filepath.Join("testdata", "record-"+name+".json")
+			if *update {
+				if err := os.WriteFile(file, got, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if string(got) != string(want) {
+				t.Errorf("JSON is\n%s\nwant\n%s", got, want)
+			}
+			var back Record
+			if err := json.Unmarshal(got, &back); err != nil {
+				t.Fatal(err)
+			}
+			if !reflect.DeepEqual(back, r) {
+				t.Errorf("read back\n%+v\nwant\n%+v", back, r)
+			}
+		})
+	}
+}
+
+func TestSummary(t *testing.T) {
+	physical := memoryRecord()
+	physical.Target.Memory = &MemoryTarget{Phys: 0x1002012, GFN: 0x1002}
+	physical.Detail = Detail{Access: "x"}
+	physical.Before = Unknown("not read")
+	for _, tc := range []struct {
+		name, want string
+		r          Record
+	}{
+		{"memory", `web1: kernel-text blocked: write to do_syscall_64+0x12 (0xffffffff81002012), 0f 1f 44 -> unknown: the write was not decoded, by "insmod" (pid 412) at evil_init+0x24 [evil] (0xffffffffc0001024), vCPU 1, and 3 more like it`, memoryRecord()},
+		{"msr", `web1: syscall-entry alerted: write to MSR LSTAR (0xc0000082), 0xffffffff81800000 -> 0xffffffffc0002000, by an unknown process (the guest's kernel is not identified) at 0xffffffffc0001040, vCPU 0`, msrRecord()},
+		{"physical", `web1: kernel-text blocked: execution of physical 0x1002012, by "insmod" (pid 412) at evil_init+0x24 [evil] (0xffffffffc0001024), vCPU 1`, physical},
+		{"empty", `: kernel-text alerted: write to an unknown target, by "" (pid 0) at 0x0, vCPU 0`, Record{Guard: "kernel-text", Action: Alerted}},
+	} {
+		if got := tc.r.Summary(); got != tc.want {
+			t.Errorf("%s:\n got %s\nwant %s", tc.name, got, tc.want)
+		}
+	}
+}
+
+func TestUnmarshalRefusesWhatIsNoEvent(t *testing.T) {
+	for _, s := range []string{`{}`, `{"type":"missed","missed":3}`, `{"type":"event"}`, `{"type":"event","schema":1,"rip":{"addr":12}}`, `{"type":"event","schema":1,"before":{"bytes":"0"}}`, `[]`} {
+		var r Record
+		if err := json.Unmarshal([]byte(s), &r); err == nil {
+			t.Errorf("%s was read as an event", s)
+		}
+	}
+	var r Record
+	later := `{"type":"event","schema":2,"id":"x","new_member":{"a":1},"target":{"kind":"register","register":"CR4"}}`
+	if err := json.Unmarshal([]byte(later), &r); err != nil || r.Target.Kind != "register" {
+		t.Errorf("an event of a later schema was read as %+v (%v)", r, err)
+	}
+}
+
+func TestItemJSON(t *testing.T) {
+	r := msrRecord()
+	for _, it := range []Item{{Record: &r}, {Missed: &Missed{Count: 12, Reason: slowReader}}} {
+		b, err := json.Marshal(it)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var back Item
+		if err := json.Unmarshal(b, &back); err != nil || !reflect.DeepEqual(back, it) {
+			t.Errorf("%s read back as %+v (%v)", b, back, err)
+		}
+	}
+	if b, err := json.Marshal(Item{}); err == nil {
+		t.Errorf("an empty item was written as %s", b)
+	}
+	if err := new(Item).UnmarshalJSON([]byte(`{"type":"end"}`)); err == nil {
+		t.Error("an unknown type was read as an item")
+	}
+}
+
+func TestIDSplit(t *testing.T) {
+	for _, tc := range []struct {
+		id  ID
+		run string
+		seq uint64
+		ok  bool
+	}{
+		{"69fe2b1d7c3a-17", "69fe2b1d7c3a", 17, true},
+		{NewID("000000000000", 1<<63), "000000000000", 1 << 63, true},
+		{"", "", 0, false},
+		{"69fe2b1d7c3a", "", 0, false},
+		{"69fe2b1d7c3a-", "", 0, false},
+		{"69fe2b1d7c3a-0", "", 0, false},
+		{"69fe2b1d7c3a-017", "", 0, false},
+		{"69fe2b1d7c3a-+1", "", 0, false},
+		{"69FE2B1D7C3A-1", "", 0, false},
+		{"69fe2b1d7c3-1", "", 0, false},
+		{"69fe2b1d7c3a-99999999999999999999", "", 0, false},
+	} {
+		run, seq, ok := tc.id.Split()
+		if ok != tc.ok || (ok && (run != tc.run || seq != tc.seq)) {
+			t.Errorf("%q split into %q, %d, %v", tc.id, run, seq, ok)
+		}
+	}
+}
+
+func TestEscape(t *testing.T) {
+	for in, want := range map[string]string{
+		"insmod":           "insmod",
+		"a b;rm":           "a b;rm",
+		"../../x":          "../../x",
+		"naïve-服务器":        "naïve-服务器",
+		"\x1b[2Jroot\r\n":  `\x1b[2Jroot\r\n`,
+		`say "x" \ y`:      `say \"x\" \\ y`,
+		"\xff\xfe":         `\xff\xfe`,
+		"a\u202eb\u200b":   `a\u202eb\u200b`,
+		"\u009b31m":        `\u009b31m`,
+		"\x7f":             `\x7f`,
+		"\u2028":           `\u2028`,
+		"\U000e0001":       `\U000e0001`,
+		"\ufffd":           "\ufffd",
+		"it's":             "it's",
+		"nul\x00byte":      `nul\x00byte`,
+		"":                 "",
+		"\u00a0no-break":   `\u00a0no-break`,
+		"\xe2\x80":         `\xe2\x80`,
+		"kworker/0:1-ev\t": `kworker/0:1-ev\t`,
+	} {
+		got := Escape(in)
+		if string(got) != want {
+			t.Errorf("Escape(%q) = %q, want %q", in, got, want)
+		}
+		if got.String() != want {
+			t.Errorf("Escape(%q).String() = %q: not stable", in, got.String())
+		}
+	}
+	if got := Escape("it's"); got.Quoted() != `"it's"` {
+		t.Errorf("quoted: %s", got.Quoted())
+	}
+}
+
+func TestTextIsBounded(t *testing.T) {
+	for _, in := range []string{strings.Repeat("x", MaxText+1), strings.Repeat("\x00", MaxText), strings.Repeat("服", MaxText)} {
+		got := Escape(in)
+		if len(got) > MaxText || !strings.HasSuffix(string(got), ellipsis) || !utf8.ValidString(string(got)) {
+			t.Errorf("Escape of %d bytes gives %d ending in %q", len(in), len(got), got[len(got)-8:])
+		}
+		if Text(in).String() == in {
+			t.Errorf("a converted text of %d bytes is shown whole", len(in))
+		}
+	}
+	exact := strings.Repeat("x", MaxText)
+	if got := Escape(exact); string(got) != exact {
+		t.Errorf("a text of just MaxText was cut to %d bytes", len(got))
+	}
+}
+
+// TestConvertedTextIsHarmless: a Text made without Escape can't reach a
+// terminal or the log as it is.
+func TestConvertedTextIsHarmless(t *testing.T) {
+	raw := Text("a\x1b[31m\u202e\xff")
+	const want = `a\x1b[31m\u202e\xff`
+	b, err := json.Marshal(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var back Text
+	if err := json.Unmarshal(b, &back); err != nil {
+		t.Fatal(err)
+	}
+	if raw.String() != want || string(back) != want {
+		t.Errorf("shown as %q, travels as %q, want %q", raw.String(), string(back), want)
+	}
+}
+
+func FuzzEscape(f *testing.F) {
+	for _, s := range []string{"", "insmod", "\x1b[2J", "\xff", `\"`, "服\u202e", strings.Repeat("\x01", 300)} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, in string) {
+		for _, x := range []Text{Escape(in), Text(in).safe()} {
+			if len(x) > MaxText || !utf8.ValidString(string(x)) {
+				t.Fatalf("%q: %d bytes", x, len(x))
+			}
+			if again := x.safe(); again != x {
+				t.Fatalf("%q is not stable: %q", x, again)
+			}
+		}
+		if len(in) < MaxText/10 {
+			back, err := unquote(string(Escape(in)))
+			if err != nil || back != in {
+				t.Fatalf("%q escaped to %q, which is %q (%v)", in, Escape(in), back, err)
+			}
+		}
+	})
+}
+
+func FuzzRecord(f *testing.F) {
+	for _, r := range []Record{memoryRecord(), msrRecord(), {}} {
+		b, err := json.Marshal(r)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Add([]byte(`{"type":"missed","missed":3,"reason":"x"}`))
+	f.Add([]byte(`{"type":"event","schema":1,"target":{"kind":"msr","memory":{"gfn":"0x1"}},"summary":5}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var it Item
+		if json.Unmarshal(b, &it) != nil {
+			return
+		}
+		out, err := json.Marshal(it)
+		if err != nil {
+			t.Fatalf("%s was read but can't be written: %v", b, err)
+		}
+		var back Item
+		if err := json.Unmarshal(out, &back); err != nil {
+			t.Fatalf("%s was written and can't be read: %v", out, err)
+		}
+		if it.Record != nil {
+			s := it.Record.Summary()
+			if strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+				t.Fatalf("the summary has control characters: %q", s)
+			}
+		}
+	})
+}
