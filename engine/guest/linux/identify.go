@@ -217,33 +217,20 @@ func (k *Kernel) readBanner(r *reader) error {
 	fail := func(got string, err error) error {
 		return &IdentifyError{Stage: StageBanner, Want: fmt.Sprintf("%q", bannerStart+"…"), Got: got, Err: err}
 	}
-	if va, ok := k.Symbols.Lookup("linux_banner"); ok {
-		b, err := r.after(va, maxBanner)
-		if err != nil {
-			return fail("", err)
-		}
-		banner, release, ok := parseBanner(b)
-		if !ok {
-			return fail(fmt.Sprintf("%q at %v", b[:min(len(b), 32)], va), nil)
-		}
-		k.Banner, k.Release = banner, release
-		return nil
+	va, ok := k.Symbols.Lookup("linux_banner")
+	if !ok {
+		return &IdentifyError{Stage: StageBanner, Want: "the symbol linux_banner",
+			Got: "symbols of code only", Hint: "the kernel was built without CONFIG_KALLSYMS_ALL, which hvi needs"}
 	}
-	// Without KALLSYMS_ALL there are no names of data.
-	err := r.find(k.TextEnd, k.Symbols.end, []byte(bannerStart), func(va x86.VirtAddr) bool {
-		b, err := r.after(va, maxBanner)
-		if err != nil {
-			return false
-		}
-		banner, release, ok := parseBanner(b)
-		if ok {
-			k.Banner, k.Release = banner, release
-		}
-		return ok
-	})
-	if k.Banner == "" {
-		return fail("no such text in the image", err)
+	b, err := r.after(va, maxBanner)
+	if err != nil {
+		return fail("", err)
 	}
+	banner, release, ok := parseBanner(b)
+	if !ok {
+		return fail(fmt.Sprintf("%q at %v", b[:min(len(b), 32)], va), nil)
+	}
+	k.Banner, k.Release = banner, release
 	return nil
 }
 

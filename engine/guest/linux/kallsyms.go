@@ -133,8 +133,9 @@ func (r *reader) findKallsyms(base, hint x86.VirtAddr) (*Symbols, error) {
 	tried := 0
 	var furthest error // of those that at least had a token table
 	last := error(errNoTable)
+	seqs := false
 	try := func(va x86.VirtAddr) bool {
-		s, hadTokens, err := r.parseKallsyms(base, va)
+		s, hadTokens, err := r.parseKallsyms(base, va, seqs)
 		if err == nil {
 			sym = s
 			return true
@@ -145,10 +146,16 @@ func (r *reader) findKallsyms(base, hint x86.VirtAddr) (*Symbols, error) {
 		last = err
 		return tried >= maxTables
 	}
-	top := x86.VirtAddr(^uint64(0))
+	const top = ^x86.VirtAddr(0)
 	err := r.find(hint, top, digits, try)
 	if sym == nil && err == nil && tried < maxTables {
 		err = r.find(0, hint+x86.VirtAddr(len(digits)), digits, try)
+	}
+	// The layout of 6.2 and 6.3 costs a search of its own, for every
+	// look-alike as well, so it comes when all others have failed.
+	if sym == nil && err == nil && furthest != nil {
+		seqs, tried = true, 0
+		err = r.find(0, top, digits, try)
 	}
 	switch {
 	case sym != nil:
@@ -167,12 +174,17 @@ func align8(n int) int { return (n + 7) &^ 7 }
 
 // parseKallsyms parses the table around a token table whose digits are at va.
 // hadTokens says that there was a token table at least.
-func (r *reader) parseKallsyms(base, va x86.VirtAddr) (s *Symbols, hadTokens bool, err error) {
+// seqs says to expect seqs_of_names before it.
+func (r *reader) parseKallsyms(base, va x86.VirtAddr, seqs bool) (s *Symbols, hadTokens bool, err error) {
 	tokens, table, afterTokens, err := r.parseTokens(va)
 	if err != nil {
 		return nil, false, fmt.Errorf("token table near %v: %w", va, err)
 	}
-	nm, err := r.findNames(table)
+	find := r.findNames
+	if seqs {
+		find = r.findNamesBeforeSeqs
+	}
+	nm, err := find(table)
 	if err != nil {
 		return nil, true, fmt.Errorf("names before the token table at %v: %w", table, err)
 	}
@@ -282,8 +294,7 @@ type markersAt struct {
 	width int
 }
 
-// findNames finds num_syms, names and markers, which end at the token table or
-// at seqs_of_names before it.
+// findNames finds num_syms, names and markers, which end at the token table.
 func (r *reader) findNames(table x86.VirtAddr) (nameTable, error) {
 	last := error(errNoTable)
 	buf, err := r.before(table, maxMarkers*8+8)
@@ -300,13 +311,6 @@ func (r *reader) findNames(table x86.VirtAddr) (nameTable, error) {
 		if err == nil {
 			return nm, nil
 		}
-		last = err
-	}
-	nm, err := r.findNamesBeforeSeqs(table)
-	if err == nil {
-		return nm, nil
-	}
-	if errors.Is(last, errNoTable) {
 		last = err
 	}
 	return nameTable{}, last
