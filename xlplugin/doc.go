@@ -19,6 +19,10 @@
 // program that has become root carry them; the path of the program and the ids
 // are what cannot be forged.
 //
+// To ask the kernel what another process runs and where takes CAP_SYS_PTRACE
+// where hvid does not have every capability xl has; without it nothing is
+// found, and the error says so.
+//
 // The config itself is believed as xl believes it. If others than root can
 // write it, that is reported as a warning and not refused: xl has already
 // started the guest from it, with whatever scripts and device model it names,

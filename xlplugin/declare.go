@@ -1,0 +1,157 @@
+package xlplugin
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/xen-hvi/hvi/engine/policy"
+	"github.com/xen-hvi/hvi/engine/xen"
+)
+
+// The keys of a config that are ours. xl ignores keys it does not know.
+const (
+	// KeyMode is the mode: "off", "observe" or "enforce"; 0 is off, 1 observe.
+	KeyMode = "introspection"
+	// KeyPolicy names a preset.
+	KeyPolicy = "introspection_policy"
+	// KeyGuards is a list of "guard=action".
+	KeyGuards = "introspection_guards"
+)
+
+var ourKeys = []string{KeyMode, KeyPolicy, KeyGuards}
+
+// Declared is what a config says about a domain, as far as hvi cares.
+type Declared struct {
+	// Name is the domain's name, as xl creates it.
+	Name string
+	// UUID is the domain's UUID if HasUUID; without one in the config xl makes
+	// one up for every domain it creates.
+	UUID    xen.UUID
+	HasUUID bool
+	// Spec is the declared policy. It declares nothing if the config has none
+	// of our keys.
+	Spec policy.Spec
+	// Warnings are keys that look like ours but are not, and assignments that
+	// silently replace an earlier one.
+	Warnings []Warning
+}
+
+// FromConfig reads our keys, the name and the UUID out of a config. The error
+// joins everything that is wrong ([*policy.Error], see [policy.Errors]); even
+// then Name and UUID are set as far as they could be read, and Spec is zero.
+//
+// A key that begins with "introspection" and is none of ours is an error: xl
+// would ignore it, and the admin would believe in it.
+func FromConfig(cfg *Config) (Declared, error) {
+	var d Declared
+	var b policy.Builder
+	b.Fail(d.identify(cfg))
+
+	reported := map[string]bool{}
+	assigned := map[string]Setting{}
+	for _, s := range cfg.Settings {
+		if slices.Contains(ourKeys, s.Key) {
+			if first, ok := assigned[s.Key]; ok && !s.Added && first.Pos.Line > 0 && s.Pos.Line > 0 {
+				d.Warnings = append(d.Warnings, Warning{s.Pos, fmt.Sprintf("%s was set already at %s; as in xl, the later value counts", s.Key, first.Pos)})
+			}
+			assigned[s.Key] = s
+			continue
+		}
+		if reported[s.Key] {
+			continue
+		}
+		if strings.HasPrefix(s.Key, KeyMode) {
+			b.Fail(policy.UnknownWord("setting", s.Key, ourKeys, s.Pos))
+		} else if near := policy.Nearest(s.Key, ourKeys); near != "" {
+			d.Warnings = append(d.Warnings, Warning{s.Pos, fmt.Sprintf("%s is not a setting of hvi; was %s meant?", policy.Quote(s.Key), near)})
+		} else {
+			continue
+		}
+		reported[s.Key] = true
+	}
+
+	if s, ok := cfg.Lookup(KeyMode); ok {
+		if problem := notAWord(s); problem != nil {
+			b.Fail(problem)
+			b.ModeRejected(s.Pos)
+		} else {
+			b.Mode(s.Value.Text, s.Value.Pos)
+		}
+	}
+	if s, ok := cfg.Lookup(KeyPolicy); ok {
+		if problem := notAWord(s); problem != nil {
+			b.Fail(problem)
+		} else {
+			b.Preset(s.Value.Text, s.Value.Pos)
+		}
+	}
+	if s, ok := cfg.Lookup(KeyGuards); ok {
+		switch {
+		case !s.Value.IsList:
+			b.Fail(&policy.Error{
+				Origin: s.Value.Pos, What: "setting", Value: KeyGuards,
+				Reason: "must be a list",
+				Hint:   fmt.Sprintf(`write %s = [ "guard=action", ... ]`, KeyGuards),
+			})
+		default:
+			for _, e := range s.Value.List {
+				if e.IsList {
+					b.Fail(&policy.Error{
+						Origin: e.Pos, What: "setting", Value: KeyGuards,
+						Reason: "holds a list inside the list",
+						Hint:   `each element is a string "guard=action"`,
+					})
+					continue
+				}
+				b.GuardAssignment(e.Text, e.Pos)
+			}
+		}
+	}
+	var err error
+	d.Spec, err = b.Build()
+	return d, err
+}
+
+// notAWord says why a setting that must be one word is none, or nil.
+func notAWord(s Setting) error {
+	switch {
+	case s.Value.IsList:
+		return &policy.Error{
+			Origin: s.Value.Pos, What: "setting", Value: s.Key,
+			Reason: "is a list, but must be a single value",
+		}
+	case s.Added:
+		return &policy.Error{
+			Origin: s.Pos, What: "setting", Value: s.Key,
+			Reason: "is set with +=, which would glue words together",
+			Hint:   "use =",
+		}
+	default:
+		return nil
+	}
+}
+
+// identify reads the name and the UUID.
+func (d *Declared) identify(cfg *Config) error {
+	name, ok := cfg.Lookup("name")
+	switch {
+	case !ok:
+		return &policy.Error{What: "setting", Value: "name", Reason: "is missing; xl does not create a domain without one"}
+	case name.Value.IsList:
+		return &policy.Error{Origin: name.Value.Pos, What: "setting", Value: "name", Reason: "is a list, but must be a single value"}
+	}
+	d.Name = name.Value.Text
+	u, ok := cfg.Lookup("uuid")
+	if !ok || u.Value.IsList {
+		// xl warns about a list and goes on with a made-up UUID.
+		return nil
+	}
+	var err error
+	// xl and hvi accept the same: the canonical 36 characters in either case.
+	if d.UUID, err = xen.ParseUUID(u.Value.Text); err != nil {
+		return &policy.Error{Origin: u.Value.Pos, What: "uuid", Value: u.Value.Text, Reason: "is not a UUID; xl does not create a domain with it"}
+	}
+	d.HasUUID = true
+	return nil
+}
