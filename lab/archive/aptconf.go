@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"os/exec"
 	"strings"
+	"time"
 )
 
 // aptConfig is apt's effective configuration: names in lower case, without the
@@ -14,7 +15,9 @@ type aptConfig map[string]string
 
 // readAptConfig asks apt-config. A machine without it has no apt configuration
 // to honour, which is not an error.
-func readAptConfig(ctx context.Context) aptConfig {
+func readAptConfig() aptConfig {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
 	out, err := exec.CommandContext(ctx, "apt-config", "dump", "Acquire").Output()
 	if err != nil {
 		return nil

@@ -147,7 +147,7 @@ func Open(ctx context.Context, opt Options) (*Archive, error) {
 	}
 	a.report.fn = opt.Progress
 	a.keys = sync.OnceValues(func() (openpgp.EntityList, error) { return readKeyring(opt.Keyring) })
-	a.aptConfig = sync.OnceValue(func() aptConfig { return readAptConfig(context.Background()) })
+	a.aptConfig = sync.OnceValue(func() aptConfig { return readAptConfig() })
 	a.mirrors = sync.OnceValues(func() (*mirrors, error) { return readMirrors("/etc/apt") })
 	a.fetch = newFetcher(func() aptConfig { return a.aptConfig() })
 	return a, nil

@@ -26,6 +26,9 @@ func (a *Archive) Download(ctx context.Context, pkgs []Package) ([]string, error
 		if err != nil {
 			return nil, err
 		}
+		if ok {
+			touch(paths[i])
+		}
 		if !ok && !queued[p.SHA256] {
 			queued[p.SHA256] = true
 			missing = append(missing, p)

@@ -9,6 +9,7 @@ import (
 	"hash"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -18,9 +19,11 @@ import (
 )
 
 const (
-	// attempts per file; the waits between them double from retryBase.
-	attempts  = 5
-	retryBase = 500 * time.Millisecond
+	// attempts per file; the waits between them double from retryBase. Where
+	// the cache can stand in for an unreachable mirror there are refreshAttempts.
+	attempts        = 5
+	refreshAttempts = 2
+	retryBase       = 500 * time.Millisecond
 	// stallTime is how long a transfer may stand still before it is cut and
 	// tried again.
 	stallTime = 45 * time.Second
@@ -39,6 +42,7 @@ type fetcher struct {
 func newFetcher(conf func() aptConfig) *fetcher {
 	t := &http.Transport{
 		Proxy:                 func(r *http.Request) (*url.URL, error) { return conf().proxyFor(r) },
+		DialContext:           (&net.Dialer{Timeout: 15 * time.Second}).DialContext,
 		DisableCompression:    true, // checksums are of the file as it is
 		MaxIdleConnsPerHost:   8,
 		IdleConnTimeout:       30 * time.Second,
@@ -69,9 +73,9 @@ func redact(raw string) string {
 	return raw
 }
 
-// retry runs try until it succeeds, fails for good, or has had its attempts.
-// onRetry is told why each further attempt is made.
-func (f *fetcher) retry(ctx context.Context, onRetry func(error), try func() error) error {
+// retry runs try until it succeeds, fails for good, or has had so many
+// attempts. onRetry is told why each further one is made.
+func (f *fetcher) retry(ctx context.Context, attempts int, onRetry func(error), try func() error) error {
 	for n := 1; ; n++ {
 		err := try()
 		if err == nil {
@@ -174,9 +178,9 @@ func (b *body) Close() error {
 }
 
 // small fetches a file whose size and hash are not known beforehand.
-func (f *fetcher) small(ctx context.Context, rawURL string, limit int64) ([]byte, error) {
+func (f *fetcher) small(ctx context.Context, rawURL string, limit int64, attempts int) ([]byte, error) {
 	var out []byte
-	err := f.retry(ctx, nil, func() error {
+	err := f.retry(ctx, attempts, nil, func() error {
 		r, _, err := f.get(ctx, rawURL, 0)
 		if err != nil {
 			return err
@@ -207,7 +211,7 @@ type want struct {
 // holds a lock for path. seen is told how many bytes of the file there are.
 func (f *fetcher) toFile(ctx context.Context, w want, path string, seen func(int64), onRetry func(error)) error {
 	part := path + ".part"
-	return f.retry(ctx, onRetry, func() error {
+	return f.retry(ctx, attempts, onRetry, func() error {
 		err := f.attempt(ctx, w, part, seen)
 		if err == nil {
 			if err := os.Rename(part, path); err != nil {
@@ -215,16 +219,10 @@ func (f *fetcher) toFile(ctx context.Context, w want, path string, seen func(int
 			}
 			return nil
 		}
-		he, isHTTP := errors.AsType[*HTTPError](err)
-		if errors.Is(err, ErrCorrupt) || isHTTP && he.Status == http.StatusRequestedRangeNotSatisfiable {
-			// What is there can't be continued. A short file can: its hash was
-			// not looked at yet.
-			if ie, ok := errors.AsType[*IntegrityError](err); !ok || ie.GotSize >= ie.WantSize {
-				_ = os.Remove(part)
-			}
-			if isHTTP {
-				return errors.New("the mirror can't resume the file; starting over")
-			}
+		// A short file may be continued, as its hash was not looked at yet.
+		// Anything else that is wrong can't.
+		if ie, ok := errors.AsType[*IntegrityError](err); ok && ie.GotSize >= ie.WantSize {
+			_ = os.Remove(part)
 		}
 		return err
 	})
@@ -246,7 +244,17 @@ func (f *fetcher) attempt(ctx context.Context, w want, part string, seen func(in
 		return &localError{err}
 	}
 	if have < w.size {
-		if have, err = f.transfer(ctx, w, file, sum, have, seen); err != nil {
+		before := have
+		have, err = f.transfer(ctx, w, file, sum, have, seen)
+		if he, ok := errors.AsType[*HTTPError](err); ok && before > 0 && he.Status == http.StatusRequestedRangeNotSatisfiable {
+			// The mirror's file ends where this one does, or before. Next time
+			// from the start.
+			if err := file.Truncate(0); err != nil {
+				return &localError{err}
+			}
+			return &IntegrityError{What: w.what, URL: redact(w.url), WantSize: w.size, GotSize: before, WantSHA256: w.sha256}
+		}
+		if err != nil {
 			return err
 		}
 	}

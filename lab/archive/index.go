@@ -167,6 +167,15 @@ func (x *index) get(i int) Package {
 	return p
 }
 
+// essential reports a record's flag without decoding the rest.
+func (x *index) essential(i int) bool {
+	r := x.record(i)
+	for range 4 { // name, version, architecture, source
+		r.bytes(r.uvarint())
+	}
+	return r.uvarint()&1 != 0
+}
+
 // lookup returns the records of a name.
 func (x *index) lookup(name string) []Package {
 	n := x.len()
@@ -349,8 +358,15 @@ func buildIndex(what string, r io.Reader, arch string) ([]byte, error) {
 		out = order.AppendUint32(out, uint32(place[p.rec]))
 	}
 	out = append(out, blob...)
-	order.PutUint32(out[8:], crc32.Checksum(out[12:], castagnoli))
+	sealIndex(out)
 	return out, nil
+}
+
+// sealIndex writes an index's checksum.
+func sealIndex(data []byte) {
+	if len(data) >= 12 {
+		binary.LittleEndian.PutUint32(data[8:], crc32.Checksum(data[12:], castagnoli))
+	}
 }
 
 // validPool accepts a clean relative path, which is then safe to append to a
@@ -372,7 +388,16 @@ func (a *Archive) index(ctx context.Context, suite string) (*index, error) {
 	if err != nil {
 		return nil, err
 	}
-	if x, err = a.loadIndex(ctx, rel); err != nil {
+	x, err = a.loadIndex(ctx, rel)
+	if errors.Is(err, ErrNotFound) && !rel.fresh {
+		// The mirror has dropped an index that the cached InRelease names.
+		a.forget(suite)
+		if rel, err = a.release(ctx, suite); err != nil {
+			return nil, err
+		}
+		x, err = a.loadIndex(ctx, rel)
+	}
+	if err != nil {
 		return nil, err
 	}
 	a.mu.Lock()
@@ -397,6 +422,7 @@ func (a *Archive) loadIndex(ctx context.Context, rel *release) (*index, error) {
 		if err != nil {
 			return nil // built anew
 		}
+		touch(path)
 		return x
 	}
 	if x := open(); x != nil {
@@ -461,9 +487,6 @@ func (a *Archive) fetchIndex(ctx context.Context, rel *release, name string, f i
 		if !errors.Is(err, ErrNotFound) {
 			break
 		}
-	}
-	if errors.Is(errors.Join(fails...), ErrNotFound) {
-		a.forget(rel.suite) // the next run starts from a fresh InRelease
 	}
 	return errors.Join(fails...)
 }

@@ -14,11 +14,15 @@ import (
 // together with a context.
 const lockPoll = 50 * time.Millisecond
 
+func (a *Archive) lockPath(name string) string {
+	return filepath.Join(a.opt.CacheDir, "locks", name)
+}
+
 // lock takes an exclusive lock that other processes and goroutines sharing the
 // cache see, and returns what releases it. The kernel releases the lock of a
 // process that dies. Lock files stay: removing one would let two holders in.
 func (a *Archive) lock(ctx context.Context, name string) (unlock func(), err error) {
-	path := filepath.Join(a.opt.CacheDir, "locks", name)
+	path := a.lockPath(name)
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("cache lock: %w", err)

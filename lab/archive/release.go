@@ -38,6 +38,7 @@ type release struct {
 	date       time.Time
 	validUntil time.Time // zero: the suite does not expire
 	byHash     bool
+	fresh      bool                 // asked by this Archive, not read from the cache
 	files      map[string]indexFile // by path below dists/SUITE
 	fetched    time.Time            // when the mirror was last asked
 }
@@ -289,15 +290,25 @@ func (a *Archive) loadRelease(ctx context.Context, suite string) (*release, erro
 		}
 		return cached, nil
 	}
-	fresh, data, err := a.fetchRelease(ctx, suite, bases)
-	if err != nil {
-		if cached == nil || ctx.Err() != nil || errors.Is(err, ErrUntrusted) {
+	tries := attempts
+	if cached != nil {
+		tries = refreshAttempts
+	}
+	fresh, data, fails := a.fetchRelease(ctx, suite, bases, tries)
+	if fresh == nil {
+		err := errors.Join(fails...)
+		if cached == nil || ctx.Err() != nil {
+			return nil, err
+		}
+		// A mirror that is away may be replaced by the cache. One that serves
+		// what can't be trusted is something to look into.
+		if errors.Is(fails[slices.Index(bases, cached.base)], ErrUntrusted) {
 			return nil, err
 		}
 		if eerr := a.judgeExpiry(cached, true); eerr != nil {
 			return nil, errors.Join(err, eerr)
 		}
-		a.report.notice(suite, fmt.Sprintf("the mirror can't be reached, using the index fetched %s: %v", cached.fetched.UTC().Format(time.DateTime), err))
+		a.report.notice(suite, fmt.Sprintf("no fresh index, using the one fetched %s: %v", cached.fetched.UTC().Format(time.DateTime), err))
 		return cached, nil
 	}
 	if cached != nil && fresh.date.Before(cached.date) {
@@ -345,21 +356,18 @@ func (a *Archive) judgeExpiry(r *release, tell bool) error {
 
 // fetchRelease asks the mirrors one after the other for a suite's InRelease.
 // Another vendor's repository among apt's sources shows itself by a signature
-// that is not Debian's, and is passed over.
-func (a *Archive) fetchRelease(ctx context.Context, suite string, bases []string) (*release, []byte, error) {
-	began := time.Now()
+// that is not Debian's, and is passed over. Where none serves, there is one
+// error per mirror.
+func (a *Archive) fetchRelease(ctx context.Context, suite string, bases []string, tries int) (*release, []byte, []error) {
 	var fails []error
 	for _, base := range bases {
 		url := base + "/dists/" + suite + "/InRelease"
-		data, err := a.fetch.small(ctx, url, maxInRelease)
+		data, err := a.fetch.small(ctx, url, maxInRelease, tries)
 		if err != nil {
 			if he, ok := errors.AsType[*HTTPError](err); ok && (he.Status == http.StatusNotFound || he.Status == http.StatusGone) {
 				he.Hint = "the mirror does not serve the suite " + suite + "; an archived suite needs another mirror, named with HVI_LAB_MIRROR and HVI_LAB_SECURITY_MIRROR"
 			}
 			fails = append(fails, err)
-			if ctx.Err() != nil {
-				break
-			}
 			continue
 		}
 		rel, err := a.checkRelease(suite, base, data)
@@ -367,11 +375,10 @@ func (a *Archive) fetchRelease(ctx context.Context, suite string, bases []string
 			fails = append(fails, err)
 			continue
 		}
-		rel.fetched = a.now()
-		a.report.send(Event{Kind: Index, Name: suite, Done: int64(len(data)), Total: int64(len(data)), Elapsed: time.Since(began), Final: true})
+		rel.fetched, rel.fresh = a.now(), true
 		return rel, data, nil
 	}
-	return nil, nil, errors.Join(fails...)
+	return nil, nil, fails
 }
 
 func (a *Archive) releasePath(suite string) string {

@@ -31,7 +31,8 @@ type ClosureOptions struct {
 // already in the closure is preferred, then the first that can be had; a virtual
 // package is met by what provides it. An entry of pkgs is "name" or
 // "name=version". Conflicts and Breaks are not looked at, because a tree that
-// nothing is configured in doesn't need them.
+// nothing is configured in doesn't need them. A choice of alternative is not
+// taken back where it leads to a dependency that can't be met.
 //
 // It fails with a NotFoundError for a name that no suite has and with an
 // UnsatisfiedError for a dependency that can't be met.
@@ -178,10 +179,15 @@ func (r *resolver) run(pkgs []string) (again bool, err error) {
 	if r.opt.Essential {
 		for _, x := range r.indexes {
 			for i := range x.len() {
-				if p := x.get(i); p.Essential && !r.excluded(p.Name) {
-					if again, err := r.want(nil, Dependency{{Name: p.Name}}); err != nil || again {
-						return again, err
-					}
+				if !x.essential(i) {
+					continue
+				}
+				name := string(x.name(i))
+				if r.excluded(name) {
+					continue
+				}
+				if again, err := r.want(nil, Dependency{{Name: name}}); err != nil || again {
+					return again, err
 				}
 			}
 		}

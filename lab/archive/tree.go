@@ -20,6 +20,9 @@ import (
 	"time"
 )
 
+// buildingPrefix marks a tree that isn't finished.
+const buildingPrefix = ".building-"
+
 // treeFormat changes when a tree of the same packages would come out different.
 const treeFormat = "1"
 
@@ -48,6 +51,7 @@ func (a *Archive) Tree(ctx context.Context, name string, pkgs []Package) (string
 	id := name + "-" + treeHash(pkgs)
 	final := filepath.Join(a.opt.CacheDir, "trees", id)
 	if isDir(final) {
+		touch(a.lockPath("tree-" + id)) // the folder's own times are part of the tree
 		return final, nil
 	}
 	unlock, err := a.lock(ctx, "tree-"+id)
@@ -64,7 +68,7 @@ func (a *Archive) Tree(ctx context.Context, name string, pkgs []Package) (string
 	}
 	// The lock says that no one else is building this tree: what an
 	// interrupted build left can go.
-	tmp := filepath.Join(a.opt.CacheDir, "trees", ".building-"+id)
+	tmp := filepath.Join(a.opt.CacheDir, "trees", buildingPrefix+id)
 	if err := os.RemoveAll(tmp); err != nil {
 		return "", fmt.Errorf("cache: %w", err)
 	}
@@ -74,6 +78,7 @@ func (a *Archive) Tree(ctx context.Context, name string, pkgs []Package) (string
 	if err := os.Rename(tmp, final); err != nil {
 		return "", fmt.Errorf("cache: %w", err)
 	}
+	touch(a.lockPath("tree-" + id))
 	return final, nil
 }
 
@@ -276,6 +281,9 @@ func (t *tree) unpack(ctx context.Context, owner int, p Package, deb string) err
 		return err
 	}
 	if err := cmd.Start(); err != nil {
+		if errors.Is(err, exec.ErrNotFound) {
+			err = fmt.Errorf("%w: install the package dpkg", err)
+		}
 		return err
 	}
 	xerr := t.extract(owner, tar.NewReader(out))
