@@ -189,6 +189,10 @@ var wantedTypes = map[string]int{
 	"mm_struct":     kindStruct,
 	"pcpu_hot":      kindStruct,
 	"system_states": kindEnum,
+	"module":        kindStruct,
+	"module_layout": kindStruct,
+	"module_memory": kindStruct,
+	"mod_mem_type":  kindEnum,
 }
 
 // fill sets the offsets of members by name, those not found to NoOffset. The
@@ -259,6 +263,9 @@ func (b *btfTypes) offsets() (Offsets, error) {
 		"current_task": &o.PCPUHot.CurrentTask,
 		"cpu_number":   &o.PCPUHot.CPUNumber,
 	}); err != nil {
+		return noOffsets(), err
+	}
+	if o.Module, err = b.moduleOffsets(); err != nil {
 		return noOffsets(), err
 	}
 	o.SystemRunning, _ = b.enumValue(b.found["system_states"], "SYSTEM_RUNNING")

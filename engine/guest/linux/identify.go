@@ -342,6 +342,7 @@ func (k *Kernel) setAddresses() {
 		return 0
 	}
 	k.addr.systemState = variable("system_state")
+	k.addr.modules = variable("modules")
 	k.addr.perCPUOffset = variable("__per_cpu_offset")
 	// Renamed in 6.16.
 	k.addr.pokingMM = variable("text_poke_mm", "poking_mm")

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/xen-hvi/hvi/engine/guest"
@@ -42,6 +43,7 @@ type Kernel struct {
 // addresses are the variables the methods read; 0 where the kernel has none.
 type addresses struct {
 	systemState  x86.VirtAddr
+	modules      x86.VirtAddr // list_head
 	pokingMM     x86.VirtAddr
 	pokingAddr   x86.VirtAddr
 	perCPUOffset x86.VirtAddr // __per_cpu_offset[]
@@ -230,9 +232,14 @@ func (k *Kernel) perCPUBaseOK(base x86.VirtAddr) bool {
 	return err == nil && v == base
 }
 
-// TextPoke is where the kernel itself may write code: in an address space of
-// its own, through a window at a user-half address, so that neither CR3 nor
-// address is the one an attacker's plain store would have.
+// TextPoke is where the kernel itself may write code once it is running: in an
+// address space of its own, through a window at a user-half address, so that
+// neither CR3 nor address is the one an attacker's plain store would have
+// (__text_poke in arch/x86/kernel/alternative.c, since 5.1; the variables are
+// poking_mm and poking_addr to 6.15, text_poke_mm and text_poke_mm_addr from
+// 6.16). Jump labels, static calls, ftrace, kprobes, livepatch and BPF all end
+// there. Before poking_init the kernel writes its code directly
+// (text_poke_early).
 type TextPoke struct {
 	// CR3 is the root of that address space; compare after masking with
 	// x86.CR3AddrMask (and without the KPTI bit).
@@ -287,6 +294,40 @@ func (k *Kernel) TextPoke() (TextPoke, error) {
 		return TextPoke{}, &ReadError{What: "poking_mm->pgd", Err: err}
 	}
 	return TextPoke{CR3: t.Phys, Window: window, WindowPages: 2}, nil
+}
+
+// CodeRange is a stretch of code, [Start, End).
+type CodeRange struct{ Start, End x86.VirtAddr }
+
+// Contains reports whether an address lies in the range.
+func (r CodeRange) Contains(va x86.VirtAddr) bool { return va >= r.Start && va < r.End }
+
+// textPokeCode are the functions whose stores are __text_poke's. It calls
+// memcpy and memset, which alternatives turn into one of several bodies by what
+// the processor has: memcpy_orig on one without REP_GOOD and ERMS, as seen in
+// an emulator. From 5.19 on (set: 5.19, copy: 6.0) it does so through
+// text_poke_memcpy and text_poke_memset, which have the stores themselves since
+// LASS; the compiler may put either into __text_poke.
+var textPokeCode = []string{
+	"__text_poke", "text_poke_memcpy", "text_poke_memset",
+	"memcpy", "__memcpy", "memcpy_orig", "memcpy_erms",
+	"memset", "__memset", "memset_orig", "memset_erms",
+}
+
+// TextPokeCode returns the code from which the kernel's own stores through the
+// [TextPoke] window come. Anyone can jump to memcpy, so a RIP in here proves
+// nothing by itself: a guard asks for the CR3 and the address first.
+func (k *Kernel) TextPokeCode() []CodeRange {
+	var out []CodeRange
+	for _, name := range textPokeCode {
+		if start, end, ok := k.Symbols.Range(name); ok && start >= k.TextStart && end <= k.TextEnd {
+			r := CodeRange{start, end}
+			if !slices.Contains(out, r) {
+				out = append(out, r)
+			}
+		}
+	}
+	return out
 }
 
 func le64(b []byte) uint64 { return binary.LittleEndian.Uint64(b) }

@@ -12,6 +12,7 @@ type Offsets struct {
 	// PCPUHot is struct pcpu_hot of 6.2 to 6.14, whose members replaced
 	// per-CPU variables of their own.
 	PCPUHot PCPUHotOffsets
+	Module  ModuleOffsets
 	// SystemRunning is enum system_states' SYSTEM_RUNNING, 0 if unknown.
 	SystemRunning uint32
 }
@@ -53,5 +54,6 @@ func noOffsets() Offsets {
 		Task:    TaskOffsets{n, n, n, n, n, n, n, n, n, n, n, n, n},
 		MM:      MMOffsets{n, n},
 		PCPUHot: PCPUHotOffsets{n, n},
+		Module:  ModuleOffsets{n, n, n, n, n, n, 0, n, n},
 	}
 }

@@ -1,0 +1,182 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"syscall"
+	"time"
+
+	"github.com/xen-hvi/hvi/engine/ledger"
+	"github.com/xen-hvi/hvi/engine/vmevent"
+	"github.com/xen-hvi/hvi/engine/xen"
+)
+
+const (
+	// quietLimit bounds the wait for a domain's last events.
+	quietLimit = 500 * time.Millisecond
+	// disableTries bounds how often a ring is disabled that Xen says is
+	// busy: a vCPU sleeps on it until there is room.
+	disableTries = 20
+)
+
+// detach withdraws from a living domain.
+func (s *Session) detach() error {
+	if s.finished {
+		return nil
+	}
+	s.setState(StateDetaching)
+	return s.withdraw(StateDetached)
+}
+
+// withdraw undoes everything, in the order that leaves nothing behind at any
+// moment: first what makes events, then, with the domain running, the answers
+// to those under way are given time to be acted upon, then the ring, last the
+// pause references. It does not stop at an error, ends the session and leaves
+// it in the given state.
+func (s *Session) withdraw(final State) error {
+	if s.finished {
+		return nil
+	}
+	s.finished = true
+	if s.gone() {
+		return s.forget(final)
+	}
+	var errs []error
+	if s.server != nil {
+		s.stages.set(letPass{})
+	}
+	errs = append(errs, s.ledger.Undo(ledger.OpAccess, ledger.OpMonitor))
+	if s.server != nil {
+		for _, m := range s.heldMoments() {
+			s.server.Release(m.vcpu, vmevent.Continue)
+		}
+		errs = append(errs, s.ledger.Undo(ledger.OpPause))
+		ctx, cancel := context.WithTimeout(context.Background(), quietLimit)
+		s.waitQuiet(ctx)
+		cancel()
+		errs = append(errs, s.closeRing())
+	} else {
+		errs = append(errs, s.ledger.Undo(ledger.OpRing))
+	}
+	s.recordRest()
+	errs = append(errs, s.ledger.Undo(ledger.OpDeferWrites, ledger.OpRingPage), s.unmap(), s.ledger.Undo(ledger.OpPause))
+	if s.gone() {
+		return s.forget(final)
+	}
+	errs = append(errs, s.ledger.Close())
+	err := errors.Join(errs...)
+	if final != StateFailed {
+		s.setState(final)
+	}
+	return err
+}
+
+// heldMoments takes what the ring thread has reported and nobody has acted on.
+func (s *Session) heldMoments() []moment {
+	var out []moment
+	if s.entry != nil {
+		select {
+		case m := <-s.entry.moment:
+			out = append(out, m)
+		default:
+		}
+	}
+	if s.boot != nil {
+		select {
+		case m := <-s.boot.moment:
+			out = append(out, m)
+		default:
+		}
+	}
+	return out
+}
+
+// closeRing disables the ring with the domain paused and everything answered.
+func (s *Session) closeRing() error {
+	for try := 1; ; try++ {
+		if err := s.ledger.Pause(); err != nil {
+			return err
+		}
+		stopErr := s.server.Stop()
+		err := s.ledger.Undo(ledger.OpRing)
+		if err == nil || !errors.Is(err, syscall.EBUSY) || try == disableTries {
+			return errors.Join(stopErr, err)
+		}
+		// A vCPU waits for room in the ring: it must run to leave its event.
+		s.serve()
+		if err := s.ledger.Unpause(); err != nil {
+			return err
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), quietLimit)
+		s.waitQuiet(ctx)
+		cancel()
+	}
+}
+
+// release lets go of a domain that is gone.
+func (s *Session) release() error {
+	if s.finished {
+		return nil
+	}
+	s.finished = true
+	return s.forget(StateDetached)
+}
+
+// gone reports whether the domain is being destroyed or has been.
+func (s *Session) gone() bool {
+	info, err := s.hv.Domain(s.info.ID)
+	return errors.Is(err, xen.ErrNoDomain) || err == nil && (info.Dying || info.UUID != s.info.UUID)
+}
+
+// forget drops everything of ours without asking Xen to undo what the domain
+// took with it.
+func (s *Session) forget(final State) error {
+	var errs []error
+	if s.server != nil {
+		// Stop's error is that of a channel whose other end is gone.
+		_ = s.server.Stop()
+	}
+	s.recordRest()
+	errs = append(errs, s.unmap(), s.ledger.Forget(), s.ledger.Close())
+	if final != StateFailed {
+		s.setState(final)
+	}
+	return errors.Join(errs...)
+}
+
+// unmap gives back the event channel, the ring and the guest's memory.
+func (s *Session) unmap() error {
+	var errs []error
+	if s.channel != nil {
+		errs = append(errs, s.channel.Close())
+		s.channel = nil
+	}
+	if s.page != nil {
+		errs = append(errs, s.page.Close())
+		s.page = nil
+	}
+	if s.memory != nil {
+		errs = append(errs, s.memory.Close())
+		s.memory = nil
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("let go of domain %d's memory: %w", s.info.ID, err)
+	}
+	return nil
+}
+
+// recordRest records the violations still queued.
+func (s *Session) recordRest() {
+	if s.set == nil {
+		return
+	}
+	for {
+		select {
+		case e := <-s.set.Violations():
+			s.report(&e)
+		default:
+			return
+		}
+	}
+}

@@ -1,0 +1,353 @@
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+
+	"github.com/xen-hvi/hvi/engine/ledger"
+	"github.com/xen-hvi/hvi/engine/policy"
+	"github.com/xen-hvi/hvi/engine/xen"
+)
+
+// Declaration is what the toolstack's configuration says about a domain.
+type Declaration struct {
+	Spec policy.Spec
+	// Source is where it was found, for people: "/etc/xen/web.cfg (xl create, pid 812)".
+	Source string
+}
+
+// Resolver finds what was declared for a domain. found is false when nothing
+// was. An error means that something was and cannot be honoured.
+type Resolver func(info xen.DomainInfo, name string) (d Declaration, found bool, err error)
+
+// Options is what an Engine works with.
+type Options struct {
+	Hypervisor Hypervisor
+	Mutator    ledger.Mutator
+	// LedgerDir is where ledgers are kept; ledger.DefaultDir in production.
+	LedgerDir string
+	Recorder  Recorder
+	Resolve   Resolver
+	Log       *slog.Logger
+}
+
+// Engine holds the sessions of all domains.
+type Engine struct {
+	opt Options
+
+	mu      sync.Mutex
+	domains map[xen.DomID]*domain
+	closing bool
+}
+
+// domain is one domain hvi knows of, protected or not.
+type domain struct {
+	// busy serialises what is done to the domain: appearing, attaching,
+	// detaching, going.
+	busy    sync.Mutex
+	info    xen.DomainInfo
+	name    string
+	ledger  *ledger.Ledger // while gated, and handed to the session then
+	// over says that the domain has shut down or gone: nothing new begins.
+	over bool
+
+	mu      sync.Mutex // guards the fields below
+	status  Status     // when there is no session
+	session *Session
+}
+
+// New returns an engine that knows no domain. Recover first if a ledger may be
+// left from an earlier run.
+func New(opt Options) *Engine {
+	return &Engine{opt: opt, domains: make(map[xen.DomID]*domain)}
+}
+
+// ErrClosing is returned for operations after Close has begun.
+var ErrClosing = errors.New("hvid is stopping")
+
+// Gate takes a pause reference on a domain that has just appeared, so that it
+// cannot run before its policy is known. It is called from the watcher, before
+// anything else is looked up, and returns at once. existing says that the
+// domain was there before hvid, and runs: it is not held up.
+func (e *Engine) Gate(info xen.DomainInfo, existing bool) {
+	hold := !existing && info.Type != xen.PV
+	d := &domain{info: info, status: Status{Info: info, State: StateGated}}
+	if !hold {
+		d.status.State = StateUnprotected
+	}
+	e.mu.Lock()
+	if e.closing {
+		e.mu.Unlock()
+		return
+	}
+	before := e.domains[info.ID]
+	e.domains[info.ID] = d
+	e.mu.Unlock()
+	if before != nil {
+		// The number was used again before the old domain's end was seen.
+		go e.finish(before, (*Session).Release)
+	}
+	if !hold {
+		return
+	}
+	d.busy.Lock()
+	defer d.busy.Unlock()
+	l, err := e.hold(info)
+	if err != nil {
+		e.opt.Log.Error("hold a new domain", "domid", info.ID, "uuid", info.UUID, "err", err)
+		return
+	}
+	d.ledger = l
+}
+
+// hold opens the domain's ledger and takes a pause reference.
+func (e *Engine) hold(info xen.DomainInfo) (*ledger.Ledger, error) {
+	l, err := ledger.Open(e.opt.LedgerDir, info.ID, info.UUID, e.opt.Mutator)
+	if err != nil {
+		return nil, err
+	}
+	if err := l.Pause(); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
+}
+
+// Appeared looks up what is declared for a domain and protects it accordingly.
+// It returns when the domain is attached, or is let go.
+func (e *Engine) Appeared(info xen.DomainInfo, name string) {
+	d := e.lookup(info)
+	if d == nil {
+		return
+	}
+	d.busy.Lock()
+	defer d.busy.Unlock()
+	if d.over {
+		return
+	}
+	d.name = name
+	d.setStatus(func(st *Status) { st.Name, st.Info = name, info })
+	log := e.opt.Log.With("domid", info.ID, "domain", policy.Quote(name), "uuid", info.UUID)
+
+	decl, found, err := e.opt.Resolve(info, name)
+	switch {
+	case err != nil:
+		d.setStatus(func(st *Status) {
+			st.State, st.PolicySource = StateFailed, decl.Source
+			st.Failure = &Failure{Stage: "read the declared policy", Err: err, Fix: "correct the configuration, then run: hvictl attach " + name + ", or start the guest anew"}
+		})
+		log.Error("the declared policy cannot be honoured; the guest runs unprotected", "err", err)
+	case !found || decl.Spec.Mode == policy.ModeOff:
+		d.setStatus(func(st *Status) { st.State, st.PolicySource = StateUnprotected, decl.Source })
+		log.Info("no protection asked for", "source", decl.Source)
+	default:
+		if err := e.attach(d, decl); err != nil {
+			log.Error("attach; the guest runs unprotected", "err", err)
+		}
+		return
+	}
+	if err := d.letGo(); err != nil {
+		log.Error("let the domain run", "err", err)
+	}
+}
+
+// letGo drops the gate's pause reference, which goes with the domain if that
+// has gone.
+func (d *domain) letGo() error {
+	if d.ledger == nil {
+		return nil
+	}
+	l := d.ledger
+	d.ledger = nil
+	err := l.Undo(ledger.OpPause)
+	if errors.Is(err, xen.ErrNoDomain) {
+		err = l.Forget()
+	}
+	return errors.Join(err, l.Close())
+}
+
+func (d *domain) setStatus(f func(*Status)) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	f(&d.status)
+}
+
+// attach starts a session. The caller holds d.busy.
+func (e *Engine) attach(d *domain, decl Declaration) error {
+	if d.ledger == nil {
+		l, err := e.hold(d.info)
+		if err != nil {
+			d.setStatus(func(st *Status) {
+				st.State, st.PolicySource = StateFailed, decl.Source
+				st.Failure = &Failure{Stage: "hold the domain", Err: err}
+			})
+			return err
+		}
+		d.ledger = l
+	}
+	s := newSession(e.opt.Hypervisor, d.ledger, e.opt.Recorder, e.opt.Log, d.info, d.name, decl.Spec.Effective(), decl.Source)
+	d.ledger = nil // the session's now
+	d.mu.Lock()
+	d.session = s
+	d.mu.Unlock()
+	return s.start()
+}
+
+// ShutDown withdraws from a domain that has shut down and waits to be
+// destroyed or restarted by its toolstack.
+func (e *Engine) ShutDown(info xen.DomainInfo) {
+	if d := e.lookup(info); d != nil {
+		e.finish(d, (*Session).Detach)
+	}
+}
+
+// Gone drops a domain that Xen no longer has, or is destroying.
+func (e *Engine) Gone(info xen.DomainInfo) {
+	d := e.lookup(info)
+	if d == nil {
+		return
+	}
+	e.finish(d, (*Session).Release)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.domains[info.ID] == d {
+		delete(e.domains, info.ID)
+	}
+}
+
+// finish ends what is done for a domain that has shut down or is gone.
+func (e *Engine) finish(d *domain, end func(*Session) error) {
+	d.busy.Lock()
+	defer d.busy.Unlock()
+	d.over = true
+	if s := d.current(); s != nil {
+		if err := end(s); err != nil {
+			e.opt.Log.Error("end session", "domid", d.info.ID, "err", err)
+		}
+	}
+	if err := d.letGo(); err != nil {
+		e.opt.Log.Error("end gate", "domid", d.info.ID, "err", err)
+	}
+}
+
+func (d *domain) current() *Session {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.session
+}
+
+// lookup returns the domain of that number and UUID, nil if it is not known.
+func (e *Engine) lookup(info xen.DomainInfo) *domain {
+	if d := e.byID(info.ID); d != nil && d.info.UUID == info.UUID {
+		return d
+	}
+	return nil
+}
+
+func (e *Engine) byID(id xen.DomID) *domain {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.domains[id]
+}
+
+// Status returns every known domain's, by domid.
+func (e *Engine) Status() []Status {
+	e.mu.Lock()
+	ds := make([]*domain, 0, len(e.domains))
+	for _, d := range e.domains {
+		ds = append(ds, d)
+	}
+	e.mu.Unlock()
+	out := make([]Status, 0, len(ds))
+	for _, d := range ds {
+		d.mu.Lock()
+		st, s := d.status, d.session
+		d.mu.Unlock()
+		if s != nil {
+			st = s.Status()
+		}
+		out = append(out, st)
+	}
+	slices.SortFunc(out, func(a, b Status) int { return int(a.Info.ID) - int(b.Info.ID) })
+	return out
+}
+
+// ErrAttached says that the domain has a session already.
+var ErrAttached = errors.New("already attached")
+
+// ErrNotAttached says that the domain has no session.
+var ErrNotAttached = errors.New("not attached")
+
+// Attach protects a domain as asked for by hand.
+func (e *Engine) Attach(id xen.DomID, decl Declaration) error {
+	d := e.byID(id)
+	if d == nil {
+		return fmt.Errorf("domain %d: %w", id, xen.ErrNoDomain)
+	}
+	d.busy.Lock()
+	defer d.busy.Unlock()
+	if s := d.current(); s != nil && !s.ended() {
+		return fmt.Errorf("domain %d: %w", id, ErrAttached)
+	}
+	if d.over {
+		return fmt.Errorf("domain %d has shut down: %w", id, xen.ErrNoDomain)
+	}
+	e.mu.Lock()
+	closing := e.closing
+	e.mu.Unlock()
+	if closing {
+		return ErrClosing
+	}
+	return e.attach(d, decl)
+}
+
+// Detach withdraws from a domain, which goes on unprotected.
+func (e *Engine) Detach(id xen.DomID) error {
+	d := e.byID(id)
+	if d == nil {
+		return fmt.Errorf("domain %d: %w", id, xen.ErrNoDomain)
+	}
+	d.busy.Lock()
+	defer d.busy.Unlock()
+	s := d.current()
+	if s == nil || s.ended() {
+		return fmt.Errorf("domain %d: %w", id, ErrNotAttached)
+	}
+	return s.Detach()
+}
+
+func (s *Session) ended() bool {
+	select {
+	case <-s.quit:
+		return true
+	default:
+		return false
+	}
+}
+
+// Close withdraws from every domain, all at once, and refuses new work.
+func (e *Engine) Close() error {
+	e.mu.Lock()
+	e.closing = true
+	ds := make([]*domain, 0, len(e.domains))
+	for _, d := range e.domains {
+		ds = append(ds, d)
+	}
+	e.mu.Unlock()
+	errs := make([]error, len(ds))
+	var wg sync.WaitGroup
+	for i, d := range ds {
+		wg.Go(func() {
+			d.busy.Lock()
+			defer d.busy.Unlock()
+			if s := d.current(); s != nil {
+				errs[i] = s.Detach()
+			}
+			errs[i] = errors.Join(errs[i], d.letGo())
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}

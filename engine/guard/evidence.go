@@ -1,0 +1,90 @@
+package guard
+
+import (
+	"time"
+
+	"github.com/xen-hvi/hvi/engine/guest"
+	"github.com/xen-hvi/hvi/engine/guest/linux"
+	"github.com/xen-hvi/hvi/engine/policy"
+	"github.com/xen-hvi/hvi/engine/vmevent"
+	"github.com/xen-hvi/hvi/engine/x86"
+)
+
+const (
+	// maxInsn is the longest x86 instruction, in bytes.
+	maxInsn = 15
+	// maxBytes is how much of the target's and the source's memory is kept.
+	maxBytes = 16
+)
+
+// Evidence is what was true at the moment of a violation, with the vCPU still
+// stopped: the guest can change all of it a moment later. It is of fixed size
+// so that taking it allocates nothing.
+type Evidence struct {
+	Time   int64 // Unix time in nanoseconds
+	Guard  policy.GuardName
+	Action policy.Action // what was done
+	VCPU   uint32
+	Regs   x86.Registers
+
+	// Event payload: Mem for a memory access, MSR for a register write.
+	Reason vmevent.Reason
+	Mem    vmevent.MemAccess
+	MSR    vmevent.MSRWrite
+
+	insn, before, source          [maxBytes]byte
+	insnLen, beforeLen, sourceLen uint8
+
+	// Task is the process on that vCPU; HasTask is false when it could not
+	// be read.
+	Task    linux.Task
+	HasTask bool
+	// Module is the loaded module that RIP lies in, if InModule.
+	Module   linux.Module
+	InModule bool
+}
+
+// Insn returns the bytes at RIP that could be read.
+func (e *Evidence) Insn() []byte { return e.insn[:e.insnLen] }
+
+// Before returns the bytes at the target as they were before the write.
+func (e *Evidence) Before() []byte { return e.before[:e.beforeLen] }
+
+// When returns the time of the violation.
+func (e *Evidence) When() time.Time { return time.Unix(0, e.Time) }
+
+// take fills e from an event. Whatever cannot be read is left out: a violation
+// is reported with what there is.
+func (e *Evidence) take(t *Target, mem guest.Memory, ev *vmevent.Event) {
+	e.Time = time.Now().UnixNano()
+	e.VCPU, e.Regs, e.Reason, e.Mem, e.MSR = ev.VCPU, ev.Regs, ev.Reason, ev.Mem, ev.MSR
+	e.HasTask = t.Kernel.ReadTask(&ev.Regs, &e.Task) == nil
+
+	rip := x86.VirtAddr(ev.Regs.RIP)
+	if _, _, ok := t.Kernel.Symbolize(rip); !ok && rip.KernelHalf() {
+		e.InModule = t.Kernel.ModuleAt(rip, &e.Module)
+	}
+	as := guest.NewAddressSpace(mem, ev.Regs.CR3, ev.Regs.CR4, ev.Regs.EFER)
+	e.insnLen = readUpTo(&as, rip, e.insn[:maxInsn])
+	if ev.Reason != vmevent.ReasonMemAccess {
+		return
+	}
+	// MOVS takes its bytes from RSI; for other stores these are not used.
+	e.sourceLen = readUpTo(&as, x86.VirtAddr(ev.Regs.RSI), e.source[:])
+	n := min(maxBytes, x86.PageSize-int(ev.Mem.Offset))
+	if mem.ReadPhys(ev.Mem.Phys(), e.before[:n]) == nil {
+		e.beforeLen = uint8(n)
+	}
+}
+
+// readUpTo reads as much of buf as lies in mapped pages and returns the count.
+func readUpTo(as *guest.AddressSpace, va x86.VirtAddr, buf []byte) uint8 {
+	n := min(len(buf), x86.PageSize-int(va.Offset()))
+	if as.Read(va, buf[:n]) != nil {
+		return 0
+	}
+	if n < len(buf) && as.Read(va+x86.VirtAddr(n), buf[n:]) == nil {
+		n = len(buf)
+	}
+	return uint8(n)
+}

@@ -1,0 +1,62 @@
+package guard
+
+import (
+	"github.com/xen-hvi/hvi/engine/guest/linux"
+	"github.com/xen-hvi/hvi/engine/policy"
+	"github.com/xen-hvi/hvi/engine/vmevent"
+	"github.com/xen-hvi/hvi/engine/x86"
+	"github.com/xen-hvi/hvi/engine/xen"
+)
+
+// Need is a capability of the platform a guard cannot do without.
+type Need uint8
+
+// Capabilities guards may need.
+const (
+	// NeedMemAccess is per-page access control: Intel VT-x with HAP.
+	NeedMemAccess Need = 1 << iota
+	// NeedMSRWrite is events for writes of model-specific registers.
+	NeedMSRWrite
+)
+
+// Watch is what a guard asks Xen to report.
+type Watch struct {
+	// Frames are restricted to Access, which must not be more than what the
+	// guest's own use of them needs.
+	Frames []linux.FrameRange
+	Access xen.Access
+	// MSRs are reported when a write changes their value.
+	MSRs []uint32
+}
+
+// Target is the guest a guard protects, as far as it is known when it is
+// armed.
+type Target struct {
+	Kernel *linux.Kernel
+	// Boot holds vCPU 0's registers at the end of the kernel's boot.
+	Boot x86.Registers
+}
+
+// Guard is one protection.
+type Guard struct {
+	Name  policy.GuardName
+	Needs Need
+	// Watch says what to report for this guest. It may read guest memory.
+	Watch func(*Target) (Watch, error)
+	// Bind returns the judge of this guest's events: true means violation.
+	// The judge runs on the ring thread and must not allocate.
+	Bind func(*Target) (func(*vmevent.Event) bool, error)
+}
+
+// All returns every guard, in the order they are armed and shown.
+func All() []Guard { return []Guard{KernelText(), SyscallEntry()} }
+
+// ByName returns the guard of that name.
+func ByName(name policy.GuardName) (Guard, bool) {
+	for _, g := range All() {
+		if g.Name == name {
+			return g, true
+		}
+	}
+	return Guard{}, false
+}

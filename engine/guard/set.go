@@ -1,0 +1,168 @@
+package guard
+
+import (
+	"errors"
+	"fmt"
+	"sync/atomic"
+
+	"github.com/xen-hvi/hvi/engine/guest"
+	"github.com/xen-hvi/hvi/engine/policy"
+	"github.com/xen-hvi/hvi/engine/vmevent"
+	"github.com/xen-hvi/hvi/engine/x86"
+)
+
+// queueLen bounds the violations that wait to be recorded. What does not fit
+// is judged and answered all the same, and counted as unrecorded.
+const queueLen = 256
+
+// Armed is a guard in force, with its counters.
+type Armed struct {
+	Guard  Guard
+	Action policy.Action
+	Watch  Watch
+
+	judge func(*vmevent.Event) bool
+
+	// Passed counts accesses the guard saw and found to be the guest's own
+	// right, Violations those it did not, Blocked those of them it stopped.
+	Passed, Violations, Blocked atomic.Uint64
+}
+
+// Set is the guards armed for one domain. It is built before the first event
+// can arrive and immutable but for its counters.
+type Set struct {
+	target *Target
+	mem    guest.Memory
+	armed  []*Armed
+	frames frameTable
+	msrs   map[uint32]uint8
+
+	queue      chan Evidence
+	unrecorded atomic.Uint64
+	stray      atomic.Uint64
+}
+
+// NewSet prepares the guards that actions asks for (off is left out) and
+// returns the set; nothing is changed in Xen. mem and the target's kernel must
+// stay readable while the set is used. maxGFN is the guest's highest frame.
+//
+// A guard that cannot be prepared is in neither the set nor the error's way:
+// the returned error joins one *PrepareError for each.
+func NewSet(t *Target, mem guest.Memory, maxGFN x86.GFN, actions map[policy.GuardName]policy.Action) (*Set, error) {
+	s := &Set{
+		target: t, mem: mem,
+		frames: newFrameTable(maxGFN),
+		msrs:   make(map[uint32]uint8),
+		queue:  make(chan Evidence, queueLen),
+	}
+	var errs []error
+	for _, g := range All() {
+		action, ok := actions[g.Name]
+		if !ok || action == policy.ActionOff {
+			continue
+		}
+		if err := s.add(g, action); err != nil {
+			errs = append(errs, &PrepareError{Guard: g.Name, Err: err})
+		}
+	}
+	return s, errors.Join(errs...)
+}
+
+// PrepareError says which guard could not be prepared, and why.
+type PrepareError struct {
+	Guard policy.GuardName
+	Err   error
+}
+
+func (e *PrepareError) Error() string { return fmt.Sprintf("guard %s: %v", e.Guard, e.Err) }
+
+func (e *PrepareError) Unwrap() error { return e.Err }
+
+func (s *Set) add(g Guard, action policy.Action) error {
+	w, err := g.Watch(s.target)
+	if err != nil {
+		return err
+	}
+	judge, err := g.Bind(s.target)
+	if err != nil {
+		return err
+	}
+	index := uint8(len(s.armed) + 1)
+	for _, f := range w.Frames {
+		for i := range x86.GFN(f.N) {
+			if !s.frames.set(f.First+i, index) {
+				return fmt.Errorf("frame %s lies beyond the guest's highest frame", f.First+i)
+			}
+		}
+	}
+	for _, msr := range w.MSRs {
+		s.msrs[msr] = index
+	}
+	s.armed = append(s.armed, &Armed{Guard: g, Action: action, Watch: w, judge: judge})
+	return nil
+}
+
+// Armed returns the guards of the set.
+func (s *Set) Armed() []*Armed { return s.armed }
+
+// Violations delivers the evidence of each violation, in order.
+func (s *Set) Violations() <-chan Evidence { return s.queue }
+
+// Unrecorded returns how many violations were acted upon but found no room in
+// the queue of evidence.
+func (s *Set) Unrecorded() uint64 { return s.unrecorded.Load() }
+
+// Stray returns how many events no guard of the set had asked for.
+func (s *Set) Stray() uint64 { return s.stray.Load() }
+
+// HandleEvent judges an event on the ring thread.
+func (s *Set) HandleEvent(ev *vmevent.Event) vmevent.Verdict {
+	var index uint8
+	switch ev.Reason {
+	case vmevent.ReasonMemAccess:
+		index = s.frames.get(ev.Mem.GFN)
+	case vmevent.ReasonMovToMSR:
+		index = s.msrs[ev.MSR.MSR]
+	}
+	if index == 0 {
+		s.stray.Add(1)
+		return passing(ev)
+	}
+	a := s.armed[index-1]
+	if !a.judge(ev) {
+		a.Passed.Add(1)
+		return passing(ev)
+	}
+	return s.violation(a, ev)
+}
+
+// passing lets an access happen. A restricted page needs the emulator for
+// that; a register write needs nothing.
+func passing(ev *vmevent.Event) vmevent.Verdict {
+	if ev.Reason == vmevent.ReasonMemAccess {
+		return vmevent.Emulate
+	}
+	return vmevent.Continue
+}
+
+func (s *Set) violation(a *Armed, ev *vmevent.Event) vmevent.Verdict {
+	a.Violations.Add(1)
+	verdict, action := passing(ev), policy.ActionAlert
+	if a.Action == policy.ActionBlock {
+		action = policy.ActionBlock
+		a.Blocked.Add(1)
+		if ev.Reason == vmevent.ReasonMemAccess {
+			verdict = vmevent.Discard
+		} else {
+			verdict = vmevent.Deny
+		}
+	}
+	e := Evidence{Guard: a.Guard.Name, Action: action}
+	e.take(s.target, s.mem, ev)
+	select {
+	case s.queue <- e:
+	default:
+		s.unrecorded.Add(1)
+	}
+	return verdict
+}

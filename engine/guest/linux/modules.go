@@ -1,0 +1,129 @@
+package linux
+
+import (
+	"bytes"
+
+	"github.com/xen-hvi/hvi/engine/x86"
+)
+
+const (
+	// maxModules bounds the walk of a list the guest can make endless.
+	maxModules = 4096
+	// moduleNameLen is MODULE_NAME_LEN on 64-bit, 64 - sizeof(long).
+	moduleNameLen = 56
+	// maxModuleMem bounds MOD_MEM_NUM_TYPES, which is 7 in 6.4.
+	maxModuleMem = 16
+	// maxModuleSize bounds a module's region: the module area is 1.5 GiB.
+	maxModuleSize = 1 << 30
+)
+
+// ModuleOffsets lays out struct module. Before 6.4 a module's memory is
+// core_layout and init_layout, afterwards the array mem.
+type ModuleOffsets struct {
+	List, Name             int
+	CoreLayout, InitLayout int
+	Mem                    int
+	// MemSize is the size of an element of mem, MemTypes their number.
+	MemSize, MemTypes int
+	// Base and RegionSize lie within a layout or an element.
+	Base, RegionSize int
+}
+
+// moduleOffsets finds the layout; what the kernel lacks is NoOffset.
+func (b *btfTypes) moduleOffsets() (ModuleOffsets, error) {
+	var o ModuleOffsets
+	var size int
+	if err := b.fill("module", &size, map[string]*int{
+		"list": &o.List, "name": &o.Name, "core_layout": &o.CoreLayout, "init_layout": &o.InitLayout, "mem": &o.Mem,
+	}); err != nil {
+		return o, err
+	}
+	region := "module_layout"
+	if o.Mem >= 0 {
+		region = "module_memory"
+	}
+	if err := b.fill(region, &o.MemSize, map[string]*int{"base": &o.Base, "size": &o.RegionSize}); err != nil {
+		return o, err
+	}
+	n, _ := b.enumValue(b.found["mod_mem_type"], "MOD_MEM_NUM_TYPES")
+	o.MemTypes = int(min(n, maxModuleMem))
+	return o, nil
+}
+
+// Module is a loaded module, or one that is being loaded or unloaded.
+type Module struct {
+	// RawName is the module's name, NUL-padded; any bytes at all.
+	RawName [moduleNameLen]byte
+	// Base is where the part of it begins that holds the address asked for.
+	Base x86.VirtAddr
+}
+
+// Name is RawName up to its first NUL. Its bytes are the guest's: quote them.
+func (m *Module) Name() string {
+	if i := bytes.IndexByte(m.RawName[:], 0); i >= 0 {
+		return string(m.RawName[:i])
+	}
+	return string(m.RawName[:])
+}
+
+// ModuleAt finds the module whose memory holds an address and reports whether
+// there is one. It walks the kernel's list of modules, so a module that has
+// taken itself off it is not found. It does not allocate.
+func (k *Kernel) ModuleAt(va x86.VirtAddr, m *Module) bool {
+	o := &k.Offsets.Module
+	if k.addr.modules == 0 || o.List < 0 || o.Name < 0 || o.Base < 0 || o.RegionSize < 0 {
+		return false
+	}
+	node, err := k.as.ReadPointer(k.addr.modules)
+	for i := 0; err == nil && i < maxModules && node != k.addr.modules && node.KernelHalf(); i++ {
+		mod := node - x86.VirtAddr(o.List)
+		if base, ok := k.moduleRegion(mod, va); ok {
+			m.Base = base
+			return k.as.Read(mod+x86.VirtAddr(o.Name), m.RawName[:]) == nil
+		}
+		node, err = k.as.ReadPointer(node)
+	}
+	return false
+}
+
+// moduleRegion returns the start of the module's region that holds va.
+func (k *Kernel) moduleRegion(mod, va x86.VirtAddr) (x86.VirtAddr, bool) {
+	o := &k.Offsets.Module
+	if o.Mem >= 0 {
+		for i := range o.MemTypes {
+			if base, ok := k.regionHolds(mod+x86.VirtAddr(o.Mem+i*o.MemSize), va); ok {
+				return base, true
+			}
+		}
+		return 0, false
+	}
+	for _, layout := range [...]int{o.CoreLayout, o.InitLayout} {
+		if layout < 0 {
+			continue
+		}
+		if base, ok := k.regionHolds(mod+x86.VirtAddr(layout), va); ok {
+			return base, true
+		}
+	}
+	return 0, false
+}
+
+func (k *Kernel) regionHolds(region, va x86.VirtAddr) (x86.VirtAddr, bool) {
+	base, err := k.as.ReadPointer(region + x86.VirtAddr(k.Offsets.Module.Base))
+	if err != nil {
+		return 0, false
+	}
+	size, err := k.as.ReadUint32(region + x86.VirtAddr(k.Offsets.Module.RegionSize))
+	if err != nil || size > maxModuleSize {
+		return 0, false
+	}
+	return base, va >= base && va < base+x86.VirtAddr(size)
+}
+
+// ImageAddr returns the address at which the kernel image maps a physical
+// address, and whether it lies in the kernel's text. A write may reach text
+// through any mapping; this names the one its symbols speak of.
+func (k *Kernel) ImageAddr(pa x86.PhysAddr) (x86.VirtAddr, bool) {
+	va := k.Base + x86.VirtAddr(pa-k.PhysBase)
+	return va, pa >= k.PhysBase && va >= k.TextStart && va < k.TextEnd
+}

@@ -1,0 +1,59 @@
+package engine
+
+import (
+	"io"
+
+	"github.com/xen-hvi/hvi/engine/guest"
+	"github.com/xen-hvi/hvi/engine/vmevent"
+	"github.com/xen-hvi/hvi/engine/x86"
+	"github.com/xen-hvi/hvi/engine/xen"
+	"github.com/xen-hvi/hvi/engine/xen/abi"
+)
+
+// Hypervisor is what the engine reads of Xen. It changes nothing. OnXen makes
+// one of a *xen.Host, whose documentation is that of these methods.
+type Hypervisor interface {
+	Layout() *abi.Layout
+	Domain(xen.DomID) (xen.DomainInfo, error)
+	Registers(dom xen.DomID, vcpu int) (x86.Registers, error)
+	RingFrame(xen.DomID) (x86.GFN, error)
+	PageFrameType(xen.DomID, x86.GFN) (xen.PageType, error)
+	MaxGFN(xen.DomID) (x86.GFN, error)
+	ProbeMemAccess(xen.DomID) error
+	AltP2M(xen.DomID) (xen.AltP2M, error)
+	MapRing(xen.DomID, x86.GFN) (RingPage, error)
+	OpenMemory(xen.DomID) GuestMemory
+	BindInterdomain(dom xen.DomID, remotePort uint32) (Channel, error)
+}
+
+// RingPage is a mapped page.
+type RingPage interface {
+	Bytes() []byte
+	io.Closer
+}
+
+// GuestMemory is a domain's mapped physical memory. Until Close a dead domain
+// stays a zombie.
+type GuestMemory interface {
+	guest.Memory
+	io.Closer
+}
+
+// Channel is a bound event channel.
+type Channel interface {
+	vmevent.Source
+	io.Closer
+}
+
+// OnXen returns the hypervisor hvi runs on. The host stays the caller's.
+func OnXen(h *xen.Host) Hypervisor { return onXen{h} }
+
+type onXen struct{ *xen.Host }
+
+func (x onXen) MapRing(dom xen.DomID, gfn x86.GFN) (RingPage, error) { return x.Host.MapRing(dom, gfn) }
+
+func (x onXen) OpenMemory(dom xen.DomID) GuestMemory { return x.Host.OpenMemory(dom) }
+
+func (x onXen) BindInterdomain(dom xen.DomID, port uint32) (Channel, error) {
+	return x.Host.BindInterdomain(dom, port)
+}

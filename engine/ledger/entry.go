@@ -1,0 +1,70 @@
+package ledger
+
+import (
+	"github.com/xen-hvi/hvi/engine/xen"
+	"github.com/xen-hvi/hvi/engine/xen/mutate"
+)
+
+// formatVersion is the version of the file format: the first line's "v".
+const formatVersion = 1
+
+// MonitorOp says which event to monitor.
+type MonitorOp = mutate.MonitorOp
+
+// Op names a kind of mutation.
+type Op string
+
+// The mutations hvi makes.
+const (
+	// OpPause is one reference on the domain's pause count
+	// (XEN_DOMCTL_pausedomain). Its undo is unpausedomain.
+	OpPause Op = "pause"
+	// OpRingPage is the ring's frame put into the guest's physical memory.
+	// Its undo takes the frame out again.
+	OpRingPage Op = "ring-page"
+	// OpRing is the monitor ring enabled. Its undo disables it, which also
+	// clears every monitor operation.
+	OpRing Op = "ring"
+	// OpMonitor is one kind of event asked for. Its undo stops it.
+	OpMonitor Op = "monitor"
+	// OpDeferWrites makes Xen hold back register writes until they are
+	// answered, so that they can be denied. Only disabling the ring undoes it.
+	OpDeferWrites Op = "defer-writes"
+	// OpAccess is a range of frames restricted on the host's own
+	// translation. Its undo permits everything again.
+	OpAccess Op = "access"
+)
+
+// phase says how far a mutation has come.
+type phase string
+
+const (
+	// phaseIntent is written, and synced, before Xen is asked.
+	phaseIntent phase = "intent"
+	// phaseUndone is written after the undo succeeded, or after Xen refused
+	// the mutation itself.
+	phaseUndone phase = "undone"
+)
+
+// Entry is one mutation, with all that its undo needs.
+type Entry struct {
+	Seq uint64 `json:"seq"`
+	Op  Op     `json:"op"`
+	// GFN and Count are the frames of OpRingPage and OpAccess.
+	GFN   uint64 `json:"gfn,omitempty"`
+	Count uint64 `json:"count,omitempty"`
+	// Access is what OpAccess permits.
+	Access xen.Access `json:"access,omitempty"`
+	// Monitor is what OpMonitor asked for.
+	Monitor *MonitorOp `json:"monitor,omitempty"`
+}
+
+// line is one line of the file. The first has V, Domain and UUID, the others
+// a phase and an entry (only Seq once undone).
+type line struct {
+	V      int     `json:"v,omitempty"`
+	Domain *uint16 `json:"domid,omitempty"`
+	UUID   string  `json:"uuid,omitempty"`
+	Phase  phase   `json:"phase,omitempty"`
+	Entry  *Entry  `json:"entry,omitempty"`
+}

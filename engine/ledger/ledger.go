@@ -1,0 +1,363 @@
+package ledger
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"syscall"
+
+	"github.com/xen-hvi/hvi/engine/x86"
+	"github.com/xen-hvi/hvi/engine/xen"
+	"github.com/xen-hvi/hvi/engine/xen/mutate"
+)
+
+// DefaultDir is where ledgers live: in /run, since neither they nor the state
+// they describe survive a reboot of the host.
+const DefaultDir = "/run/hvi/ledger"
+
+// maxFileSize bounds what Load reads back. A domain's ledger has a few dozen
+// lines; the bound keeps a damaged file from filling dom0's memory.
+const maxFileSize = 16 << 20
+
+// Mutator is the part of Xen that a ledger changes; *mutate.Mutator is the
+// real one. Every method acts on one domain and returns an error that names
+// the call.
+type Mutator interface {
+	Pause(xen.DomID) error
+	Unpause(xen.DomID) error
+	PopulatePage(xen.DomID, x86.GFN) error
+	ReleasePage(xen.DomID, x86.GFN) error
+	VMEventEnable(xen.DomID) (port uint32, err error)
+	VMEventDisable(xen.DomID) error
+	Monitor(xen.DomID, mutate.MonitorOp) error
+	DeferRegisterWrites(xen.DomID) error
+	SetMemAccess(dom xen.DomID, access xen.Access, first x86.GFN, n uint64) error
+}
+
+// Ledger is the list of what hvi has changed of one domain.
+type Ledger struct {
+	domain xen.DomID
+	uuid   xen.UUID
+	xen    Mutator
+	path   string
+	file   *os.File
+	seq    uint64
+	open   []Entry // outstanding, oldest first
+}
+
+// Open starts the ledger of a domain in dir, which is created if need be. It
+// fails if one with outstanding entries is already there: recover that first.
+func Open(dir string, dom xen.DomID, uuid xen.UUID, m Mutator) (*Ledger, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("ledger: %w", err)
+	}
+	l := &Ledger{domain: dom, uuid: uuid, xen: m, path: filepath.Join(dir, fmt.Sprintf("%d-%s.jsonl", dom, uuid))}
+	f, err := os.OpenFile(l.path, os.O_WRONLY|os.O_CREATE|os.O_EXCL|os.O_APPEND, 0o600)
+	if errors.Is(err, os.ErrExist) {
+		return nil, fmt.Errorf("ledger: %s is left from an earlier run: it must be recovered before domain %d is touched again: %w", l.path, dom, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("ledger: %w", err)
+	}
+	l.file = f
+	id := uint16(dom)
+	if err := l.write(line{V: formatVersion, Domain: &id, UUID: uuid.String()}); err != nil {
+		return nil, errors.Join(err, f.Close(), os.Remove(l.path))
+	}
+	return l, nil
+}
+
+// Load reads the ledgers a dead process left in dir. A file whose last line is
+// torn is read up to there: the line's mutation had not been made yet. Files
+// that cannot be read are reported in the error; the others are returned.
+func Load(dir string, m Mutator) ([]*Ledger, error) {
+	names, err := filepath.Glob(filepath.Join(dir, "*.jsonl"))
+	if err != nil {
+		return nil, fmt.Errorf("ledger: %w", err)
+	}
+	var out []*Ledger
+	var errs []error
+	for _, name := range names {
+		l, err := load(name, m)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("ledger %s: %w", name, err))
+			continue
+		}
+		out = append(out, l)
+	}
+	return out, errors.Join(errs...)
+}
+
+func load(path string, m Mutator) (*Ledger, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_APPEND, 0)
+	if err != nil {
+		return nil, err
+	}
+	data, err := io.ReadAll(io.LimitReader(f, maxFileSize+1))
+	if err == nil && len(data) > maxFileSize {
+		err = fmt.Errorf("larger than %d bytes", maxFileSize)
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	l, err := parse(data)
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	l.xen, l.path, l.file = m, path, f
+	return l, nil
+}
+
+// parse rebuilds the list of outstanding entries.
+func parse(data []byte) (*Ledger, error) {
+	l := &Ledger{}
+	sc := bufio.NewScanner(bytes.NewReader(data))
+	sc.Buffer(nil, 64<<10)
+	first := true
+	for n := 1; sc.Scan(); n++ {
+		var ln line
+		if err := json.Unmarshal(sc.Bytes(), &ln); err != nil {
+			if !first && !sc.Scan() {
+				break // torn by the death of the writer
+			}
+			return nil, fmt.Errorf("line %d: %w", n, err)
+		}
+		switch {
+		case first:
+			if ln.V != formatVersion {
+				return nil, fmt.Errorf("format version %d, want %d", ln.V, formatVersion)
+			}
+			if ln.Domain == nil {
+				return nil, errors.New("line 1: no domid")
+			}
+			u, err := xen.ParseUUID(ln.UUID)
+			if err != nil {
+				return nil, fmt.Errorf("line 1: %w", err)
+			}
+			l.domain, l.uuid, first = xen.DomID(*ln.Domain), u, false
+		case ln.Entry == nil:
+			return nil, fmt.Errorf("line %d: no entry", n)
+		case ln.Phase == phaseIntent && ln.Entry.Op == OpMonitor && ln.Entry.Monitor == nil:
+			return nil, fmt.Errorf("line %d: no monitor operation", n)
+		case ln.Phase == phaseIntent:
+			l.open = append(l.open, *ln.Entry)
+			l.seq = max(l.seq, ln.Entry.Seq)
+		case ln.Phase == phaseUndone:
+			seq := ln.Entry.Seq
+			l.open = slices.DeleteFunc(l.open, func(e Entry) bool { return e.Seq == seq })
+		default:
+			return nil, fmt.Errorf("line %d: unknown phase %q", n, ln.Phase)
+		}
+	}
+	if err := sc.Err(); err != nil {
+		return nil, err
+	}
+	if first {
+		return nil, errors.New("empty")
+	}
+	return l, nil
+}
+
+// Domain returns the domain the ledger is about.
+func (l *Ledger) Domain() xen.DomID { return l.domain }
+
+// UUID returns the domain's UUID: a domid alone may have been reused.
+func (l *Ledger) UUID() xen.UUID { return l.uuid }
+
+// Outstanding returns what has been changed and not undone, oldest first.
+func (l *Ledger) Outstanding() []Entry { return slices.Clone(l.open) }
+
+// Has reports whether a mutation of that kind is outstanding.
+func (l *Ledger) Has(op Op) bool {
+	return slices.ContainsFunc(l.open, func(e Entry) bool { return e.Op == op })
+}
+
+// Pause takes one reference on the domain's pause count.
+func (l *Ledger) Pause() error {
+	return l.do(Entry{Op: OpPause}, func() error { return l.xen.Pause(l.domain) })
+}
+
+// Unpause drops the newest pause reference taken.
+func (l *Ledger) Unpause() error { return l.undoNewest(OpPause) }
+
+// PopulateRingPage puts a frame for the ring into the guest's memory.
+func (l *Ledger) PopulateRingPage(gfn x86.GFN) error {
+	return l.do(Entry{Op: OpRingPage, GFN: uint64(gfn), Count: 1},
+		func() error { return l.xen.PopulatePage(l.domain, gfn) })
+}
+
+// AdoptRingPage notes that the ring's frame was in the guest's memory already,
+// put there by the domain builder.
+func (l *Ledger) AdoptRingPage(gfn x86.GFN) error {
+	return l.do(Entry{Op: OpRingPage, GFN: uint64(gfn), Count: 1}, func() error { return nil })
+}
+
+// ReleaseRingPage takes the ring's frame out of the guest's memory, where the
+// guest could write it. Xen and our mapping keep the page itself.
+func (l *Ledger) ReleaseRingPage() error { return l.undoNewest(OpRingPage) }
+
+// EnableRing connects the monitor ring and returns Xen's port of its event
+// channel.
+func (l *Ledger) EnableRing() (port uint32, err error) {
+	err = l.do(Entry{Op: OpRing}, func() error {
+		port, err = l.xen.VMEventEnable(l.domain)
+		return err
+	})
+	return port, err
+}
+
+// Monitor asks Xen for one kind of event.
+func (l *Ledger) Monitor(op MonitorOp) error {
+	op.On = true
+	return l.do(Entry{Op: OpMonitor, Monitor: &op}, func() error { return l.xen.Monitor(l.domain, op) })
+}
+
+// Unmonitor stops a kind of event asked for by Monitor with the same
+// operation. It does nothing when none is outstanding.
+func (l *Ledger) Unmonitor(op MonitorOp) error {
+	op.On = true
+	for i := len(l.open) - 1; i >= 0; i-- {
+		if e := l.open[i]; e.Op == OpMonitor && *e.Monitor == op {
+			return l.undo(e)
+		}
+	}
+	return nil
+}
+
+// DeferRegisterWrites makes Xen hold monitored register writes back until they
+// are answered, so that they can be denied.
+func (l *Ledger) DeferRegisterWrites() error {
+	return l.do(Entry{Op: OpDeferWrites}, func() error { return l.xen.DeferRegisterWrites(l.domain) })
+}
+
+// Restrict permits only access to count frames from first on.
+func (l *Ledger) Restrict(access xen.Access, first x86.GFN, count uint64) error {
+	return l.do(Entry{Op: OpAccess, GFN: uint64(first), Count: count, Access: access},
+		func() error { return l.xen.SetMemAccess(l.domain, access, first, count) })
+}
+
+// Undo undoes every outstanding mutation of the given kinds, newest first. It
+// does not stop at a failure; what failed stays outstanding and can be undone
+// again.
+func (l *Ledger) Undo(ops ...Op) error {
+	var errs []error
+	for _, e := range slices.Backward(slices.Clone(l.open)) {
+		if slices.Contains(ops, e.Op) {
+			errs = append(errs, l.undo(e))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Forget strikes every outstanding mutation without touching Xen: the domain
+// is gone and its state with it.
+func (l *Ledger) Forget() error {
+	var errs []error
+	for _, e := range slices.Backward(slices.Clone(l.open)) {
+		errs = append(errs, l.strike(e))
+	}
+	return errors.Join(errs...)
+}
+
+// Close ends the ledger: the file is removed when nothing is outstanding, and
+// kept for recovery otherwise.
+func (l *Ledger) Close() error {
+	err := l.file.Close()
+	if len(l.open) > 0 {
+		return errors.Join(err, fmt.Errorf("ledger: %d changes of domain %d are not undone; %s is kept for recovery", len(l.open), l.domain, l.path))
+	}
+	return errors.Join(err, os.Remove(l.path))
+}
+
+// do journals an entry, then makes the mutation. When Xen refuses it the entry
+// is struck again: nothing has changed, but for a range of pages of which a part
+// may be restricted, so that is lifted first.
+func (l *Ledger) do(e Entry, mutate func() error) error {
+	l.seq++
+	e.Seq = l.seq
+	if err := l.write(line{Phase: phaseIntent, Entry: &e}); err != nil {
+		return err
+	}
+	l.open = append(l.open, e)
+	if err := mutate(); err != nil {
+		if e.Op == OpAccess {
+			return errors.Join(err, l.undo(e))
+		}
+		return errors.Join(err, l.strike(e))
+	}
+	return nil
+}
+
+func (l *Ledger) undoNewest(op Op) error {
+	for i := len(l.open) - 1; i >= 0; i-- {
+		if l.open[i].Op == op {
+			return l.undo(l.open[i])
+		}
+	}
+	return fmt.Errorf("ledger: no %s of domain %d is outstanding", op, l.domain)
+}
+
+func (l *Ledger) undo(e Entry) error {
+	var err error
+	switch e.Op {
+	case OpPause:
+		err = l.xen.Unpause(l.domain)
+	case OpRingPage:
+		err = l.xen.ReleasePage(l.domain, x86.GFN(e.GFN))
+	case OpRing:
+		err = l.xen.VMEventDisable(l.domain)
+	case OpMonitor:
+		err = l.xen.Monitor(l.domain, e.Monitor.Inverse())
+	case OpDeferWrites:
+		// Goes with the ring.
+	case OpAccess:
+		err = l.xen.SetMemAccess(l.domain, xen.AccessRWX, x86.GFN(e.GFN), e.Count)
+	default:
+		err = fmt.Errorf("ledger: unknown operation %q", e.Op)
+	}
+	if err != nil && !neverWas(e.Op, err) {
+		return err
+	}
+	return l.strike(e)
+}
+
+// neverWas reports whether Xen refused an undo because there is nothing to
+// undo: the process died between the intent and the mutation, or somebody else
+// has undone it.
+func neverWas(op Op, err error) bool {
+	switch op {
+	case OpMonitor:
+		return errors.Is(err, syscall.EEXIST)
+	case OpRing:
+		return errors.Is(err, xen.ErrNoRing)
+	case OpRingPage:
+		return errors.Is(err, xen.ErrNoPage)
+	}
+	return false
+}
+
+func (l *Ledger) strike(e Entry) error {
+	l.open = slices.DeleteFunc(l.open, func(o Entry) bool { return o.Seq == e.Seq })
+	return l.write(line{Phase: phaseUndone, Entry: &Entry{Seq: e.Seq, Op: e.Op}})
+}
+
+// write appends one line and waits until it is durable.
+func (l *Ledger) write(ln line) error {
+	data, err := json.Marshal(ln)
+	if err == nil {
+		_, err = l.file.Write(append(data, '\n'))
+	}
+	if err == nil {
+		err = l.file.Sync()
+	}
+	if err != nil {
+		return fmt.Errorf("ledger %s: %w", l.path, err)
+	}
+	return nil
+}

@@ -1,0 +1,298 @@
+package ledger_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/xen-hvi/hvi/engine/ledger"
+	"github.com/xen-hvi/hvi/engine/x86"
+	"github.com/xen-hvi/hvi/engine/xen"
+	"github.com/xen-hvi/hvi/engine/xen/abi"
+	"github.com/xen-hvi/hvi/engine/xen/mutate"
+)
+
+// calls notes every mutation asked for, and can refuse one.
+type calls struct {
+	made   []string
+	refuse map[string]error
+	// before is called ahead of each mutation.
+	before func(call string)
+}
+
+func (c *calls) do(format string, args ...any) error {
+	call := fmt.Sprintf(format, args...)
+	if c.before != nil {
+		c.before(call)
+	}
+	c.made = append(c.made, call)
+	return c.refuse[call]
+}
+
+func (c *calls) Pause(d xen.DomID) error                   { return c.do("pause %d", d) }
+func (c *calls) Unpause(d xen.DomID) error                 { return c.do("unpause %d", d) }
+func (c *calls) PopulatePage(d xen.DomID, g x86.GFN) error { return c.do("populate %s", g) }
+func (c *calls) ReleasePage(d xen.DomID, g x86.GFN) error  { return c.do("release %s", g) }
+func (c *calls) VMEventEnable(d xen.DomID) (uint32, error) { return 7, c.do("enable") }
+func (c *calls) VMEventDisable(d xen.DomID) error          { return c.do("disable") }
+func (c *calls) DeferRegisterWrites(d xen.DomID) error     { return c.do("defer") }
+func (c *calls) Monitor(d xen.DomID, o mutate.MonitorOp) error {
+	return c.do("monitor %#x %v", o.MSR, o.On)
+}
+func (c *calls) SetMemAccess(d xen.DomID, a xen.Access, first x86.GFN, n uint64) error {
+	return c.do("access %s %s %d", a, first, n)
+}
+
+var (
+	uuid  = xen.UUID{1, 2, 3, 4}
+	lstar = ledger.MonitorOp{Event: abi.MonitorEventMovToMSR, MSR: x86.MSRLSTAR}
+)
+
+func open(t *testing.T, dir string, c *calls) *ledger.Ledger {
+	t.Helper()
+	l, err := ledger.Open(dir, 5, uuid, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// attach makes every kind of mutation, in the order a session does.
+func attach(t *testing.T, l *ledger.Ledger) {
+	t.Helper()
+	port, enableErr := uint32(0), error(nil)
+	for i, err := range []error{
+		l.Pause(),
+		l.PopulateRingPage(0xfeff0),
+		func() error { port, enableErr = l.EnableRing(); return enableErr }(),
+		l.ReleaseRingPage(),
+		l.Unpause(),
+		l.Monitor(lstar),
+		l.Restrict(xen.AccessRX, 0x1000, 3586),
+		l.DeferRegisterWrites(),
+		l.Pause(),
+	} {
+		if err != nil {
+			t.Fatalf("step %d: %v", i, err)
+		}
+	}
+	if port != 7 {
+		t.Fatalf("port %d, want 7", port)
+	}
+}
+
+var undone = []string{"access rwx 0x1000 3586", "monitor 0xc0000082 false", "disable", "unpause 5"}
+
+func undoAll(l *ledger.Ledger) error {
+	return errors.Join(l.Undo(ledger.OpAccess), l.Undo(ledger.OpMonitor, ledger.OpDeferWrites), l.Undo(ledger.OpRing), l.Undo(ledger.OpPause))
+}
+
+// TestUndo attaches and withdraws: each mutation is undone once, and the file
+// is gone at the end.
+func TestUndo(t *testing.T) {
+	dir, c := t.TempDir(), &calls{}
+	l := open(t, dir, c)
+	attach(t, l)
+	c.made = nil
+	if err := undoAll(l); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(c.made, undone) {
+		t.Errorf("undone by %q, want %q", c.made, undone)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if left, _ := os.ReadDir(dir); len(left) != 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+// TestRecover lets the process die after attaching: a fresh one reads the same
+// list from the file and undoes the same.
+func TestRecover(t *testing.T) {
+	dir := t.TempDir()
+	attach(t, open(t, dir, &calls{}))
+
+	c := &calls{}
+	all, err := ledger.Load(dir, c)
+	if err != nil || len(all) != 1 {
+		t.Fatalf("%d ledgers, %v; want one", len(all), err)
+	}
+	l := all[0]
+	if l.Domain() != 5 || l.UUID() != uuid {
+		t.Errorf("ledger of domain %d, %s", l.Domain(), l.UUID())
+	}
+	if err := undoAll(l); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(c.made, undone) {
+		t.Errorf("undone by %q, want %q", c.made, undone)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestWriteAhead checks, at every single mutation, that the file already knows
+// of it when Xen is asked: a process that died right there would be recovered.
+func TestWriteAhead(t *testing.T) {
+	dir := t.TempDir()
+	c := &calls{}
+	intents := 0
+	c.before = func(call string) {
+		data, err := os.ReadFile(filepath.Join(dir, fmt.Sprintf("5-%s.jsonl", uuid)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := strings.Count(string(data), `"phase":"intent"`)
+		undo := strings.HasPrefix(call, "un") || strings.HasPrefix(call, "release")
+		if !undo && n <= intents {
+			t.Errorf("%q was asked of Xen before it was written down", call)
+		}
+		intents = n
+	}
+	attach(t, open(t, dir, c))
+	if intents != 7 {
+		t.Errorf("%d mutations were written down, want 7", intents)
+	}
+}
+
+// TestRefused checks that what Xen refuses is not undone later, but for a
+// range of pages, of which a part may be restricted.
+func TestRefused(t *testing.T) {
+	c := &calls{refuse: map[string]error{"access r-x 0x10 4": syscall.ENOMEM, "enable": xen.ErrRingTaken}}
+	l := open(t, t.TempDir(), c)
+	if _, err := l.EnableRing(); !errors.Is(err, xen.ErrRingTaken) {
+		t.Errorf("EnableRing: %v", err)
+	}
+	if err := l.Restrict(xen.AccessRX, 0x10, 4); !errors.Is(err, syscall.ENOMEM) {
+		t.Errorf("Restrict: %v", err)
+	}
+	if want := []string{"enable", "access r-x 0x10 4", "access rwx 0x10 4"}; !slices.Equal(c.made, want) {
+		t.Errorf("asked of Xen: %q, want %q", c.made, want)
+	}
+	if open := l.Outstanding(); len(open) != 0 {
+		t.Errorf("outstanding: %v", open)
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestUndoFailure checks that one undo that fails neither stops the others nor
+// is forgotten.
+func TestUndoFailure(t *testing.T) {
+	dir := t.TempDir()
+	c := &calls{refuse: map[string]error{"disable": syscall.EBUSY}}
+	l := open(t, dir, c)
+	attach(t, l)
+	if err := undoAll(l); !errors.Is(err, syscall.EBUSY) {
+		t.Fatalf("undo: %v, want EBUSY", err)
+	}
+	if !l.Has(ledger.OpRing) || len(l.Outstanding()) != 1 {
+		t.Errorf("outstanding: %v, want the ring alone", l.Outstanding())
+	}
+	if err := l.Close(); err == nil {
+		t.Error("a ledger with the ring outstanding was closed without a word")
+	}
+	delete(c.refuse, "disable")
+	again, err := ledger.Load(dir, c)
+	if err != nil || len(again) != 1 {
+		t.Fatalf("%d ledgers, %v; want the one that was kept", len(again), err)
+	}
+	if err := errors.Join(again[0].Undo(ledger.OpRing), again[0].Close()); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestNeverWas recovers mutations that were written down and never made: Xen's
+// answer that there is nothing to undo is the end of them.
+func TestNeverWas(t *testing.T) {
+	dir := t.TempDir()
+	l := open(t, dir, &calls{})
+	attach(t, l)
+	if err := l.AdoptRingPage(0xfeff0); err != nil {
+		t.Fatal(err)
+	}
+	all, err := ledger.Load(dir, &calls{refuse: map[string]error{
+		"monitor 0xc0000082 false": syscall.EEXIST, "disable": xen.ErrNoRing, "release 0xfeff0": xen.ErrNoPage,
+	}})
+	if err != nil || len(all) != 1 {
+		t.Fatalf("%d ledgers, %v", len(all), err)
+	}
+	if err := errors.Join(undoAll(all[0]), all[0].Undo(ledger.OpRingPage), all[0].Close()); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestOpenRefusesLeftover checks that a domain whose earlier changes are not
+// undone is not touched.
+func TestOpenRefusesLeftover(t *testing.T) {
+	dir := t.TempDir()
+	attach(t, open(t, dir, &calls{}))
+	if _, err := ledger.Open(dir, 5, uuid, &calls{}); !errors.Is(err, os.ErrExist) {
+		t.Errorf("opened over a leftover: %v", err)
+	}
+}
+
+// TestTornFile checks what is read from a file whose writer died in mid-line,
+// and that other damage is refused rather than guessed at.
+func TestTornFile(t *testing.T) {
+	const head = `{"v":1,"domid":5,"uuid":"01020304-0000-0000-0000-000000000000"}` + "\n"
+	const pause = `{"phase":"intent","entry":{"seq":1,"op":"pause"}}` + "\n"
+	for _, c := range []struct {
+		name, text string
+		open       int
+		bad        bool
+	}{
+		{"whole", head + pause, 1, false},
+		{"torn", head + pause + `{"phase":"intent","en`, 1, false},
+		{"undone", head + pause + `{"phase":"undone","entry":{"seq":1,"op":"pause"}}` + "\n", 0, false},
+		{"empty", "", 0, true},
+		{"torn head", `{"v":1,"dom`, 0, true},
+		{"damaged middle", head + "garbage\n" + pause, 0, true},
+		{"later version", `{"v":2,"domid":5,"uuid":"01020304-0000-0000-0000-000000000000"}` + "\n", 0, true},
+		{"no entry", head + `{"phase":"intent"}` + "\n", 0, true},
+		{"unknown phase", head + `{"phase":"maybe","entry":{"seq":1,"op":"pause"}}` + "\n", 0, true},
+		{"bad uuid", `{"v":1,"domid":5,"uuid":"x"}` + "\n", 0, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := t.TempDir()
+			if err := os.WriteFile(filepath.Join(dir, "5-x.jsonl"), []byte(c.text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			all, err := ledger.Load(dir, &calls{})
+			if c.bad {
+				if err == nil || len(all) != 0 {
+					t.Errorf("%d ledgers and error %v, want an error alone", len(all), err)
+				}
+				return
+			}
+			if err != nil || len(all) != 1 || len(all[0].Outstanding()) != c.open {
+				t.Errorf("%d ledgers, %v; want one with %d outstanding", len(all), err, c.open)
+			}
+		})
+	}
+}
+
+// FuzzLoad feeds arbitrary files: reading one back must neither panic nor
+// invent entries without a kind.
+func FuzzLoad(f *testing.F) {
+	f.Add([]byte(`{"v":1,"domid":5,"uuid":"01020304-0000-0000-0000-000000000000"}` + "\n" + `{"phase":"intent","entry":{"seq":1,"op":"monitor"}}` + "\n"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, "5-x.jsonl"), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		all, _ := ledger.Load(dir, &calls{})
+		for _, l := range all {
+			_ = l.Undo(ledger.OpPause, ledger.OpRingPage, ledger.OpRing, ledger.OpMonitor, ledger.OpDeferWrites, ledger.OpAccess)
+		}
+	})
+}

@@ -1,0 +1,94 @@
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"github.com/xen-hvi/hvi/engine/ledger"
+	"github.com/xen-hvi/hvi/engine/vmevent"
+	"github.com/xen-hvi/hvi/engine/xen"
+)
+
+// Recover undoes what a dead hvid left in Xen, from its ledgers alone, and
+// resumes every vCPU that was waiting for its answer. It returns what it did,
+// for people, one line a domain.
+func Recover(hv Hypervisor, m ledger.Mutator, dir string, log *slog.Logger) ([]string, error) {
+	ledgers, err := ledger.Load(dir, m)
+	errs := []error{err}
+	var done []string
+	for _, l := range ledgers {
+		n := len(l.Outstanding())
+		if err := recoverDomain(hv, l); err != nil {
+			errs = append(errs, fmt.Errorf("recover domain %d (%s): %w", l.Domain(), l.UUID(), err))
+			continue
+		}
+		line := fmt.Sprintf("domain %d (%s): %d changes of an earlier run undone", l.Domain(), l.UUID(), n)
+		log.Warn("recovered", "domid", l.Domain(), "uuid", l.UUID(), "changes", n)
+		done = append(done, line)
+	}
+	return done, errors.Join(errs...)
+}
+
+func recoverDomain(hv Hypervisor, l *ledger.Ledger) error {
+	info, err := hv.Domain(l.Domain())
+	if errors.Is(err, xen.ErrNoDomain) || err == nil && (info.Dying || info.UUID != l.UUID()) {
+		return errors.Join(l.Forget(), l.Close())
+	}
+	if err != nil {
+		return err
+	}
+	if !l.Has(ledger.OpRing) {
+		return errors.Join(l.Undo(ledger.OpAccess, ledger.OpMonitor, ledger.OpRingPage, ledger.OpPause), l.Close())
+	}
+	// The order matters: with the old ring still connected pages can be
+	// freed, which needs a ring; then the ring is exchanged for one we can
+	// answer on, and every vCPU is told to go on.
+	errs := []error{l.Undo(ledger.OpAccess, ledger.OpMonitor, ledger.OpDeferWrites), l.Undo(ledger.OpRing, ledger.OpRingPage)}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	if err := resumeAll(hv, l, info); err != nil {
+		return err
+	}
+	return errors.Join(l.Undo(ledger.OpRing, ledger.OpRingPage, ledger.OpPause), l.Close())
+}
+
+// resumeAll connects a fresh ring and answers, on it, for every vCPU.
+func resumeAll(hv Hypervisor, l *ledger.Ledger, info xen.DomainInfo) error {
+	gfn, err := placeRing(hv, l)
+	if err != nil {
+		return err
+	}
+	page, err := hv.MapRing(info.ID, gfn)
+	if err != nil {
+		return err
+	}
+	err = answerAll(hv, l, info, page)
+	return errors.Join(err, page.Close())
+}
+
+func answerAll(hv Hypervisor, l *ledger.Ledger, info xen.DomainInfo, page RingPage) error {
+	ring, err := vmevent.NewRing(page.Bytes(), hv.Layout())
+	if err != nil {
+		return err
+	}
+	port, err := l.EnableRing()
+	if err != nil {
+		return err
+	}
+	channel, err := hv.BindInterdomain(info.ID, port)
+	if err != nil {
+		return err
+	}
+	// In batches: the ring holds fewer answers than a domain may have vCPUs,
+	// and Xen takes them all at each notification.
+	for vcpu := range uint32(info.VCPUs) {
+		ring.RespondBlind(vcpu)
+		if (vcpu+1)%uint32(ring.Slots()) == 0 || vcpu+1 == uint32(info.VCPUs) {
+			ring.Publish()
+			err = errors.Join(err, channel.Notify())
+		}
+	}
+	return errors.Join(err, l.ReleaseRingPage(), channel.Close())
+}

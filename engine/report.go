@@ -1,0 +1,106 @@
+package engine
+
+import (
+	"github.com/xen-hvi/hvi/engine/guard"
+	"github.com/xen-hvi/hvi/engine/guest/linux"
+	"github.com/xen-hvi/hvi/engine/journal"
+	"github.com/xen-hvi/hvi/engine/policy"
+	"github.com/xen-hvi/hvi/engine/vmevent"
+	"github.com/xen-hvi/hvi/engine/x86"
+)
+
+// report writes the record of a violation.
+func (s *Session) report(e *guard.Evidence) {
+	r := newRecord(e, s.kernel)
+	r.Domain = journal.Domain{UUID: s.info.UUID.String(), Name: journal.Escape(s.name), ID: uint16(s.info.ID)}
+	r.Mode = s.policy.Mode.String()
+	r, err := s.record.Append(r)
+	if err != nil {
+		s.log.Error("a violation could not be written to the journal", "err", err, "violation", r.Summary())
+	}
+	s.log.Warn("violation", "id", r.ID, "guard", r.Guard, "action", r.Action, "summary", r.Summary())
+}
+
+// newRecord gives the evidence its meaning: symbols, the process, the bytes.
+func newRecord(e *guard.Evidence, k *linux.Kernel) journal.Record {
+	r := journal.Record{
+		Time:   e.When(),
+		VCPU:   int(e.VCPU),
+		Guard:  string(e.Guard),
+		Action: journal.Alerted,
+		RIP:    location(k, x86.VirtAddr(e.Regs.RIP)),
+		Detail: journal.Detail{CR3: journal.Hex(e.Regs.CR3)},
+	}
+	if e.InModule {
+		// Module symbols are not read; the offset is the module's own.
+		r.RIP.Module = journal.Escape(e.Module.Name())
+		r.RIP.Symbol, r.RIP.Offset = r.RIP.Module, journal.Hex(r.RIP.Addr-e.Module.Base)
+	}
+	if e.Action == policy.ActionBlock {
+		r.Action = journal.Blocked
+	}
+	if e.HasTask {
+		r.Process = journal.Process{PID: e.Task.PID, TGID: e.Task.TGID, Comm: journal.Escape(e.Task.Name()), Task: e.Task.Addr}
+	} else {
+		r.Process.Unknown = "the vCPU's current task could not be read"
+	}
+	if e.Reason == vmevent.ReasonMovToMSR {
+		index := e.MSR.MSR
+		r.Target = journal.Target{Kind: journal.TargetMSR, MSR: &journal.MSRTarget{Index: journal.Hex(index), Name: x86.MSRName(index)}}
+		r.Before, r.Attempted = journal.Number(e.MSR.Old), journal.Number(e.MSR.New)
+		return r
+	}
+	m := &journal.MemoryTarget{Phys: e.Mem.Phys(), GFN: e.Mem.GFN}
+	if e.Mem.Flags&vmevent.AccessGLAValid != 0 {
+		m.Location = location(k, e.Mem.GLA)
+	}
+	if m.Symbol == "" {
+		// A write through another mapping of the page (the direct map, an
+		// alias): name what lies at that physical address in the image.
+		if va, ok := k.ImageAddr(e.Mem.Phys()); ok {
+			m.Symbol, m.Offset = symbol(k, va)
+		}
+	}
+	r.Target = journal.Target{Kind: journal.TargetMemory, Memory: m}
+	r.Detail.Access = accessWord(e.Mem.Flags)
+	attempted, err := e.Attempted()
+	if err != nil {
+		r.Attempted = journal.Unknown(err.Error())
+	} else {
+		r.Attempted = journal.Bytes(attempted)
+	}
+	if before := e.Before(); len(before) > 0 {
+		r.Before = journal.Bytes(before[:min(len(before), max(len(attempted), 1))])
+	} else {
+		r.Before = journal.Unknown("the target could not be read")
+	}
+	return r
+}
+
+func location(k *linux.Kernel, va x86.VirtAddr) journal.Location {
+	l := journal.Location{Addr: va}
+	l.Symbol, l.Offset = symbol(k, va)
+	return l
+}
+
+// symbol names an address inside the kernel image; what lies elsewhere (a
+// module) has no symbol here.
+func symbol(k *linux.Kernel, va x86.VirtAddr) (journal.Text, journal.Hex) {
+	name, off, ok := k.Symbolize(va)
+	if !ok {
+		return "", 0
+	}
+	return journal.Escape(name), journal.Hex(off)
+}
+
+// accessWord says what a violating access was. VT-x reports every write as a
+// read too, which says nothing.
+func accessWord(flags uint32) string {
+	switch {
+	case flags&vmevent.AccessWrite != 0:
+		return "w"
+	case flags&vmevent.AccessExecute != 0:
+		return "x"
+	}
+	return "r"
+}

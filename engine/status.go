@@ -1,0 +1,107 @@
+package engine
+
+import (
+	"time"
+
+	"github.com/xen-hvi/hvi/engine/policy"
+	"github.com/xen-hvi/hvi/engine/x86"
+	"github.com/xen-hvi/hvi/engine/xen"
+)
+
+// State is how far a session has come. Its words are shown to users as they
+// are.
+type State string
+
+// The states of a session, in the order of an uneventful life.
+const (
+	// StateUnprotected: no policy asks for protection.
+	StateUnprotected State = "unprotected"
+	// StateGated: the domain is held while its policy is looked for.
+	StateGated State = "gated"
+	// StateDeclared: a policy asks for protection and the session begins.
+	StateDeclared State = "declared"
+	// StateAttached: the monitor ring is served; the guest may run.
+	StateAttached State = "attached"
+	// StateIdentifying: the guest's kernel was entered, or is being read.
+	StateIdentifying State = "identifying"
+	// StateProtecting: all guards that were asked for are armed.
+	StateProtecting State = "protecting"
+	// StateDegraded: attached, but some guard that was asked for is not armed.
+	StateDegraded  State = "degraded"
+	StateDetaching State = "detaching"
+	StateDetached  State = "detached"
+	// StateFailed: nothing is attached; Failure says why.
+	StateFailed State = "failed"
+)
+
+// Tier is what Xen offers for a domain.
+type Tier string
+
+// Tiers, best first.
+const (
+	TierViews     Tier = "views"     // altp2m views and all below
+	TierAccess    Tier = "access"    // per-page access on the host's translation
+	TierRegisters Tier = "registers" // register and breakpoint events only
+	TierNone      Tier = "none"      // nothing: PV guests
+)
+
+// GuardState is what became of a guard.
+type GuardState string
+
+// States of a guard.
+const (
+	GuardPending     GuardState = "pending"     // waits for the guest's kernel
+	GuardArmed       GuardState = "armed"       // in force
+	GuardOff         GuardState = "off"         // the policy turned it off
+	GuardUnavailable GuardState = "unavailable" // the tier cannot carry it
+	GuardDegraded    GuardState = "degraded"    // it could not be armed
+)
+
+// GuardStatus is one guard of one domain.
+type GuardStatus struct {
+	Name   policy.GuardName
+	Action policy.Action
+	State  GuardState
+	Reason string // why it is unavailable or degraded
+	// Passed, Violations and Blocked count what the guard saw.
+	Passed, Violations, Blocked uint64
+}
+
+// Failure says why a session could not go on: in which stage, what went wrong
+// and what to do about it.
+type Failure struct {
+	Stage string
+	Err   error
+	Fix   string
+}
+
+// KernelStatus is what was found out about the guest's kernel.
+type KernelStatus struct {
+	Release string
+	Banner  string
+	Base    x86.VirtAddr
+	Symbols int
+	// Took is how long reading it took, with the guest's vCPU held.
+	Took time.Duration
+}
+
+// Status is a snapshot of a session.
+type Status struct {
+	Info         xen.DomainInfo
+	Name         string
+	State        State
+	Policy       policy.Effective
+	PolicySource string
+	Tier         Tier
+	TierReason   string // why it is not a better one
+	Kernel       *KernelStatus
+	Guards       []GuardStatus
+	// AttachedAt is zero before the ring is served.
+	AttachedAt time.Time
+	// AttachPC is vCPU 0's instruction pointer at that moment.
+	AttachPC x86.VirtAddr
+	Failure  *Failure
+	// Events counts requests read from the ring, Stray those nobody asked
+	// for, Unrecorded violations acted upon without a record.
+	Events, Stray, Unrecorded uint64
+}
