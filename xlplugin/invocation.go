@@ -15,10 +15,14 @@ type invocation struct {
 // parseInvocation understands a command line the way xl 4.11 to 4.22 does
 // (tools/xl/xl.c, xl_vmcontrol.c, xl_saverestore.c), and reports false for one
 // that creates no domain from a config: another command, help, a dry run, or
-// options xl refuses. argv[0] is the program. posixly is whether
-// POSIXLY_CORRECT is in xl's environment: options then end at the first
-// argument that is none.
-func parseInvocation(argv []string, posixly bool) (invocation, bool) {
+// options xl refuses. argv[0] is the program.
+//
+// Whether options may follow other arguments depends on the C library: xl's
+// first call of getopt forbids it, and in glibc that stays so for the
+// command's own options; in musl it does not. xl would have ended if it had not
+// understood its arguments, so the second reading counts where the first makes
+// no sense.
+func parseInvocation(argv []string) (invocation, bool) {
 	if len(argv) == 0 {
 		return invocation{}, false
 	}
@@ -37,13 +41,19 @@ func parseInvocation(argv []string, posixly bool) (invocation, bool) {
 		return invocation{}, false
 	}
 	// xl takes any prefix of a command that fits no other.
+	var parse func(args []string, stopEarly bool) (invocation, bool)
 	switch cmd := rest[0]; {
 	case len(cmd) >= 2 && strings.HasPrefix("create", cmd):
-		return parseCreate(rest[1:], posixly)
+		parse = parseCreate
 	case len(cmd) >= 3 && strings.HasPrefix("restore", cmd):
-		return parseRestore(rest[1:], posixly)
+		parse = parseRestore
+	default:
+		return invocation{}, false
 	}
-	return invocation{}, false
+	if inv, ok := parse(rest[1:], true); ok {
+		return inv, true
+	}
+	return parse(rest[1:], false)
 }
 
 var createLong = []longOption{
@@ -56,13 +66,14 @@ var createLong = []longOption{
 	{"help", false, 'h'},
 }
 
-func parseCreate(args []string, posixly bool) (invocation, bool) {
+func parseCreate(args []string, stopEarly bool) (invocation, bool) {
 	var inv invocation
-	// The config may stand before the options, whatever POSIXLY_CORRECT says.
+	given := false // a config, if only by an empty name
+	// The config may always stand before the options.
 	if len(args) > 0 && !strings.HasPrefix(args[0], "-") && !strings.Contains(args[0], "=") {
-		inv.config, args = args[0], args[1:]
+		inv.config, given, args = args[0], true, args[1:]
 	}
-	opts := getopt{args: args, short: "hAFVcdef:inpq", long: createLong, stopEarly: posixly}
+	opts := getopt{args: args, short: "hAFVcdef:inpq", long: createLong, stopEarly: stopEarly}
 	for {
 		opt, value, more := opts.next()
 		if !more {
@@ -72,15 +83,15 @@ func parseCreate(args []string, posixly bool) (invocation, bool) {
 		case '?', 'h', 'n':
 			return invocation{}, false
 		case 'f':
-			inv.config = value
+			inv.config, given = value, true
 		}
 	}
 	for _, a := range opts.rest() {
 		switch {
 		case strings.Contains(a, "="):
 			inv.extra = append(inv.extra, a)
-		case inv.config == "":
-			inv.config = a
+		case !given:
+			inv.config, given = a, true
 		default:
 			return invocation{}, false
 		}
@@ -94,8 +105,8 @@ var restoreLong = []longOption{
 	{"help", false, 'h'},
 }
 
-func parseRestore(args []string, posixly bool) (invocation, bool) {
-	opts := getopt{args: args, short: "hFcpdeVAi", long: restoreLong, stopEarly: posixly}
+func parseRestore(args []string, stopEarly bool) (invocation, bool) {
+	opts := getopt{args: args, short: "hFcpdeVAi", long: restoreLong, stopEarly: stopEarly}
 	for {
 		opt, _, more := opts.next()
 		if !more {

@@ -11,73 +11,73 @@ func TestParseInvocation(t *testing.T) {
 		return &invocation{config: config, extra: extra}
 	}
 	tests := []struct {
-		line    string
-		posixly bool
-		want    *invocation // nil: creates nothing from a config
+		line string
+		want *invocation // nil: creates nothing from a config
 	}{
-		{"xl create g.cfg", false, create("g.cfg")},
-		{"xl create -p /path/g.cfg", false, create("/path/g.cfg")},
-		{"xl create /path/g.cfg -c -e", false, create("/path/g.cfg")},
-		{"xl -vvv create g.cfg", false, create("g.cfg")},
-		{"xl -v -f -t -T create g.cfg", false, create("g.cfg")},
-		{"xl -fvT -- create g.cfg", false, create("g.cfg")},
-		{"xl cr g.cfg", false, create("g.cfg")},
-		{"xl creat g.cfg", false, create("g.cfg")},
-		{"xl create g.cfg memory=512 name='x'", false, create("g.cfg", "memory=512", "name='x'")},
-		{"xl create memory=512 g.cfg vcpus=2", false, create("g.cfg", "memory=512", "vcpus=2")},
-		{"xl create g.cfg memory=512 -p vcpus=2", false, create("g.cfg", "memory=512", "vcpus=2")},
-		{"xl create --quiet --defconfig /etc/xen/auto/g.cfg", false, create("/etc/xen/auto/g.cfg")},
-		{"xl create --defconfig=g.cfg -q", false, create("g.cfg")},
-		{"xl create --def=g.cfg", false, create("g.cfg")},
-		{"xl create -fg.cfg", false, create("g.cfg")},
-		{"xl create -qpf g.cfg", false, create("g.cfg")},
-		{"xl create -f a=b.cfg", false, create("a=b.cfg")},
-		{"xl create first.cfg -f second.cfg", false, create("second.cfg")},
-		{"xl create /dev/null name='x' memory=1", false, create("/dev/null", "name='x'", "memory=1")},
-		{"xl create -- -odd.cfg", false, create("-odd.cfg")},
-		{"xl create -p -- g.cfg a=1 -b=2", false, create("g.cfg", "a=1", "-b=2")},
-		{"xl create -", false, create("-")},
-		{"xl create --vncviewer --vncviewer-autopass --ignore-global-affinity-masks -i g.cfg", false, create("g.cfg")},
-		{"xl create --vncviewer-a g.cfg", false, create("g.cfg")},
-		{"xl create g.cfg -c a=1", true, create("g.cfg", "a=1")},
-		{"xl create a=1 -f=2 g.cfg", true, create("g.cfg", "a=1", "-f=2")},
+		{"xl create g.cfg", create("g.cfg")},
+		{"xl create -p /path/g.cfg", create("/path/g.cfg")},
+		{"xl create /path/g.cfg -c -e", create("/path/g.cfg")},
+		{"xl -vvv create g.cfg", create("g.cfg")},
+		{"xl -v -f -t -T create g.cfg", create("g.cfg")},
+		{"xl -fvT -- create g.cfg", create("g.cfg")},
+		{"xl cr g.cfg", create("g.cfg")},
+		{"xl creat g.cfg", create("g.cfg")},
+		{"xl create g.cfg memory=512 name='x'", create("g.cfg", "memory=512", "name='x'")},
+		{"xl create memory=512 g.cfg vcpus=2", create("g.cfg", "memory=512", "vcpus=2")},
+		{"xl create g.cfg memory=512 -p vcpus=2", create("g.cfg", "memory=512", "vcpus=2")},
+		{"xl create --quiet --defconfig /etc/xen/auto/g.cfg", create("/etc/xen/auto/g.cfg")},
+		{"xl create --defconfig=g.cfg -q", create("g.cfg")},
+		{"xl create --def=g.cfg", create("g.cfg")},
+		{"xl create -fg.cfg", create("g.cfg")},
+		{"xl create -qpf g.cfg", create("g.cfg")},
+		{"xl create -f a=b.cfg", create("a=b.cfg")},
+		{"xl create first.cfg -f second.cfg", create("second.cfg")},
+		{"xl create /dev/null name='x' memory=1", create("/dev/null", "name='x'", "memory=1")},
+		{"xl create -- -odd.cfg", create("-odd.cfg")},
+		{"xl create -p -- g.cfg a=1 -b=2", create("g.cfg", "a=1", "-b=2")},
+		{"xl create -", create("-")},
+		{"xl create --vncviewer --vncviewer-autopass --ignore-global-affinity-masks -i g.cfg", create("g.cfg")},
+		{"xl create --vncviewer-a g.cfg", create("g.cfg")},
+		{"xl create a=1 -f=2 g.cfg", create("g.cfg", "a=1", "-f=2")},
+		{"xl create a=1 -f g.cfg -p", create("g.cfg", "a=1")},
+		{"xl create a=1 -odd.cfg", create("-odd.cfg", "a=1")},
 
-		{"xl create", false, nil},
-		{"xl create memory=512", false, nil},
-		{"xl create a.cfg b.cfg", false, nil},
-		{"xl create -n g.cfg", false, nil},
-		{"xl create --dryrun g.cfg", false, nil},
-		{"xl create --dry g.cfg", false, nil},
-		{"xl create --d g.cfg", false, nil},
-		{"xl create --vnc g.cfg", false, nil},
-		{"xl create --quiet=1 g.cfg", false, nil},
-		{"xl create -h", false, nil},
-		{"xl create g.cfg --help", false, nil},
-		{"xl create -z g.cfg", false, nil},
-		{"xl create -: g.cfg", false, nil},
-		{"xl create --defconfig", false, nil},
-		{"xl create -f", false, nil},
-		{"xl create a=1 -p g.cfg", true, nil},
-		{"xl -N create g.cfg", false, nil},
-		{"xl --verbose create g.cfg", false, nil},
-		{"xl -z create g.cfg", false, nil},
-		{"xl", false, nil},
-		{"xl -v", false, nil},
-		{"xl c g.cfg", false, nil},
-		{"xl list", false, nil},
-		{"xl creates g.cfg", false, nil},
-		{"xl console g", false, nil},
-		{"xl migrate-receive", false, nil},
+		{"xl create", nil},
+		{"xl create memory=512", nil},
+		{"xl create a.cfg b.cfg", nil},
+		{"xl create -n g.cfg", nil},
+		{"xl create --dryrun g.cfg", nil},
+		{"xl create --dry g.cfg", nil},
+		{"xl create --d g.cfg", nil},
+		{"xl create --vnc g.cfg", nil},
+		{"xl create --quiet=1 g.cfg", nil},
+		{"xl create -h", nil},
+		{"xl create g.cfg --help", nil},
+		{"xl create -z g.cfg", nil},
+		{"xl create -: g.cfg", nil},
+		{"xl create --defconfig", nil},
+		{"xl create -f", nil},
+		{"xl create a=1 -z g.cfg", nil},
+		{"xl -N create g.cfg", nil},
+		{"xl --verbose create g.cfg", nil},
+		{"xl -z create g.cfg", nil},
+		{"xl", nil},
+		{"xl -v", nil},
+		{"xl c g.cfg", nil},
+		{"xl list", nil},
+		{"xl creates g.cfg", nil},
+		{"xl console g", nil},
+		{"xl migrate-receive", nil},
 
-		{"xl restore -p g.cfg /var/g.save", false, &invocation{restore: true, config: "g.cfg"}},
-		{"xl restore /var/g.save", false, &invocation{restore: true}},
-		{"xl restore", false, nil},
-		{"xl restore -h", false, nil},
-		{"xl restore -x g.save", false, nil},
-		{"xl restore a b c", false, nil},
+		{"xl restore -p g.cfg /var/g.save", &invocation{restore: true, config: "g.cfg"}},
+		{"xl restore /var/g.save", &invocation{restore: true}},
+		{"xl restore", nil},
+		{"xl restore -h", nil},
+		{"xl restore -x g.save", nil},
+		{"xl restore a b c", nil},
 	}
 	for _, tt := range tests {
-		got, ok := parseInvocation(strings.Fields(tt.line), tt.posixly)
+		got, ok := parseInvocation(strings.Fields(tt.line))
 		switch {
 		case tt.want == nil && ok:
 			t.Errorf("%s: got %+v, want nothing", tt.line, got)
@@ -87,21 +87,27 @@ func TestParseInvocation(t *testing.T) {
 			t.Errorf("%s: got %+v, want %+v", tt.line, got, *tt.want)
 		}
 	}
-	if inv, ok := parseInvocation(nil, false); ok {
+	if inv, ok := parseInvocation(nil); ok {
 		t.Errorf("no arguments gave %+v", inv)
 	}
-	if inv, ok := parseInvocation([]string{"xl", "create", "", "a=1"}, false); ok {
-		t.Errorf("an empty file name gave %+v", inv)
+	for _, argv := range [][]string{
+		{"xl", "create", "", "a=1"},
+		{"xl", "create", "", "g.cfg"},
+		{"xl", "create", "--defconfig=", "g.cfg"},
+	} {
+		if inv, ok := parseInvocation(argv); ok {
+			t.Errorf("%q: an empty file name gave %+v", argv, inv)
+		}
 	}
 }
 
 func FuzzParseInvocation(f *testing.F) {
-	f.Add("xl\x00-v\x00create\x00-f\x00g.cfg\x00a=1", false)
-	f.Add("xl\x00create\x00--defconfig=\x00--\x00-x", true)
-	f.Add("xl\x00restore\x00-p\x00a\x00b", false)
-	f.Fuzz(func(t *testing.T, line string, posixly bool) {
+	f.Add("xl\x00-v\x00create\x00-f\x00g.cfg\x00a=1")
+	f.Add("xl\x00create\x00--defconfig=\x00--\x00-x")
+	f.Add("xl\x00restore\x00-p\x00a\x00b")
+	f.Fuzz(func(t *testing.T, line string) {
 		argv := strings.Split(line, "\x00")
-		inv, ok := parseInvocation(argv, posixly)
+		inv, ok := parseInvocation(argv)
 		if !ok {
 			return
 		}

@@ -215,14 +215,13 @@ func (r *Resolver) Resolve(d Domain) (Found, error) {
 		if err != nil || len(argv) == 0 {
 			continue
 		}
-		env, err := p.strings(pid, "environ", maxEnviron)
-		if err != nil {
-			env = nil // only needed for odd cases
-		}
-		_, posixly := lookupEnv(env, "POSIXLY_CORRECT")
-		inv, ok := parseInvocation(argv, posixly)
+		inv, ok := parseInvocation(argv)
 		if !ok {
 			continue
+		}
+		env, err := p.strings(pid, "environ", maxEnviron)
+		if err != nil {
+			env = nil // it only helps with relative paths
 		}
 		c, reason := r.consider(p, d, pid, exe, inv, argv, env)
 		if reason != "" {
