@@ -182,20 +182,10 @@ func (s *Subscription) end() {
 //
 // The record is shared with other readers and must not be changed.
 func (s *Subscription) Next(ctx context.Context) (Item, error) {
-	it, err := s.nextOld(ctx)
-	if !errors.Is(err, io.EOF) {
-		return it, err
-	}
-	if !s.follow {
-		return Item{}, io.EOF
-	}
 	for {
-		it, ok, ended := s.pop()
-		switch {
-		case ok:
-			return it, nil
-		case ended:
-			return Item{}, ErrClosed
+		it, ok, err := s.TryNext(ctx)
+		if ok || err != nil {
+			return it, err
 		}
 		select {
 		case <-ctx.Done():
@@ -205,15 +195,21 @@ func (s *Subscription) Next(ctx context.Context) (Item, error) {
 	}
 }
 
-// Ready reports whether Next would now return without waiting for an event. A
-// writer that buffers asks it before it flushes.
-func (s *Subscription) Ready() bool {
-	s.histMu.Lock()
-	old := s.hist != nil
-	s.histMu.Unlock()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return old || !s.follow || s.n > 0 || s.missed > 0 || s.ended
+// TryNext is Next without the waiting for an event: ok is false where there is
+// none now. A writer that buffers flushes then, and calls Next.
+func (s *Subscription) TryNext(ctx context.Context) (it Item, ok bool, err error) {
+	it, err = s.nextOld(ctx)
+	if !errors.Is(err, io.EOF) {
+		return it, err == nil, err
+	}
+	if !s.follow {
+		return Item{}, false, io.EOF
+	}
+	it, ok, ended := s.pop()
+	if !ok && ended {
+		return Item{}, false, ErrClosed
+	}
+	return it, ok, nil
 }
 
 // nextOld returns the next item of the history, io.EOF after the last.

@@ -1,0 +1,271 @@
+package control
+
+import (
+	"context"
+	"time"
+
+	"github.com/xen-hvi/hvi/engine/journal"
+	"github.com/xen-hvi/hvi/engine/x86"
+)
+
+// DefaultSocket is where hvid listens.
+const DefaultSocket = "/run/hvi/hvid.sock"
+
+// Group is the group whose members may read.
+const Group = "hvi"
+
+// Engine is what the server needs of hvid. Its methods are called from many
+// goroutines at once and honour their context. An error that is or wraps a
+// *Problem reaches the client as it is; any other becomes CodeInternal with its
+// text.
+type Engine interface {
+	// Version describes hvid and the Xen it runs on.
+	Version(ctx context.Context) (Version, error)
+	// Domains returns every domain that could be named, the unprotected ones
+	// too, in any order.
+	Domains(ctx context.Context) ([]DomainStatus, error)
+	// Domain returns one of them in full. It fails with CodeNoSuchDomain if
+	// the domain has gone.
+	Domain(ctx context.Context, dom DomainRef) (DomainStatus, error)
+	// Attach begins protection and returns the status once attached or
+	// failed for good; the guards may still be pending.
+	Attach(ctx context.Context, dom DomainRef, req AttachRequest) (DomainStatus, error)
+	// Detach ends protection and returns when nothing of it is left in Xen.
+	Detach(ctx context.Context, dom DomainRef) (DomainStatus, error)
+	// Doctor examines the host and the domains.
+	Doctor(ctx context.Context) (DoctorReport, error)
+}
+
+// DomainRef is a domain that the server found in Engine.Domains.
+type DomainRef struct {
+	ID   uint16
+	UUID string
+	Name journal.Text
+}
+
+// State is where a domain's session stands.
+type State string
+
+// States, in the order of a session's life.
+const (
+	// StateUnprotected: nobody asked for protection.
+	StateUnprotected State = "unprotected"
+	// StateDeclared: protection is asked for and not begun.
+	StateDeclared State = "declared"
+	// StateGated: the domain's start is held until hvi is attached.
+	StateGated State = "gated"
+	// StateAttached: Xen sends us the domain's events.
+	StateAttached State = "attached"
+	// StateIdentifying: the guest's kernel is being looked for.
+	StateIdentifying State = "identifying"
+	// StateProtecting: every guard that was asked for is armed.
+	StateProtecting State = "protecting"
+	// StateDetaching: protection is being taken down.
+	StateDetaching State = "detaching"
+	// StateDetached: nothing of ours is left in Xen.
+	StateDetached State = "detached"
+	// StateDegraded: attached, and some guard is not armed; see its reason.
+	StateDegraded State = "degraded"
+	// StateFailed: not protected though it was asked for; see Failure.
+	StateFailed State = "failed"
+)
+
+// Tier is what Xen and the processor allow for a domain.
+type Tier string
+
+// Tiers, the best first.
+const (
+	TierViews     Tier = "views"
+	TierAccess    Tier = "access"
+	TierRegisters Tier = "registers"
+	TierNone      Tier = "none"
+)
+
+// DomainStatus is all that is known of a domain's protection.
+type DomainStatus struct {
+	ID   uint16       `json:"id"`
+	Name journal.Text `json:"name"`
+	UUID string       `json:"uuid"`
+	// Type is "PV", "HVM" or "PVH".
+	Type  string `json:"type"`
+	State State  `json:"state"`
+	// Mode is "off", "observe" or "enforce".
+	Mode string `json:"mode"`
+	Tier Tier   `json:"tier"`
+	// TierReason says why the tier is not a better one; empty for views.
+	TierReason string `json:"tier_reason,omitempty"`
+	// GuestKernel is nil until it was found.
+	GuestKernel *GuestKernel  `json:"guest_kernel,omitempty"`
+	Guards      []GuardStatus `json:"guards"`
+	// AttachedAt is zero while not attached.
+	AttachedAt time.Time `json:"attached_at,omitzero"`
+	// AttachPC is the instruction pointer of vCPU 0 when hvi attached: the
+	// guest's entry point if that was before its first instruction. nil while
+	// not attached.
+	AttachPC *x86.VirtAddr `json:"attach_pc,omitempty"`
+	// Failure is set in StateFailed and says why; it may be set in
+	// StateDegraded.
+	Failure *Failure `json:"failure,omitempty"`
+	// PolicySource is where the policy was found: "xl.cfg:/etc/xen/web1.cfg",
+	// "hvictl", empty for none.
+	PolicySource string   `json:"policy_source,omitempty"`
+	Counters     Counters `json:"counters"`
+}
+
+// GuestKernel is the operating system kernel found in a guest. All of it comes
+// from the guest's memory.
+type GuestKernel struct {
+	// Release is as uname -r prints it.
+	Release journal.Text `json:"release"`
+	// Banner is the kernel's own description of its build.
+	Banner journal.Text `json:"banner,omitzero"`
+	// Base is the linear address of the start of its text.
+	Base x86.VirtAddr `json:"base"`
+	// SymbolCount is the number of symbols read from its memory.
+	SymbolCount int `json:"symbol_count"`
+}
+
+// GuardState is where a guard stands.
+type GuardState string
+
+// Guard states.
+const (
+	GuardPending     GuardState = "pending"
+	GuardArmed       GuardState = "armed"
+	GuardOff         GuardState = "off"
+	GuardUnavailable GuardState = "unavailable"
+	GuardDegraded    GuardState = "degraded"
+)
+
+// GuardStatus is one guard of one domain.
+type GuardStatus struct {
+	Name string `json:"name"`
+	// Action is what the guard does about a violation: "alert" or "block".
+	Action string     `json:"action"`
+	State  GuardState `json:"state"`
+	// Reason says why the state is neither armed nor off.
+	Reason string `json:"reason,omitempty"`
+	// Events counts violations, Blocked those of them that were prevented,
+	// Passed what the guard looked at and found legitimate.
+	Events  uint64 `json:"events"`
+	Blocked uint64 `json:"blocked"`
+	Passed  uint64 `json:"passed"`
+}
+
+// Failure says what went wrong in a session and what to do.
+type Failure struct {
+	// Stage is what was being done: "attach", "identify", "arm kernel-text".
+	Stage    string `json:"stage"`
+	Expected string `json:"expected,omitempty"`
+	Got      string `json:"got"`
+	Fix      string `json:"fix,omitempty"`
+}
+
+// Counters count since the domain was attached.
+type Counters struct {
+	// RingEvents is the number of requests answered on the monitor ring.
+	RingEvents uint64 `json:"ring_events"`
+	// Alerted and Blocked count the violations by what was done about them.
+	Alerted uint64 `json:"alerted"`
+	Blocked uint64 `json:"blocked"`
+	// RecordsLost counts violations whose record could not be kept.
+	RecordsLost uint64 `json:"records_lost"`
+}
+
+// AttachRequest asks for a domain's protection. Empty members are taken from
+// the domain's declared policy, or the defaults if it has none.
+type AttachRequest struct {
+	Mode   string         `json:"mode,omitempty"`
+	Guards []GuardRequest `json:"guards,omitempty"`
+}
+
+// GuardRequest asks for one guard.
+type GuardRequest struct {
+	Name   string `json:"name"`
+	Action string `json:"action"`
+}
+
+// Version describes a hvid that runs.
+type Version struct {
+	Build
+	// API is "v1".
+	API string `json:"api"`
+	PID int    `json:"pid"`
+	// Run is the part of this run's event IDs before the dash.
+	Run       string    `json:"run"`
+	StartedAt time.Time `json:"started_at"`
+	// Xen is the release, "4.17.4", empty where it isn't known.
+	Xen string `json:"xen,omitempty"`
+}
+
+// CheckStatus is the outcome of a check.
+type CheckStatus string
+
+// Outcomes. CheckMissing is something that is not there and could be, CheckFail
+// something that is there and does not work.
+const (
+	CheckOK      CheckStatus = "ok"
+	CheckWarn    CheckStatus = "warn"
+	CheckMissing CheckStatus = "missing"
+	CheckFail    CheckStatus = "fail"
+)
+
+// Check is one line of a doctor's report.
+type Check struct {
+	Name   string      `json:"name"`
+	Status CheckStatus `json:"status"`
+	// Detail is what was found.
+	Detail string `json:"detail,omitempty"`
+	// Fix is what to do, where the status is not ok.
+	Fix string `json:"fix,omitempty"`
+}
+
+// DoctorReport is the state of a host.
+type DoctorReport struct {
+	Checks  []Check        `json:"checks"`
+	Domains []DomainReport `json:"domains"`
+}
+
+// DomainReport is the part of a DoctorReport about one domain.
+type DomainReport struct {
+	ID         uint16       `json:"id"`
+	Name       journal.Text `json:"name"`
+	UUID       string       `json:"uuid"`
+	Tier       Tier         `json:"tier"`
+	TierReason string       `json:"tier_reason,omitempty"`
+	Checks     []Check      `json:"checks"`
+}
+
+// Problems returns the number of checks, of the host and of the domains, whose
+// status is missing or fail.
+func (r DoctorReport) Problems() int {
+	n := countProblems(r.Checks)
+	for _, d := range r.Domains {
+		n += countProblems(d.Checks)
+	}
+	return n
+}
+
+func countProblems(cs []Check) (n int) {
+	for _, c := range cs {
+		if c.Status == CheckMissing || c.Status == CheckFail {
+			n++
+		}
+	}
+	return n
+}
+
+// EventsQuery selects events. The zero value selects all.
+type EventsQuery struct {
+	// Domain is a domid, name or UUID; the domain need not exist any more.
+	Domain string
+	Guard  string
+	Since  time.Time
+	After  journal.ID
+	// Limit is the number of past events to begin with, the newest. 0 means
+	// all that match, or none with Follow where neither Since nor After is
+	// set.
+	Limit int
+	// Follow goes on with events as they happen.
+	Follow bool
+}
