@@ -67,6 +67,8 @@ type Archive struct {
 	aptConfig func() aptConfig
 	mirrors   func() (*mirrors, error)
 
+	verifying sync.Mutex // one signature at a time; the keyring is not for concurrent use
+
 	mu       sync.Mutex
 	releases map[string]*release // by suite
 	indexes  map[string]*index   // by suite

@@ -119,6 +119,46 @@ func TestFileMirror(t *testing.T) {
 	}
 }
 
+// TestPassword has a mirror that wants one: it is sent, and kept nowhere.
+func TestPassword(t *testing.T) {
+	m := newFakeMirror(t)
+	m.publish(suite{name: "bookworm", debs: []fakeDeb{debB}})
+	m.intercept(func(w http.ResponseWriter, r *http.Request, _ []byte) bool {
+		if user, pass, _ := r.BasicAuth(); user == "u" && pass == "geheim" {
+			return false
+		}
+		w.WriteHeader(http.StatusUnauthorized)
+		return true
+	})
+	cache := t.TempDir()
+	with := func(pass string) func(*Options) {
+		return func(o *Options) { o.Mirror = strings.Replace(m.url, "http://", "http://u:"+pass+"@", 1) }
+	}
+	if _, err := m.open(cache, with("falsch")).Lookup(t.Context(), []string{"bookworm"}, "b"); err == nil || strings.Contains(err.Error(), "falsch") {
+		t.Errorf("with a wrong password: %v", err)
+	}
+	for range 2 {
+		c := m.open(cache, with("geheim"))
+		p, err := c.Lookup(t.Context(), []string{"bookworm"}, "b")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Download(t.Context(), []Package{p}); err != nil {
+			t.Error(err)
+		}
+		if err := os.Remove(c.debPath(p)); err != nil { // the second round downloads by a cached InRelease
+			t.Error(err)
+		}
+	}
+	if n := m.asked("InRelease"); n != 2 {
+		t.Errorf("InRelease was asked for %d times, want 2", n)
+	}
+	data, err := os.ReadFile(filepath.Join(cache, "release", "bookworm"))
+	if err != nil || bytes.Contains(data, []byte("geheim")) {
+		t.Errorf("the password is in the cache (%v)", err)
+	}
+}
+
 func TestUntrusted(t *testing.T) {
 	good, other := testKeys().good, testKeys().other
 	replace := func(old, new string) func([]byte) []byte {

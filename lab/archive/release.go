@@ -208,7 +208,9 @@ func (a *Archive) checkRelease(suite, base string, data []byte) (*release, error
 		return nil, err
 	}
 	trust := &TrustError{Suite: suite, URL: redact(base) + "/dists/" + suite + "/InRelease", Keyring: a.opt.Keyring}
+	a.verifying.Lock() // keys remember what was verified of them
 	text, signers, err := verify(data, keys, a.now())
+	a.verifying.Unlock()
 	if err != nil {
 		trust.Reason, trust.Signers = err.Error(), signers
 		if len(signers) > 0 {
@@ -280,8 +282,13 @@ func (a *Archive) loadRelease(ctx context.Context, suite string) (*release, erro
 	if err != nil {
 		return nil, err
 	}
-	if cached != nil && !slices.Contains(bases, cached.base) {
-		cached = nil // the configuration has changed
+	if cached != nil {
+		i := slices.IndexFunc(bases, func(b string) bool { return redact(b) == cached.base })
+		if i >= 0 {
+			cached.base = bases[i]
+		} else {
+			cached = nil // the configuration has changed
+		}
 	}
 	if cached != nil && a.now().Sub(cached.fetched) < a.opt.MaxAge && !cached.fetched.After(a.now()) {
 		// Whoever fetched it was told already that it is old.
@@ -386,17 +393,18 @@ func (a *Archive) releasePath(suite string) string {
 }
 
 // storeRelease keeps an InRelease with where and when it was fetched in one
-// file, so that the two can't get out of step.
+// file, so that the two can't get out of step. A password in the mirror's URL
+// is left out.
 func (a *Archive) storeRelease(r *release, data []byte) error {
-	head := fmt.Sprintf("Mirror: %s\nFetched: %s\n\n", r.base, r.fetched.UTC().Format(time.RFC3339))
+	head := fmt.Sprintf("Mirror: %s\nFetched: %s\n\n", redact(r.base), r.fetched.UTC().Format(time.RFC3339))
 	if err := writeAtomic(a.releasePath(r.suite), append([]byte(head), data...)); err != nil {
 		return fmt.Errorf("cache: %w", err)
 	}
 	return nil
 }
 
-// cachedRelease reads back what storeRelease wrote and verifies it again. It
-// returns nil, nil where there is none.
+// cachedRelease reads back what storeRelease wrote and verifies it again. Its
+// base has no password. It returns nil, nil where there is none.
 func (a *Archive) cachedRelease(suite string) (*release, error) {
 	data, err := os.ReadFile(a.releasePath(suite))
 	if errors.Is(err, fs.ErrNotExist) {

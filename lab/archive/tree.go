@@ -38,7 +38,7 @@ const treeFormat = "1"
 // packages ship, the one of the package last in name order stays.
 func (a *Archive) Tree(ctx context.Context, name string, pkgs []Package) (string, error) {
 	if !validSuite(name) {
-		return "", fmt.Errorf("tree name %s: want lower-case letters, digits, - and .", quote(name))
+		return "", fmt.Errorf("tree name %s: want lower-case letters, digits, dots and hyphens", quote(name))
 	}
 	pkgs = slices.Clone(pkgs)
 	slices.SortFunc(pkgs, func(a, b Package) int {
