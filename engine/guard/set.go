@@ -37,6 +37,8 @@ type Set struct {
 	frames frameTable
 	msrs   map[uint32]uint8
 
+	// scratch is the ring thread's, so that evidence needs no heap.
+	scratch    Evidence
 	queue      chan Evidence
 	unrecorded atomic.Uint64
 	stray      atomic.Uint64
@@ -157,10 +159,10 @@ func (s *Set) violation(a *Armed, ev *vmevent.Event) vmevent.Verdict {
 			verdict = vmevent.Deny
 		}
 	}
-	e := Evidence{Guard: a.Guard.Name, Action: action}
-	e.take(s.target, s.mem, ev)
+	s.scratch = Evidence{Guard: a.Guard.Name, Action: action}
+	s.scratch.take(s.target, s.mem, ev)
 	select {
-	case s.queue <- e:
+	case s.queue <- s.scratch:
 	default:
 		s.unrecorded.Add(1)
 	}

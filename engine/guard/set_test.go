@@ -1,0 +1,252 @@
+package guard_test
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/xen-hvi/hvi/engine/guard"
+	"github.com/xen-hvi/hvi/engine/guest/linux"
+	"github.com/xen-hvi/hvi/engine/guest/linux/linuxtest"
+	"github.com/xen-hvi/hvi/engine/policy"
+	"github.com/xen-hvi/hvi/engine/vmevent"
+	"github.com/xen-hvi/hvi/engine/x86"
+)
+
+const maxGFN = 40_959
+
+type fixture struct {
+	guest  *linuxtest.Guest
+	kernel *linux.Kernel
+	set    *guard.Set
+}
+
+func arm(t testing.TB, actions map[policy.GuardName]policy.Action) fixture {
+	t.Helper()
+	g := linuxtest.New(linuxtest.Config{})
+	g.SetTask(0, 214, 213, "insmod")
+	k, err := linux.Identify(g.Memory(), g.Regs[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	boot := g.Regs[0]
+	boot.STAR, boot.CSTAR, boot.SysenterEIP = 0x23001000000000, uint64(g.Base)+0x2000, uint64(g.Base)+0x3000
+	set, err := guard.NewSet(&guard.Target{Kernel: k, Boot: boot}, g.Memory(), maxGFN, actions)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fixture{g, k, set}
+}
+
+func both(a policy.Action) map[policy.GuardName]policy.Action {
+	return map[policy.GuardName]policy.Action{policy.GuardKernelText: a, policy.GuardSyscallEntry: a}
+}
+
+// write is a store into kernel text at off, by code at rip.
+func (f fixture) write(off uint64, rip x86.VirtAddr) *vmevent.Event {
+	pa := f.guest.PhysBase + x86.PhysAddr(off)
+	ev := &vmevent.Event{
+		Reason: vmevent.ReasonMemAccess, Paused: true, Regs: f.guest.Regs[0],
+		Mem: vmevent.MemAccess{
+			GFN: pa.GFN(), Offset: pa.Offset(), GLA: f.guest.Base + x86.VirtAddr(off),
+			Flags: vmevent.AccessRead | vmevent.AccessWrite | vmevent.AccessGLAValid,
+		},
+	}
+	ev.Regs.RIP = uint64(rip)
+	return ev
+}
+
+// poke makes a store look like the kernel's own patching of that place.
+func poke(ev *vmevent.Event) *vmevent.Event {
+	ev.Regs.CR3 = uint64(linuxtest.PokingPGD)
+	ev.Mem.GLA = linuxtest.Window + x86.VirtAddr(ev.Mem.Offset)
+	return ev
+}
+
+func msr(f fixture, index uint32, value uint64) *vmevent.Event {
+	return &vmevent.Event{
+		Reason: vmevent.ReasonMovToMSR, Paused: true, Regs: f.guest.Regs[0],
+		MSR: vmevent.MSRWrite{MSR: index, New: value, Old: 1},
+	}
+}
+
+// module is an address where modules live.
+const module = x86.VirtAddr(0xffffffffc0001000)
+
+// TestVerdicts is the guards' meaning: what is a violation, and what the
+// policy's action makes of it.
+func TestVerdicts(t *testing.T) {
+	type step struct {
+		name      string
+		event     func(fixture) *vmevent.Event
+		violation policy.GuardName // "" for none
+	}
+	steps := []step{
+		{"module writes text", func(f fixture) *vmevent.Event { return f.write(0x1234, module) }, policy.GuardKernelText},
+		{"kernel code writes text at its own address", func(f fixture) *vmevent.Event { return f.write(0x1234, f.guest.Base+0x100) }, policy.GuardKernelText},
+		{"text_poke", func(f fixture) *vmevent.Event { return poke(f.write(0x1234, f.guest.Base+0x100)) }, ""},
+		{"module through the poking window", func(f fixture) *vmevent.Event { return poke(f.write(0x1234, module)) }, policy.GuardKernelText},
+		{"kernel code in the window of another page table", func(f fixture) *vmevent.Event {
+			ev := poke(f.write(0x1234, f.guest.Base+0x100))
+			ev.Regs.CR3 = f.guest.Regs[0].CR3
+			return ev
+		}, policy.GuardKernelText},
+		{"the poking page table, outside the window", func(f fixture) *vmevent.Event {
+			ev := poke(f.write(0x1234, f.guest.Base+0x100))
+			ev.Mem.GLA = linuxtest.Window + 2*x86.PageSize
+			return ev
+		}, policy.GuardKernelText},
+		{"window without a valid address", func(f fixture) *vmevent.Event {
+			ev := poke(f.write(0x1234, f.guest.Base+0x100))
+			ev.Mem.Flags &^= vmevent.AccessGLAValid
+			return ev
+		}, policy.GuardKernelText},
+		{"a page nobody guards", func(f fixture) *vmevent.Event { return f.write(linuxtest.Data, module) }, ""},
+		{"LSTAR", func(f fixture) *vmevent.Event { return msr(f, x86.MSRLSTAR, 0xffffffffc0000000) }, policy.GuardSyscallEntry},
+		{"LSTAR, the boot value again", func(f fixture) *vmevent.Event { return msr(f, x86.MSRLSTAR, f.guest.Regs[0].LSTAR) }, ""},
+		{"STAR", func(f fixture) *vmevent.Event { return msr(f, x86.MSRSTAR, 0) }, policy.GuardSyscallEntry},
+		{"CSTAR", func(f fixture) *vmevent.Event { return msr(f, x86.MSRCSTAR, 5) }, policy.GuardSyscallEntry},
+		{"SYSENTER_EIP", func(f fixture) *vmevent.Event { return msr(f, x86.MSRSysenterEIP, 5) }, policy.GuardSyscallEntry},
+		{"another MSR", func(f fixture) *vmevent.Event { return msr(f, x86.MSRGSBase, 5) }, ""},
+	}
+	for _, action := range []policy.Action{policy.ActionAlert, policy.ActionBlock} {
+		for _, s := range steps {
+			t.Run(action.String()+"/"+s.name, func(t *testing.T) {
+				f := arm(t, both(action))
+				ev := s.event(f)
+				want := vmevent.Continue
+				if ev.Reason == vmevent.ReasonMemAccess {
+					want = vmevent.Emulate
+				}
+				if s.violation != "" && action == policy.ActionBlock {
+					want = map[policy.GuardName]vmevent.Verdict{
+						policy.GuardKernelText: vmevent.Discard, policy.GuardSyscallEntry: vmevent.Deny,
+					}[s.violation]
+				}
+				if got := f.set.HandleEvent(ev); got != want {
+					t.Errorf("verdict %#x, want %#x", got, want)
+				}
+				select {
+				case e := <-f.set.Violations():
+					if e.Guard != s.violation || e.Action != action {
+						t.Errorf("evidence for %q, %s; want %q, %s", e.Guard, e.Action, s.violation, action)
+					}
+					if !e.HasTask || e.Task.PID != 214 || e.Task.TGID != 213 || e.Task.Name() != "insmod" {
+						t.Errorf("evidence names task %+v", e.Task)
+					}
+				default:
+					if s.violation != "" {
+						t.Errorf("no evidence of a violation of %s", s.violation)
+					}
+				}
+			})
+		}
+	}
+}
+
+// TestEvidenceOfBytes checks that what is reported is what stood in memory
+// when the vCPU was stopped.
+func TestEvidenceOfBytes(t *testing.T) {
+	f := arm(t, both(policy.ActionBlock))
+	at := f.guest.Base + 0x2000
+	f.guest.Write(at, []byte{0x0f, 0x1f, 0x44, 0x00, 0x00})
+	f.guest.Write(f.guest.Base+linuxtest.Data, []byte{0x88, 0x07}) // mov %al,(%rdi)
+	ev := f.write(0x2000, f.guest.Base+linuxtest.Data)
+	ev.Regs.RAX = 0xcc
+	f.set.HandleEvent(ev)
+	e := <-f.set.Violations()
+	if got := e.Before(); len(got) < 5 || got[0] != 0x0f || got[2] != 0x44 {
+		t.Errorf("bytes before: % x", got)
+	}
+	if got, err := e.Attempted(); err != nil || len(got) != 1 || got[0] != 0xcc {
+		t.Errorf("bytes attempted: % x, %v", got, err)
+	}
+}
+
+// TestCounters checks what status shows.
+func TestCounters(t *testing.T) {
+	f := arm(t, both(policy.ActionBlock))
+	f.set.HandleEvent(poke(f.write(0x1000, f.guest.Base)))
+	f.set.HandleEvent(f.write(0x1000, module))
+	f.set.HandleEvent(f.write(linuxtest.Data, module))
+	a := f.set.Armed()[0]
+	if a.Guard.Name != policy.GuardKernelText || a.Passed.Load() != 1 || a.Violations.Load() != 1 || a.Blocked.Load() != 1 || f.set.Stray() != 1 {
+		t.Errorf("%s: passed %d, violations %d, blocked %d, stray %d", a.Guard.Name, a.Passed.Load(), a.Violations.Load(), a.Blocked.Load(), f.set.Stray())
+	}
+}
+
+// TestOffGuardsStayOff checks that a guard that is off watches nothing.
+func TestOffGuardsStayOff(t *testing.T) {
+	f := arm(t, map[policy.GuardName]policy.Action{policy.GuardKernelText: policy.ActionOff, policy.GuardSyscallEntry: policy.ActionBlock})
+	if len(f.set.Armed()) != 1 || f.set.Armed()[0].Guard.Name != policy.GuardSyscallEntry {
+		t.Fatalf("%d guards armed", len(f.set.Armed()))
+	}
+	if v := f.set.HandleEvent(f.write(0x1000, module)); v != vmevent.Emulate {
+		t.Errorf("a write to unguarded text got verdict %#x", v)
+	}
+}
+
+// TestStormIsBounded lets an attacker write more often than anybody reads: each
+// is blocked, the queue is full, and the rest is counted.
+func TestStormIsBounded(t *testing.T) {
+	f := arm(t, both(policy.ActionBlock))
+	const storm = 1000
+	for range storm {
+		if v := f.set.HandleEvent(f.write(0x1000, module)); v != vmevent.Discard {
+			t.Fatalf("verdict %#x", v)
+		}
+	}
+	kept := uint64(len(f.set.Violations()))
+	if kept == 0 || kept+f.set.Unrecorded() != storm {
+		t.Errorf("%d kept and %d unrecorded, of %d", kept, f.set.Unrecorded(), storm)
+	}
+}
+
+// TestFramesBeyondGuest checks that page tables which place the kernel above
+// the guest's highest frame do not make the guard take memory for them.
+func TestFramesBeyondGuest(t *testing.T) {
+	g := linuxtest.New(linuxtest.Config{})
+	k, err := linux.Identify(g.Memory(), g.Regs[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	set, err := guard.NewSet(&guard.Target{Kernel: k, Boot: g.Regs[0]}, g.Memory(), 3, both(policy.ActionBlock))
+	var p *guard.PrepareError
+	if !errors.As(err, &p) || p.Guard != policy.GuardKernelText {
+		t.Errorf("error %v, want one of kernel-text", err)
+	}
+	if len(set.Armed()) != 1 || set.Armed()[0].Guard.Name != policy.GuardSyscallEntry {
+		t.Errorf("the other guard was not armed: %d", len(set.Armed()))
+	}
+}
+
+// TestHealthyPathDoesNotAllocate is the promise of the event path.
+func TestHealthyPathDoesNotAllocate(t *testing.T) {
+	f := arm(t, both(policy.ActionBlock))
+	own, again, stray := poke(f.write(0x1000, f.guest.Base)), msr(f, x86.MSRLSTAR, f.guest.Regs[0].LSTAR), f.write(linuxtest.Data, module)
+	if n := testing.AllocsPerRun(100, func() {
+		f.set.HandleEvent(own)
+		f.set.HandleEvent(again)
+		f.set.HandleEvent(stray)
+	}); n != 0 {
+		t.Errorf("%v allocations, want 0", n)
+	}
+}
+
+func BenchmarkPass(b *testing.B) {
+	f := arm(b, both(policy.ActionBlock))
+	ev := poke(f.write(0x1000, f.guest.Base))
+	b.ReportAllocs()
+	for b.Loop() {
+		f.set.HandleEvent(ev)
+	}
+}
+
+func BenchmarkViolation(b *testing.B) {
+	f := arm(b, both(policy.ActionBlock))
+	ev := f.write(0x1000, module)
+	b.ReportAllocs()
+	for b.Loop() {
+		f.set.HandleEvent(ev)
+		<-f.set.Violations()
+	}
+}
