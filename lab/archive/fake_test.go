@@ -254,7 +254,7 @@ func (m *fakeMirror) publish(s suite) {
 		text = b.String()
 	}
 	var packed bytes.Buffer
-	z, err := xz.NewWriter(&packed)
+	z, err := xz.WriterConfig{DictCap: 1 << 16}.NewWriter(&packed) // the default takes megabytes
 	if err != nil {
 		m.t.Fatal(err)
 	}
