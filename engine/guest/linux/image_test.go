@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -121,6 +122,12 @@ func checkImage(t *testing.T, img testImage) {
 		}
 		if k.Banner != img.Version {
 			t.Errorf("vCPU %d: banner %q, the guest says %q", i, k.Banner, img.Version)
+		}
+		if regs.IDTBase != 0 { // the other way to the kernel, as for a trampoline
+			regs.LSTAR = 0
+			if other, err := Identify(mem, regs); err != nil || other.Base != k.Base || other.Symbols.Len() != k.Symbols.Len() {
+				t.Errorf("vCPU %d: by the IDT: %+v, %v", i, other, err)
+			}
 		}
 		if i == 0 {
 			checkSymbols(t, k, img.gunzip(t, img.Kallsyms))
@@ -292,6 +299,16 @@ func checkState(t *testing.T, k *Kernel, img testImage) {
 	var te *guest.TranslateError
 	if _, err := pokeAS.Translate(poke.Window); !errors.As(err, &te) || !errors.Is(err, guest.ErrNotPresent) || te.Level != 1 {
 		t.Errorf("window %v: %v, want its page table to be there and empty", poke.Window, err)
+	}
+	memcpy, ok := k.Lookup("memcpy")
+	code := k.TextPokeCode()
+	if !ok || !slices.ContainsFunc(code, func(r CodeRange) bool { return r.Contains(memcpy) }) {
+		t.Errorf("patching code %v without memcpy at %v", code, memcpy)
+	}
+	for _, r := range code {
+		if r.End-r.Start > 0x1000 {
+			t.Errorf("patching code %v: too much of it", r)
+		}
 	}
 	found := false
 	for i := range img.Regs {

@@ -34,6 +34,11 @@ const (
 	maxTokenText = 1 << 15 // token_index is 16 bits; real tables have 1 KiB
 	maxTables    = 64      // look-alikes of a token table that are examined
 	maxOffset    = 1 << 30 // the kernel image is confined to 1 GiB
+
+	// maxWork bounds all parsing of one kernel, in units of about a byte
+	// copied. A real one takes 10 to 30 million; a guest that arranges its
+	// memory for look-alikes would make it hours.
+	maxWork = 1 << 29
 )
 
 // digits are tokens '0' to '9': every digit occurs in some symbol, so each is a
@@ -50,14 +55,27 @@ func (e extent) contains(va x86.VirtAddr) bool { return va >= e.start && va < e.
 type reader struct {
 	as      guest.AddressSpace
 	extents []extent
+	work    int // done so far, see maxWork
 }
 
-var errOutsideImage = errors.New("outside the kernel image")
+var (
+	errOutsideImage = errors.New("outside the kernel image")
+	errTooMuch      = errors.New("too many look-alikes, given up")
+)
+
+// spend accounts for work and reports whether there may be more.
+func (r *reader) spend(n int) bool {
+	r.work += n
+	return r.work <= maxWork
+}
 
 // read returns a private copy of n bytes.
 func (r *reader) read(va x86.VirtAddr, n int) ([]byte, error) {
 	for _, e := range r.extents {
 		if e.contains(va) && n >= 0 && uint64(n) <= uint64(e.end-va) {
+			if !r.spend(n) {
+				return nil, errTooMuch
+			}
 			buf := make([]byte, n)
 			return buf, r.as.Read(va, buf)
 		}
@@ -144,16 +162,16 @@ func (r *reader) findKallsyms(base, hint x86.VirtAddr) (*Symbols, error) {
 			furthest = err
 		}
 		last = err
-		return tried >= maxTables
+		return tried >= maxTables || errors.Is(err, errTooMuch)
 	}
 	const top = ^x86.VirtAddr(0)
 	err := r.find(hint, top, digits, try)
-	if sym == nil && err == nil && tried < maxTables {
+	if sym == nil && err == nil && tried < maxTables && !errors.Is(last, errTooMuch) {
 		err = r.find(0, hint+x86.VirtAddr(len(digits)), digits, try)
 	}
 	// The layout of 6.2 and 6.3 costs a search of its own, for every
 	// look-alike as well, so it comes when all others have failed.
-	if sym == nil && err == nil && furthest != nil {
+	if sym == nil && err == nil && furthest != nil && !errors.Is(last, errTooMuch) {
 		seqs, tried = true, 0
 		err = r.find(0, top, digits, try)
 	}
@@ -353,17 +371,24 @@ func (r *reader) findNamesBeforeSeqs(table x86.VirtAddr) (nameTable, error) {
 	}
 	tried := 0
 	for _, width := range []int{3, 4} {
-		for n := 1; n <= maxSymbols; n++ {
+		// With fewer there are too few markers to know them by.
+		for n := 257; n <= maxSymbols; n++ {
 			count := (n + 255) / 256
 			end := len(buf) - align8(n*width)
 			start := end - align8(count*4)
 			if start < 0 {
 				break
 			}
-			if le32(buf[start:]) != 0 || count > 1 && le32(buf[start+4:]) < 2*256 {
+			if !r.spend(4) {
+				return nameTable{}, errTooMuch
+			}
+			if le32(buf[start:]) != 0 || le32(buf[start+4:]) < 2*256 {
 				continue
 			}
 			m := markersBefore(buf, markersAt{start + count*4, 4})
+			if !r.spend(8 * len(m)) {
+				return nameTable{}, errTooMuch
+			}
 			if len(m) != count {
 				continue
 			}
@@ -385,7 +410,7 @@ func (r *reader) namesBefore(end x86.VirtAddr, markers []uint32) (nameTable, err
 	// The last marker is the offset of the last stretch of up to 256 names.
 	const maxTail = 256 * (2 + maxNameLen)
 	lastMark := int(markers[len(markers)-1])
-	if lastMark > maxSymbols*64 {
+	if lastMark > maxSymbols*16 { // 16 bytes each; real ones take 12
 		return nameTable{}, fmt.Errorf("%w: %d bytes of names", errNoTable, lastMark)
 	}
 	buf, err := r.before(end, (8+lastMark+maxTail)&^3)
@@ -401,45 +426,49 @@ func (r *reader) namesBefore(end x86.VirtAddr, markers []uint32) (nameTable, err
 		if n < 1 || n > maxSymbols || (n+255)/256 != len(markers) {
 			continue
 		}
-		size, ok := walkNames(buf[start:], n, markers)
+		size, steps, ok := walkNames(buf[start:], n, markers)
+		if !r.spend(8 * steps) {
+			return nameTable{}, errTooMuch
+		}
 		if pad := len(buf) - start - size; !ok || pad > 7 {
 			continue
 		}
 		return nameTable{
 			start:   end - x86.VirtAddr(len(buf)-numAt),
 			n:       n,
-			names:   bytes.Clone(buf[start : start+size]),
+			names:   buf[start : start+size : start+size],
 			markers: markers,
 		}, nil
 	}
 	return nameTable{}, fmt.Errorf("%w: no names for %d markers", errNoTable, len(markers))
 }
 
-// walkNames steps over n names and compares every 256th with its marker.
-func walkNames(b []byte, n int, markers []uint32) (size int, ok bool) {
+// walkNames steps over n names and compares every 256th with its marker. It
+// returns their size in bytes, and how many steps it took until it knew.
+func walkNames(b []byte, n int, markers []uint32) (size, steps int, ok bool) {
 	pos := 0
 	for i := range n {
 		if i&0xff == 0 && pos != int(markers[i>>8]) {
-			return 0, false
+			return 0, i, false
 		}
 		if pos >= len(b) {
-			return 0, false
+			return 0, i, false
 		}
 		l := int(b[pos])
 		pos++
 		if l >= 0x80 {
 			if pos >= len(b) {
-				return 0, false
+				return 0, i, false
 			}
 			l = l&0x7f | int(b[pos])<<7
 			pos++
 		}
 		if l == 0 || l > maxNameLen {
-			return 0, false
+			return 0, i, false
 		}
 		pos += l
 	}
-	return pos, pos <= len(b)
+	return pos, n, pos <= len(b)
 }
 
 // readValues finds the symbols' values, after the token index or before
@@ -552,11 +581,15 @@ func (r *reader) placeValues(s *Symbols, base x86.VirtAddr, n int, at x86.VirtAd
 	return s.checkValues()
 }
 
-// checkValues checks that absolute values come first and that both parts
-// ascend, which the binary search needs, the kernel's as ours.
+// checkValues checks that absolute values come first, that both parts ascend,
+// which the binary search needs, the kernel's as ours, and that the lowest
+// address is the image's, which zeros taken for values would not give.
 func (s *Symbols) checkValues() error {
 	if s.nabs == len(s.off) {
 		return fmt.Errorf("%w: no symbol is an address", errNoTable)
+	}
+	if first := s.off[s.nabs]; first != 0 {
+		return fmt.Errorf("%w: the lowest symbol is at the image + %#x", errNoTable, first)
 	}
 	for i, v := range s.off {
 		if v >= maxOffset || i != 0 && i != s.nabs && v < s.off[i-1] {

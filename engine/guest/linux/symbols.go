@@ -145,14 +145,22 @@ func (s *Symbols) index(va x86.VirtAddr) (int, bool) {
 	return i, true
 }
 
-// next returns the lowest symbol address above va, or the end of the image.
-func (s *Symbols) next(va x86.VirtAddr) x86.VirtAddr {
-	for i := s.nabs + sort.Search(len(s.off)-s.nabs, func(i int) bool {
-		return s.base+x86.VirtAddr(s.off[s.nabs+i]) > va
-	}); i < len(s.off); {
-		return s.value(i)
-	}
-	return s.end
+// Range returns the address of a symbol and that of the next one after it:
+// where a function's code ends, give or take its padding, since the table knows
+// no sizes. It does not know absolute symbols.
+func (s *Symbols) Range(name string) (start, end x86.VirtAddr, ok bool) {
+	s.lookup(name, func(i int) bool {
+		if i < s.nabs {
+			return true
+		}
+		start, end, ok = s.value(i), s.end, true
+		above := sort.Search(len(s.off)-i, func(j int) bool { return s.off[i+j] > s.off[i] })
+		if i+above < len(s.off) {
+			end = s.value(i + above)
+		}
+		return false
+	})
+	return start, end, ok
 }
 
 // All goes through the table in its own order: absolute symbols, then the rest
