@@ -1,0 +1,30 @@
+package xen
+
+import (
+	"syscall"
+	"time"
+)
+
+// OpenAt opens the devices below another root.
+var OpenAt = openAt
+
+// SetClock replaces the clock by which a Memory believes in holes.
+func (m *Memory) SetClock(now func() time.Time) { m.now = now }
+
+// CopyGuarded is copyGuarded.
+var CopyGuarded = copyGuarded
+
+// HolePatience is how long a hole is believed in.
+const HolePatience = holePatience
+
+// WindowChunks is how many chunks a Memory keeps at most, ChunkBytes the size
+// of one.
+const (
+	WindowChunks = sets * ways
+	ChunkBytes   = chunkBytes
+)
+
+// NewOpError makes the error for what a call on domain 1 returned.
+func NewOpError(op string, errno syscall.Errno) error {
+	return opError(Release{}, op, 1, errno, "")
+}

@@ -1,0 +1,75 @@
+package hypercall
+
+import (
+	"io/fs"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/xen-hvi/hvi/engine/xen/abi"
+)
+
+// evtchnBindInterdomain is struct ioctl_evtchn_bind_interdomain.
+type evtchnBindInterdomain struct {
+	remoteDomain uint32
+	remotePort   uint32
+}
+
+// Evtchn is the real EventBinder, over /dev/xen/evtchn. Every port gets a
+// descriptor of its own, so that domains wait apart from each other and
+// closing the descriptor is all it takes to unbind.
+type Evtchn struct{ path string }
+
+var _ EventBinder = (*Evtchn)(nil)
+
+// NewEvtchn returns an EventBinder below root, which is "/" except in tests.
+func NewEvtchn(root string) *Evtchn { return &Evtchn{path: root + evtchnPath} }
+
+// BindInterdomain implements EventBinder.
+func (e *Evtchn) BindInterdomain(dom uint16, remotePort uint32) (EventPort, error) {
+	fd, err := unix.Open(e.path, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: e.path, Err: err}
+	}
+	bind := evtchnBindInterdomain{uint32(dom), remotePort}
+	port, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), abi.IoctlEvtchnBindInterdomain, uintptr(unsafe.Pointer(&bind)))
+	if errno != 0 {
+		_ = unix.Close(fd)
+		return nil, errno
+	}
+	return &evtchnPort{fd: fd, port: uint32(port)}, nil
+}
+
+type evtchnPort struct {
+	fd   int
+	port uint32
+}
+
+func (p *evtchnPort) FD() int      { return p.fd }
+func (p *evtchnPort) Port() uint32 { return p.port }
+
+func (p *evtchnPort) Notify() error {
+	port := p.port // struct ioctl_evtchn_notify
+	for {
+		_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(p.fd), abi.IoctlEvtchnNotify, uintptr(unsafe.Pointer(&port)))
+		switch errno {
+		case 0:
+			return nil
+		case unix.EINTR:
+		default:
+			return errno
+		}
+	}
+}
+
+func (p *evtchnPort) Close() error {
+	port := p.port // struct ioctl_evtchn_unbind
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(p.fd), abi.IoctlEvtchnUnbind, uintptr(unsafe.Pointer(&port)))
+	if err := unix.Close(p.fd); err != nil {
+		return err
+	}
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}

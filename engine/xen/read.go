@@ -1,0 +1,499 @@
+package xen
+
+import (
+	"fmt"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/xen-hvi/hvi/engine/x86"
+	"github.com/xen-hvi/hvi/engine/xen/abi"
+	"github.com/xen-hvi/hvi/engine/xen/internal/hypercall"
+)
+
+// Registers returns the registers of a vCPU, all fields filled. Xen pauses the
+// vCPU while it reads them, so they are consistent, but unless the caller
+// holds a pause they are the past when they arrive.
+//
+// It fails with an error that matches ErrNoVCPU, or ErrVCPUOffline for one
+// that has not been started.
+func (h *Host) Registers(dom DomID, vcpu int) (x86.Registers, error) {
+	const op = "domctl(gethvmcontext_partial)"
+	if h.closed.Load() {
+		return x86.Registers{}, ErrClosed
+	}
+	detail := fmt.Sprintf("registers of vCPU %d", vcpu)
+	l := h.c.Layout
+	b, err := h.c.NewDomctl(abi.DomctlGetHVMContextPartial, uint16(dom))
+	if err != nil {
+		return x86.Registers{}, h.fail(op, dom, err)
+	}
+	defer b.Free()
+	rec, err := h.c.Alloc(l.HVMSaveLengthCPU)
+	if err != nil {
+		return x86.Registers{}, h.fail(op, dom, err)
+	}
+	defer rec.Free()
+
+	u := l.Domctl.U
+	b.PutU32(u+l.HVMContextPartial.Type, abi.HVMSaveCPU)
+	b.PutU32(u+l.HVMContextPartial.Instance, uint32(vcpu))
+	b.PutU64(u+l.HVMContextPartial.BufSize, uint64(l.HVMSaveLengthCPU))
+	b.PutU64(u+l.HVMContextPartial.Buffer, rec.Addr())
+	if err := h.c.Domctl(b); err != nil {
+		if err == unix.ENOENT {
+			// Xen 4.11 answers so for a vCPU that is offline, too.
+			if d, e := h.Domain(dom); e == nil && vcpu >= 0 && vcpu < d.VCPUs {
+				err = unix.ENODATA
+			}
+		}
+		return x86.Registers{}, opError(h.release, op, dom, err, detail)
+	}
+	if n := b.U64(u + l.HVMContextPartial.BufSize); n < uint64(l.HVMSaveLengthCPU) {
+		return x86.Registers{}, fmt.Errorf("%s on domain %d (%s): record of %d bytes, want %d", op, dom, detail, n, l.HVMSaveLengthCPU)
+	}
+	return decodeCPU(l, rec), nil
+}
+
+// decodeCPU reads a CPU record.
+func decodeCPU(l *abi.Layout, b *hypercall.Buffer) x86.Registers {
+	f := &l.HVMHWCPU
+	return x86.Registers{
+		RAX: b.U64(f.RAX), RBX: b.U64(f.RBX), RCX: b.U64(f.RCX), RDX: b.U64(f.RDX),
+		RSI: b.U64(f.RSI), RDI: b.U64(f.RDI), RBP: b.U64(f.RBP), RSP: b.U64(f.RSP),
+		R8: b.U64(f.R8), R9: b.U64(f.R9), R10: b.U64(f.R10), R11: b.U64(f.R11),
+		R12: b.U64(f.R12), R13: b.U64(f.R13), R14: b.U64(f.R14), R15: b.U64(f.R15),
+		RIP: b.U64(f.RIP), RFLAGS: b.U64(f.RFLAGS),
+		CR0: b.U64(f.CR0), CR2: b.U64(f.CR2), CR3: b.U64(f.CR3), CR4: b.U64(f.CR4),
+		EFER:   b.U64(f.MSREFER),
+		FSBase: b.U64(f.FSBase), GSBase: b.U64(f.GSBase), KernelGSBase: b.U64(f.ShadowGS),
+		STAR: b.U64(f.MSRSTAR), LSTAR: b.U64(f.MSRLSTAR), CSTAR: b.U64(f.MSRCSTAR), SFMask: b.U64(f.MSRSyscallMask),
+		SysenterCS: b.U64(f.SysenterCS), SysenterESP: b.U64(f.SysenterESP), SysenterEIP: b.U64(f.SysenterEIP),
+		IDTBase: b.U64(f.IDTRBase), GDTBase: b.U64(f.GDTRBase),
+		IDTLimit: b.U32(f.IDTRLimit), GDTLimit: b.U32(f.GDTRLimit),
+		CS: uint16(b.U32(f.CSSel)), SS: uint16(b.U32(f.SSSel)),
+		CPL: uint8(b.U32(f.SSArBytes) >> 5 & 3),
+	}
+}
+
+// HVMParam returns a parameter of an HVM or PVH domain, abi.HVMParam*.
+func (h *Host) HVMParam(dom DomID, param uint32) (uint64, error) {
+	const op = "hvm_op(get_param)"
+	if h.closed.Load() {
+		return 0, ErrClosed
+	}
+	l := &h.c.Layout.HVMParam
+	b, err := h.c.Alloc(l.Size)
+	if err != nil {
+		return 0, h.fail(op, dom, err)
+	}
+	defer b.Free()
+	b.PutU16(l.DomID, uint16(dom))
+	b.PutU32(l.Index, param)
+	if err := h.c.HVMOp(abi.HVMOpGetParam, b); err != nil {
+		return 0, opError(h.release, op, dom, err, fmt.Sprintf("parameter %d", param))
+	}
+	return b.U64(l.Value), nil
+}
+
+// MaxGFN returns the highest guest frame that holds something. A guest can
+// make it grow.
+func (h *Host) MaxGFN(dom DomID) (x86.GFN, error) {
+	const op = "memory_op(maximum_gpfn)"
+	if h.closed.Load() {
+		return 0, ErrClosed
+	}
+	b, err := h.c.Alloc(8)
+	if err != nil {
+		return 0, h.fail(op, dom, err)
+	}
+	defer b.Free()
+	b.PutU16(0, uint16(dom)) // domid_t
+	n, err := h.c.MemoryOp(abi.MemMaximumGPFN, b)
+	if err != nil {
+		return 0, h.fail(op, dom, err)
+	}
+	return x86.GFN(n), nil
+}
+
+// PageType is what lies behind a guest frame.
+type PageType uint32
+
+// Present reports whether there is a page that can be mapped.
+func (t PageType) Present() bool {
+	return t != abi.PFInfoXTab && t != abi.PFInfoXAlloc && t != abi.PFInfoBroken
+}
+
+// String names the type.
+func (t PageType) String() string {
+	switch t {
+	case abi.PFInfoNoTab:
+		return "page"
+	case abi.PFInfoXTab:
+		return "none"
+	case abi.PFInfoXAlloc:
+		return "unallocated"
+	case abi.PFInfoBroken:
+		return "broken"
+	}
+	return fmt.Sprintf("page table %#x", uint32(t))
+}
+
+// PageFrameType returns what lies behind a guest frame, without mapping it.
+func (h *Host) PageFrameType(dom DomID, gfn x86.GFN) (PageType, error) {
+	const op = "domctl(getpageframeinfo3)"
+	if h.closed.Load() {
+		return 0, ErrClosed
+	}
+	l := h.c.Layout
+	b, err := h.c.NewDomctl(abi.DomctlGetPageFrameInfo3, uint16(dom))
+	if err != nil {
+		return 0, h.fail(op, dom, err)
+	}
+	defer b.Free()
+	arr, err := h.c.Alloc(8)
+	if err != nil {
+		return 0, h.fail(op, dom, err)
+	}
+	defer arr.Free()
+	arr.PutU64(0, uint64(gfn))
+	b.PutU64(l.Domctl.U+l.GetPageFrameInfo3.Num, 1)
+	b.PutU64(l.Domctl.U+l.GetPageFrameInfo3.Array, arr.Addr())
+	if err := h.c.Domctl(b); err != nil {
+		return 0, opError(h.release, op, dom, err, "gfn "+gfn.String())
+	}
+	return PageType(arr.U64(0) & abi.PFInfoTypeMask), nil
+}
+
+// Access is what a guest may do with a page, as mem_access sets it.
+type Access uint8
+
+// Accesses. AccessDefault stands for what the domain's default is; its number
+// in Xen differs between releases, so this one is hvi's own.
+const (
+	AccessN       Access = abi.AccessN
+	AccessR       Access = abi.AccessR
+	AccessW       Access = abi.AccessW
+	AccessRW      Access = abi.AccessRW
+	AccessX       Access = abi.AccessX
+	AccessRX      Access = abi.AccessRX
+	AccessWX      Access = abi.AccessWX
+	AccessRWX     Access = abi.AccessRWX
+	AccessRX2RW   Access = abi.AccessRX2RW // r-x, and rw- after the first write
+	AccessN2RWX   Access = abi.AccessN2RWX // ---, and rwx after the first access
+	AccessRPW     Access = abi.AccessRPW   // r--, page-table walks may set bits; 4.20 and later
+	AccessDefault Access = 0xff
+)
+
+// String returns the access as in "r-x".
+func (a Access) String() string {
+	switch {
+	case a <= AccessRWX:
+		s := []byte("---")
+		for i, c := range []byte("rwx") {
+			if a>>i&1 != 0 {
+				s[i] = c
+			}
+		}
+		return string(s)
+	case a == AccessRX2RW:
+		return "r-x>rw-"
+	case a == AccessN2RWX:
+		return "--->rwx"
+	case a == AccessRPW:
+		return "r-pw"
+	case a == AccessDefault:
+		return "default"
+	}
+	return fmt.Sprintf("Access(%d)", uint8(a))
+}
+
+// EncodeAccess returns the number a release has for an access. It fails for
+// one the release does not have: some numbers mean something else there.
+func EncodeAccess(l *abi.Layout, a Access) (uint8, error) {
+	switch {
+	case a == AccessDefault:
+		return l.AccessDefault, nil
+	case a <= AccessN2RWX, a == AccessRPW && l.Has.AccessRPW:
+		return uint8(a), nil
+	}
+	return 0, &NotSupportedError{Feature: "access " + a.String(), Needs: "Xen 4.20 or later"}
+}
+
+// decodeAccess is EncodeAccess's inverse.
+func decodeAccess(l *abi.Layout, v uint8) Access {
+	if v == l.AccessDefault {
+		return AccessDefault
+	}
+	return Access(v)
+}
+
+// MemAccess returns the access of a frame in the host's view. It needs a
+// connected monitor ring (ENODEV) and Intel VT-x with HAP (EINVAL), and
+// matches ErrNoPage where no page is.
+func (h *Host) MemAccess(dom DomID, gfn x86.GFN) (Access, error) {
+	v, err := h.memAccess(dom, uint64(gfn))
+	if err != nil {
+		if err == unix.ESRCH {
+			if _, e := h.Domain(dom); e == nil {
+				return 0, &OpError{
+					Op: opGetAccess, Domain: dom, Errno: unix.ESRCH, Release: h.release,
+					Meaning: "no page at this frame", Detail: "gfn " + gfn.String(), is: ErrNoPage,
+				}
+			}
+		}
+		return 0, opError(h.release, opGetAccess, dom, err, "gfn "+gfn.String())
+	}
+	return decodeAccess(h.c.Layout, v), nil
+}
+
+const opGetAccess = "mem_access(get)"
+
+// allFrames stands for the domain's default access.
+const allFrames = ^uint64(0)
+
+func (h *Host) memAccess(dom DomID, pfn uint64) (uint8, error) {
+	if h.closed.Load() {
+		return 0, ErrClosed
+	}
+	l := &h.c.Layout.MemAccessOp
+	b, err := h.c.Alloc(l.Size)
+	if err != nil {
+		return 0, err
+	}
+	defer b.Free()
+	b.PutU8(l.Op, abi.MemAccessOpGet)
+	b.PutU16(l.DomID, uint16(dom))
+	b.PutU64(l.PFN, pfn)
+	if _, err := h.c.MemoryOp(abi.MemAccessOpCmd, b); err != nil {
+		return 0, err
+	}
+	return b.U8(l.Access), nil
+}
+
+// ProbeMemAccess reports whether page access can be restricted for a domain:
+// nil, or an error that matches ErrNotSupported and says what is missing. It
+// needs no ring and changes nothing.
+func (h *Host) ProbeMemAccess(dom DomID) error {
+	_, err := h.memAccess(dom, allFrames)
+	switch err {
+	case nil, unix.ENODEV: // ENODEV: all is there but the ring
+		return nil
+	case unix.EINVAL, unix.ENOSYS:
+		e := h.fail(opGetAccess, dom, err)
+		needs := "an HVM or PVH domain on Intel VT-x with HAP"
+		if err == unix.ENOSYS {
+			needs = "a Xen built with CONFIG_VM_EVENT (before 4.21 CONFIG_MEM_ACCESS)"
+		} else if d, e2 := h.Domain(dom); e2 != nil {
+			return e2
+		} else if d.Type == PV {
+			needs = "an HVM or PVH domain, and this one is PV"
+		} else if !d.HAP {
+			needs = "HAP, and this domain runs without"
+		} else if p, e3 := h.PhysInfo(); e3 == nil && !p.VMX {
+			needs = "Intel VT-x, and this machine has none"
+		}
+		return &NotSupportedError{Feature: "mem_access", Needs: needs, Err: e}
+	}
+	return h.fail(opGetAccess, dom, err)
+}
+
+// MonitorCaps is the set of events that can be monitored for a domain: bit
+// 1<<abi.MonitorEvent* for each.
+type MonitorCaps uint32
+
+// Has reports whether an event, abi.MonitorEvent*, can be monitored.
+func (c MonitorCaps) Has(event int) bool { return event >= 0 && event < 32 && c>>event&1 != 0 }
+
+var monitorEventNames = [...]string{
+	abi.MonitorEventWriteCtrlReg:       "write-ctrlreg",
+	abi.MonitorEventMovToMSR:           "mov-to-msr",
+	abi.MonitorEventSingleStep:         "singlestep",
+	abi.MonitorEventSoftwareBreakpoint: "software-breakpoint",
+	abi.MonitorEventGuestRequest:       "guest-request",
+	abi.MonitorEventDebugException:     "debug-exception",
+	abi.MonitorEventCPUID:              "cpuid",
+	abi.MonitorEventPrivilegedCall:     "privileged-call",
+	abi.MonitorEventInterrupt:          "interrupt",
+	abi.MonitorEventDescAccess:         "desc-access",
+	abi.MonitorEventEmulUnimplemented:  "emul-unimplemented",
+	abi.MonitorEventInguestPagefault:   "inguest-pagefault",
+	abi.MonitorEventVMExit:             "vmexit",
+	abi.MonitorEventIO:                 "io",
+}
+
+// MonitorEventName returns the name of a monitor event, abi.MonitorEvent*.
+func MonitorEventName(event int) string {
+	if event >= 0 && event < len(monitorEventNames) {
+		return monitorEventNames[event]
+	}
+	return fmt.Sprintf("event %d", event)
+}
+
+// String lists the names of the events.
+func (c MonitorCaps) String() string {
+	var names []string
+	for i := range 32 {
+		if c.Has(i) {
+			names = append(names, MonitorEventName(i))
+		}
+	}
+	return strings.Join(names, ",")
+}
+
+// MonitorCapabilities returns the events that can be monitored for a domain:
+// none for PV. It fails with an error that matches ErrNotSupported where Xen
+// was built without vm_event.
+func (h *Host) MonitorCapabilities(dom DomID) (MonitorCaps, error) {
+	const op = "monitor_op(get_capabilities)"
+	if h.closed.Load() {
+		return 0, ErrClosed
+	}
+	l := h.c.Layout
+	b, err := h.c.NewDomctl(abi.DomctlMonitorOp, uint16(dom))
+	if err != nil {
+		return 0, h.fail(op, dom, err)
+	}
+	defer b.Free()
+	b.PutU32(l.Domctl.U+l.MonitorOp.Op, abi.MonitorOpGetCapabilities)
+	if err := h.c.Domctl(b); err != nil {
+		return 0, h.fail(op, dom, err)
+	}
+	return MonitorCaps(b.U32(l.Domctl.U + l.MonitorOp.Event)), nil
+}
+
+// VMEventVersion returns the version of the monitor ring's entries that Xen
+// speaks: asked for from 4.13 on, known by the release before.
+func (h *Host) VMEventVersion() (uint32, error) {
+	const op = "vm_event_op(get_version)"
+	if h.closed.Load() {
+		return 0, ErrClosed
+	}
+	l := h.c.Layout
+	if !l.Has.VMEventGetVersion {
+		return l.VMEvent.Version, nil
+	}
+	b, err := h.c.NewDomctl(abi.DomctlVMEventOp, uint16(NoDomain))
+	if err != nil {
+		return 0, h.fail(op, NoDomain, err)
+	}
+	defer b.Free()
+	b.PutU32(l.Domctl.U+l.VMEventOp.Op, abi.VMEventOpGetVersion)
+	b.PutU32(l.Domctl.U+l.VMEventOp.Mode, abi.VMEventModeMonitor)
+	if err := h.c.Domctl(b); err != nil {
+		return 0, h.fail(op, NoDomain, err)
+	}
+	return b.U32(l.Domctl.U + l.VMEventOp.Version), nil
+}
+
+// AltP2MMode says who may use alternative views of a domain's memory.
+type AltP2MMode uint8
+
+// Modes of altp2m. Introspection from outside needs AltP2MExternal.
+const (
+	AltP2MDisabled AltP2MMode = abi.AltP2MModeDisabled
+	AltP2MMixed    AltP2MMode = abi.AltP2MModeMixed
+	AltP2MExternal AltP2MMode = abi.AltP2MModeExternal
+	AltP2MLimited  AltP2MMode = abi.AltP2MModeLimited
+)
+
+// String returns the mode's name in xl's configuration.
+func (m AltP2MMode) String() string {
+	switch m {
+	case AltP2MDisabled:
+		return "disabled"
+	case AltP2MMixed:
+		return "mixed"
+	case AltP2MExternal:
+		return "external"
+	case AltP2MLimited:
+		return "limited"
+	}
+	return fmt.Sprintf("AltP2MMode(%d)", uint8(m))
+}
+
+// AltP2M is the state of altp2m for a domain.
+type AltP2M struct {
+	Mode AltP2MMode
+	// Active says that views are in use.
+	Active bool
+}
+
+// AltP2M returns the state of altp2m for a domain. It fails with an error that
+// matches ErrNotSupported where Xen runs without altp2m.
+func (h *Host) AltP2M(dom DomID) (AltP2M, error) {
+	const op = "altp2m(get_domain_state)"
+	mode, err := h.HVMParam(dom, abi.HVMParamAltP2M)
+	if err != nil {
+		return AltP2M{}, err
+	}
+	st := AltP2M{Mode: AltP2MMode(mode)}
+	b, err := h.c.NewAltP2M(abi.AltP2MGetDomainState, uint16(dom))
+	if err != nil {
+		return AltP2M{}, h.fail(op, dom, err)
+	}
+	defer b.Free()
+	switch err := h.c.AltP2M(b); err {
+	case nil:
+		st.Active = b.U8(h.c.Layout.AltP2MOp.DomainState) != 0
+	case unix.EINVAL:
+		if st.Mode != AltP2MDisabled {
+			return AltP2M{}, h.fail(op, dom, err)
+		}
+	case unix.EOPNOTSUPP, unix.ENOSYS:
+		return AltP2M{}, &NotSupportedError{
+			Feature: "altp2m", Needs: "altp2m=1 on Xen's command line and Intel VT-x", Err: h.fail(op, dom, err),
+		}
+	default:
+		return AltP2M{}, h.fail(op, dom, err)
+	}
+	return st, nil
+}
+
+// PhysInfo is what Xen says of the machine.
+type PhysInfo struct {
+	CPUs, Nodes    int
+	ThreadsPerCore int
+	// MHz is the processor's base frequency.
+	MHz int
+	// Memory, in pages of 4 KiB.
+	TotalPages, FreePages uint64
+	// VMX is Intel's, SVM AMD's hardware virtualization.
+	VMX, SVM bool
+	// HVM says that Xen can run HVM and PVH domains.
+	HVM bool
+	// HAP says that Xen has hardware assisted paging. HAPKnown is false
+	// before 4.13, which does not tell; DomainInfo.HAP tells per domain.
+	HAP, HAPKnown bool
+}
+
+// PhysInfo returns what Xen says of the machine.
+func (h *Host) PhysInfo() (PhysInfo, error) {
+	const op = "sysctl(physinfo)"
+	if h.closed.Load() {
+		return PhysInfo{}, ErrClosed
+	}
+	l := h.c.Layout
+	b, err := h.c.NewSysctl(abi.SysctlPhysInfo)
+	if err != nil {
+		return PhysInfo{}, h.fail(op, NoDomain, err)
+	}
+	defer b.Free()
+	if err := h.c.Sysctl(b); err != nil {
+		return PhysInfo{}, h.fail(op, NoDomain, err)
+	}
+	u, f := l.Sysctl.U, &l.PhysInfo
+	caps := b.U32(u + f.Capabilities)
+	// hw_cap is the beginning of Xen's feature words; 1 is CPUID leaf 1's
+	// ECX, 3 leaf 0x80000001's (public/arch-x86/cpufeatureset.h).
+	word := func(i int) uint32 { return b.U32(u + f.HWCap + 4*i) }
+	return PhysInfo{
+		CPUs: int(b.U32(u + f.NrCPUs)), Nodes: int(b.U32(u + f.NrNodes)),
+		ThreadsPerCore: int(b.U32(u + f.ThreadsPerCore)),
+		MHz:            int(b.U32(u+f.CPUKHz) / 1000),
+		TotalPages:     b.U64(u + f.TotalPages), FreePages: b.U64(u + f.FreePages),
+		VMX: word(1)>>5&1 != 0, SVM: word(3)>>2&1 != 0,
+		HVM: caps&abi.PhysCapHVM != 0,
+		HAP: l.Has.PhysCapHAP && caps&abi.PhysCapHAP != 0, HAPKnown: l.Has.PhysCapHAP,
+	}, nil
+}
