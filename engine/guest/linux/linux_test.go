@@ -752,6 +752,7 @@ func BenchmarkSymbolize(b *testing.B) {
 	g, k := identified(b, linuxtest.Config{Layout: linuxtest.Relative61})
 	buf := make([]byte, 0, maxNameLen)
 	b.ReportAllocs()
+	b.ResetTimer()
 	for i := range b.N {
 		if _, _, ok := k.Symbols.AppendSymbol(buf, g.Base+0x2000+x86.VirtAddr(i&0xfff)); !ok {
 			b.Fatal("no symbol")
@@ -762,6 +763,7 @@ func BenchmarkSymbolize(b *testing.B) {
 func BenchmarkLookup(b *testing.B) {
 	_, k := identified(b, linuxtest.Config{Layout: linuxtest.Relative61})
 	b.ReportAllocs()
+	b.ResetTimer()
 	for range b.N {
 		if _, ok := k.Lookup("func_777_init"); !ok {
 			b.Fatal("no symbol")
@@ -773,6 +775,7 @@ func BenchmarkReadTask(b *testing.B) {
 	g, k := identified(b, linuxtest.Config{Layout: linuxtest.Relative61})
 	task := new(Task)
 	b.ReportAllocs()
+	b.ResetTimer()
 	for range b.N {
 		if err := k.ReadTask(&g.Regs[0], task); err != nil {
 			b.Fatal(err)
