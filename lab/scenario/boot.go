@@ -10,6 +10,7 @@ func init() {
 		Name:     "boot-intel",
 		Brief:    "Xen, dom0 and a Linux guest come up on Intel VT-x; the guest answers on its console",
 		Emulator: Bochs,
+		Bare:     true,
 		Timeout:  5 * time.Minute,
 		Run:      boot,
 	})
@@ -17,6 +18,7 @@ func init() {
 		Name:     "boot-amd",
 		Brief:    "Xen, dom0 and a Linux guest come up on AMD SVM; the guest answers on its console",
 		Emulator: QEMU,
+		Bare:     true,
 		Timeout:  5 * time.Minute,
 		Run:      boot,
 	})

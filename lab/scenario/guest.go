@@ -203,8 +203,8 @@ func (e *CommandError) Error() string {
 }
 
 // Run runs one line of shell script in the guest, through its console, and
-// returns what it wrote, both streams together. Messages of the guest's kernel
-// may be among it. A failed command is a [*CommandError] beside its output; a
+// returns what it wrote, both streams together, without line ends behind it.
+// Messages of the guest's kernel may be among it. A failed command is a [*CommandError] beside its output; a
 // guest that does not answer in a minute is an error that wraps
 // [context.DeadlineExceeded].
 func (g *Guest) Run(command string) (string, error) {
@@ -250,7 +250,7 @@ func parseAnswer(text string, id int) (out string, code int, ok bool) {
 			continue
 		}
 		code, err := strconv.Atoi(text[m[2]:m[3]])
-		return strings.TrimSuffix(text[:m[0]], "\n"), code, err == nil
+		return strings.TrimRight(text[:m[0]], "\n"), code, err == nil
 	}
 	return "", 0, false
 }
@@ -396,8 +396,8 @@ type Verdict struct {
 
 var verdict = regexp.MustCompile(`hvi-pwn: mode=(\S+) address=0x([0-9a-f]+) before=0x([0-9a-f]+) tried=0x([0-9a-f]+) after=0x([0-9a-f]+) (BLOCKED|WRITTEN)`)
 
-// Attack loads the attack module in the guest. The module puts back what it
-// changed and never stays loaded. The error is [ErrNoVerdict] when the guest
+// Attack loads the attack module in the guest, which attacks once and puts back
+// what it changed, and unloads it. The error is [ErrNoVerdict] when the guest
 // answers without one.
 func (g *Guest) Attack(a Attack) (Verdict, error) {
 	out, err := g.Run(strings.TrimSpace("attack " + a.Mode + " " + a.Symbol))

@@ -30,6 +30,9 @@ type Scenario struct {
 	// Xen holds additional options for the hypervisor's command line. Only
 	// scenarios with the same options share a boot.
 	Xen []string
+	// Bare says that the scenario needs none of the programs under test, so that
+	// it can run where they do not build.
+	Bare bool
 	// Timeout bounds Run, cleaning up included: as wall-clock time on the host,
 	// where the machine is killed, and as emulated time inside, where T.Context
 	// ends. Zero means DefaultTimeout.

@@ -213,9 +213,9 @@ func TestParseAnswer(t *testing.T) {
 	}{
 		{"none yet", "@@BEGIN 4\r\nfoo", "", 0, false},
 		{"empty", "@@BEGIN 4\r\n\r\n@@RC 0 4\r\n", "", 0, true},
-		{"lines", "x\n@@BEGIN 4\r\na\r\nb\r\n\r\n@@RC 2 4\r\n", "a\nb\n", 2, true},
+		{"lines", "x\n@@BEGIN 4\r\na\r\nb\r\n\r\n@@RC 2 4\r\n", "a\nb", 2, true},
 		{"an older answer", "@@RC 0 3\n@@BEGIN 4\nq\n@@RC 1 4\n", "q", 1, true},
-		{"another's within", "@@BEGIN 4\n@@RC 9 44\n\n@@RC 0 4\n", "@@RC 9 44\n", 0, true},
+		{"another's within", "@@BEGIN 4\n@@RC 9 44\n\n@@RC 0 4\n", "@@RC 9 44", 0, true},
 		{"cut number", "@@BEGIN 4\n@@RC 0 4", "", 0, false},
 	}
 	for _, tt := range tests {
@@ -262,7 +262,7 @@ func TestGuestRun(t *testing.T) {
 	}
 	for range 2 {
 		out, err := g.Run("it now")
-		if err != nil || strings.TrimSpace(out) != "did it now" {
+		if err != nil || out != "did it now" {
 			t.Errorf("%q, %v", out, err)
 		}
 	}

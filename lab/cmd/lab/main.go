@@ -1,0 +1,221 @@
+// Lab boots a real Xen in an emulator and runs scenarios in its control domain.
+//
+//	lab list               the scenarios, one line each
+//	lab run NAME[,NAME]... run them; results go to lab/out/NAME.json
+//	lab images             build everything that runs need, run nothing
+//	lab clean              remove the cache and the results
+//
+// It needs no KVM. As root, it installs the few host programs that it lacks;
+// everything else it fetches into a cache of its own.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/xen-hvi/hvi/lab/archive"
+	"github.com/xen-hvi/hvi/lab/image"
+	"github.com/xen-hvi/hvi/lab/runner"
+	"github.com/xen-hvi/hvi/lab/scenario"
+)
+
+// errFailed ends the program after the results have said why.
+var errFailed = errors.New("a scenario failed")
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := command().ExecuteContext(ctx)
+	stop()
+	if err != nil {
+		if !errors.Is(err, errFailed) {
+			fmt.Fprintln(os.Stderr, "lab:", err)
+		}
+		os.Exit(1)
+	}
+}
+
+func command() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "lab",
+		Short:         "Run scenarios on a real Xen in an emulator",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.AddCommand(runCommand(), listCommand(), imagesCommand(), cleanCommand())
+	return root
+}
+
+func listCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "list",
+		Short: "Show the scenarios",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+			for _, s := range scenario.All() {
+				fmt.Fprintf(w, "%s\t%s\t%s\n", s.Name, s.Emulator, s.Brief)
+			}
+			return w.Flush()
+		},
+	}
+}
+
+func imagesCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "images",
+		Short: "Build everything that runs need",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			p := newProgress(os.Stderr)
+			b, err := newBuilder(cmd.Context(), p)
+			if err != nil {
+				return err
+			}
+			_, err = b.Images(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if _, err := b.Loader(cmd.Context()); err != nil {
+				return err
+			}
+			if _, err := b.Bochs(cmd.Context()); err != nil {
+				return err
+			}
+			_, err = b.QEMU(cmd.Context())
+			p.line("images are ready in %s", b.CacheDir)
+			return err
+		},
+	}
+}
+
+func runCommand() *cobra.Command {
+	var quiet bool
+	cmd := &cobra.Command{
+		Use:     "run NAME[,NAME]...",
+		Short:   "Run scenarios",
+		Example: "  lab run boot-intel\n  lab run -q boot-intel,boot-amd",
+		Args:    cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			list, err := scenario.Find(strings.FieldsFunc(strings.Join(args, ","), func(r rune) bool { return r == ',' || r == ' ' })...)
+			if err != nil {
+				return err
+			}
+			return run(cmd.Context(), list, quiet)
+		},
+	}
+	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "do not show the machines' consoles (they are kept in lab/out)")
+	return cmd
+}
+
+func run(ctx context.Context, list []scenario.Scenario, quiet bool) error {
+	p := newProgress(os.Stderr)
+	b, err := newBuilder(ctx, p)
+	if err != nil {
+		return err
+	}
+	several := map[scenario.Emulator]bool{}
+	for _, s := range list {
+		several[s.Emulator] = true
+	}
+	r := &runner.Runner{Builder: b, Out: filepath.Join(b.Root, "lab", "out"), Show: func(e scenario.Emulator, source, line string) {
+		prefix := ""
+		if len(several) > 1 {
+			prefix = string(e) + "| "
+		}
+		switch {
+		case source == "lab":
+			p.line("%s%s", prefix, line)
+		case source != "" || !quiet:
+			p.text(prefix + line)
+		}
+	}}
+	results, err := r.Run(ctx, list)
+	failed := err != nil
+	for _, x := range results {
+		p.text(x.Summary())
+		failed = failed || !x.OK
+	}
+	if len(results) > 0 {
+		p.text("results: " + r.Out)
+	}
+	switch {
+	case err != nil:
+		return err
+	case failed:
+		return errFailed
+	}
+	return nil
+}
+
+func newBuilder(ctx context.Context, p *progress) (*image.Builder, error) {
+	cache, err := archive.DefaultCacheDir()
+	if err != nil {
+		return nil, err
+	}
+	root, err := image.FindRoot(".")
+	if err != nil {
+		return nil, err
+	}
+	if err := installTools(ctx, p); err != nil {
+		return nil, err
+	}
+	a, err := archive.Open(ctx, archive.Options{CacheDir: cache, Progress: p.archive})
+	if err != nil {
+		return nil, err
+	}
+	return &image.Builder{Archive: a, CacheDir: cache, Root: root, Progress: p.image}, nil
+}
+
+// installTools installs the host programs that recipes run, if some are
+// missing and we may.
+func installTools(ctx context.Context, p *progress) error {
+	err := image.CheckTools()
+	var missing *image.ToolError
+	if !errors.As(err, &missing) || os.Geteuid() != 0 {
+		return err
+	}
+	p.line("%s is not installed: %s", missing.Tool, missing.Install())
+	for _, line := range []string{"apt-get -q update", missing.Install()} {
+		cmd := exec.CommandContext(ctx, "sh", "-c", line)
+		cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("%s: %w\n%s", line, err, out)
+		}
+	}
+	return image.CheckTools()
+}
+
+func cleanCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "clean",
+		Short: "Remove the cache and the results",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cache, err := archive.DefaultCacheDir()
+			if err != nil {
+				return err
+			}
+			root, err := image.FindRoot(".")
+			if err != nil {
+				return err
+			}
+			for _, dir := range []string{cache, filepath.Join(root, "lab", "out")} {
+				fmt.Fprintln(cmd.OutOrStdout(), "removing", dir)
+				if err := os.RemoveAll(dir); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+}

@@ -1,0 +1,390 @@
+package image
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"embed"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/xen-hvi/hvi/lab/boot"
+	"github.com/xen-hvi/hvi/lab/kernel"
+)
+
+//go:embed files
+var files embed.FS
+
+// source returns one of our own files.
+func source(name string) []byte {
+	data, err := files.ReadFile("files/" + name)
+	if err != nil {
+		panic(err) // it is compiled in
+	}
+	return data
+}
+
+// Images are the parts of a machine, as paths of files.
+type Images struct {
+	Xen          string // multiboot ELF
+	Dom0Kernel   string // ELF
+	Base, Guest  string // cpio archives: the control domain's system; what guests are made of
+	GuestRelease string // the guest kernel's uname -r
+	P2MShrunk    bool   // Dom0Kernel was changed by kernel.ShrinkP2M
+}
+
+// Images builds what every machine needs.
+func (b *Builder) Images(ctx context.Context) (Images, error) {
+	var im Images
+	xen, err := b.tree(ctx, treeXen)
+	if err != nil {
+		return im, err
+	}
+	dom0, err := b.tree(ctx, treeDom0Kernel)
+	if err != nil {
+		return im, err
+	}
+	guest, err := b.tree(ctx, treeGuestKernel)
+	if err != nil {
+		return im, err
+	}
+	if err := b.hypervisor(ctx, xen, &im); err != nil {
+		return im, err
+	}
+	if err := b.dom0Kernel(ctx, dom0, &im); err != nil {
+		return im, err
+	}
+	if err := b.base(ctx, xen, dom0, &im); err != nil {
+		return im, err
+	}
+	return im, b.guest(ctx, xen, guest, &im)
+}
+
+func (b *Builder) hypervisor(ctx context.Context, tree string, im *Images) error {
+	dir, err := b.artifact(ctx, "hypervisor", []string{filepath.Base(tree)}, func(dir string) error {
+		from, err := only(tree, "boot/xen-*-amd64.gz")
+		if err != nil {
+			return err
+		}
+		packed, err := os.ReadFile(from)
+		if err != nil {
+			return err
+		}
+		z, err := gzip.NewReader(bytes.NewReader(packed))
+		if err != nil {
+			return fmt.Errorf("%s: %w", from, err)
+		}
+		data, err := io.ReadAll(z)
+		if err != nil {
+			return fmt.Errorf("%s: %w", from, err)
+		}
+		return os.WriteFile(filepath.Join(dir, "xen"), data, 0o644)
+	})
+	im.Xen = filepath.Join(dir, "xen")
+	return err
+}
+
+func (b *Builder) dom0Kernel(ctx context.Context, tree string, im *Images) error {
+	const shrunk = "shrunk"
+	dir, err := b.artifact(ctx, "dom0-kernel", []string{filepath.Base(tree)}, func(dir string) error {
+		image, _, err := unpackKernel(tree)
+		if err != nil {
+			return err
+		}
+		if kernel.ShrinkP2M(image) {
+			if err := os.WriteFile(filepath.Join(dir, shrunk), nil, 0o644); err != nil {
+				return err
+			}
+		}
+		if image, err = kernel.Compact(image); err != nil {
+			return err
+		}
+		return os.WriteFile(filepath.Join(dir, "vmlinux"), image, 0o644)
+	})
+	if err != nil {
+		return err
+	}
+	im.Dom0Kernel = filepath.Join(dir, "vmlinux")
+	_, err = os.Stat(filepath.Join(dir, shrunk))
+	im.P2MShrunk = err == nil
+	return nil
+}
+
+// unpackKernel returns the ELF and the release of a tree's only kernel.
+func unpackKernel(tree string) (image []byte, release string, err error) {
+	from, err := only(tree, "boot/vmlinuz-*")
+	if err != nil {
+		return nil, "", err
+	}
+	packed, err := os.ReadFile(from)
+	if err != nil {
+		return nil, "", err
+	}
+	if release, err = kernel.Release(packed); err != nil {
+		return nil, "", fmt.Errorf("%s: %w", from, err)
+	}
+	if image, err = kernel.Unpack(packed); err != nil {
+		return nil, "", fmt.Errorf("%s: %w", from, err)
+	}
+	return image, release, nil
+}
+
+// xenPrograms are the toolstack's programs that the control domain has.
+var xenPrograms = []string{"xl", "xenstored", "xenconsoled", "xenconsole", "xen-init-dom0", "libxl-save-helper", "xenctx", "xen-hvmctx", "lsevtchn"}
+
+// dom0Modules are the control domain's kernel modules, as /init loads them.
+var dom0Modules = []string{"xen-evtchn", "xen-gntdev", "xen-gntalloc", "xen-privcmd", "xenfs/xenfs"}
+
+func (b *Builder) base(ctx context.Context, xen, dom0 string, im *Images) error {
+	init := source("dom0-init")
+	dir, err := b.artifact(ctx, "base", []string{filepath.Base(xen), filepath.Base(dom0), hash(init)}, func(dir string) error {
+		l := newLayer()
+		defer l.close()
+		l.libs = []string{filepath.Join(xen, "usr/lib/x86_64-linux-gnu")}
+		for _, d := range []string{"proc", "sys", "dev", "root", "run/xen", "run/xenstored", "run/lock",
+			"etc/xen/auto", "var/lib/xen", "var/lib/xenstored", "var/log/xen", "usr/sbin", "lab"} {
+			l.dir(d, 0o755)
+		}
+		l.dir("tmp", 0o1777)
+		for _, d := range []string{"bin", "sbin", "lib", "lib64"} {
+			l.link(d, "usr/"+d)
+		}
+		l.link("var/run", "/run")
+		l.text("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n", 0o644)
+		l.text("etc/group", "root:x:0:\n", 0o644)
+		l.text("etc/xen/xl.conf", "autoballoon=\"off\"\n", 0o644)
+		l.text("init", string(init), 0o755)
+
+		if err := busybox(ctx, l, filepath.Join(xen, "bin/busybox"), "usr/bin"); err != nil {
+			return err
+		}
+		if err := l.file("usr/lib64/ld-linux-x86-64.so.2", filepath.Join(xen, "lib64/ld-linux-x86-64.so.2"), 0o755); err != nil {
+			return err
+		}
+		// glibc opens it when a thread is cancelled, so no ELF header names it.
+		if err := l.library("libgcc_s.so.1"); err != nil {
+			return err
+		}
+		bin, err := only(xen, "usr/lib/xen-4.*/bin")
+		if err != nil {
+			return err
+		}
+		home, err := filepath.Rel(xen, bin)
+		if err != nil {
+			return err
+		}
+		for _, p := range xenPrograms {
+			if err := l.program(filepath.Join(home, p), filepath.Join(bin, p)); err != nil {
+				return err
+			}
+			l.link("usr/sbin/"+p, "/"+filepath.Join(home, p))
+		}
+		for _, p := range []string{"exists", "ls", "list", "read", "rm", "write", "watch", "chmod"} {
+			if err := l.program("usr/bin/xenstore-"+p, filepath.Join(xen, "usr/bin/xenstore-"+p)); err != nil {
+				return err
+			}
+		}
+		if err := l.copyTree("etc/xen/scripts", filepath.Join(xen, "etc/xen/scripts")); err != nil {
+			return err
+		}
+		for _, m := range dom0Modules {
+			from, err := only(dom0, "lib/modules/*/kernel/drivers/xen/"+m+".ko")
+			if err != nil {
+				return err
+			}
+			if err := l.file("usr/lib/modules/"+filepath.Base(from), from, 0o644); err != nil {
+				return err
+			}
+		}
+		return l.writeFile(filepath.Join(dir, "base.cpio"))
+	})
+	im.Base = filepath.Join(dir, "base.cpio")
+	return err
+}
+
+// busybox adds a static busybox and all its names.
+func busybox(ctx context.Context, l *layer, from, to string) error {
+	if err := l.file(to+"/busybox", from, 0o755); err != nil {
+		return err
+	}
+	out, err := exec.CommandContext(ctx, from, "--list").Output()
+	if err != nil {
+		return fmt.Errorf("%s --list: %w", from, err)
+	}
+	for name := range strings.FieldsSeq(string(out)) {
+		if name != "busybox" {
+			l.link(to+"/"+name, "busybox")
+		}
+	}
+	return nil
+}
+
+// guestFiles are our own files in a guest.
+var guestFiles = map[string]string{
+	"init":          "guest-init",
+	"bin/attack":    "guest-attack",
+	"bin/load":      "guest-load",
+	"sbin/poweroff": "guest-poweroff",
+	"sbin/reboot":   "guest-reboot",
+}
+
+func (b *Builder) guest(ctx context.Context, xen, tree string, im *Images) error {
+	module, err := b.module(ctx, tree)
+	if err != nil {
+		return err
+	}
+	inputs := []string{filepath.Base(xen), filepath.Base(tree), filepath.Base(module)}
+	for name, src := range guestFiles {
+		inputs = append(inputs, name+" "+hash(source(src)))
+	}
+	slices.Sort(inputs[3:]) // the order of a map is none
+	dir, err := b.artifact(ctx, "guest", inputs, func(dir string) error {
+		image, release, err := unpackKernel(tree)
+		if err != nil {
+			return err
+		}
+		if image, err = kernel.Compact(image); err != nil {
+			return err
+		}
+		in := newLayer()
+		defer in.close()
+		for _, d := range []string{"proc", "sys", "dev", "tmp", "sbin"} {
+			in.dir(d, 0o755)
+		}
+		if err := busybox(ctx, in, filepath.Join(xen, "bin/busybox"), "bin"); err != nil {
+			return err
+		}
+		for name, src := range guestFiles {
+			in.text(name, string(source(src)), 0o755)
+		}
+		if err := in.file("lib/pwn.ko", filepath.Join(module, "pwn.ko"), 0o644); err != nil {
+			return err
+		}
+		initrd, err := in.bytes()
+		if err != nil {
+			return err
+		}
+		out := newLayer()
+		defer out.close()
+		out.text("guest/vmlinux", string(image), 0o644)
+		out.text("guest/initrd", string(initrd), 0o644)
+		out.text("guest/release", release+"\n", 0o644)
+		return errors.Join(
+			out.writeFile(filepath.Join(dir, "guest.cpio")),
+			os.WriteFile(filepath.Join(dir, "release"), []byte(release), 0o644))
+	})
+	if err != nil {
+		return err
+	}
+	im.Guest = filepath.Join(dir, "guest.cpio")
+	release, err := os.ReadFile(filepath.Join(dir, "release"))
+	im.GuestRelease = string(release)
+	return err
+}
+
+// module builds the attack module against the headers in the guest kernel's
+// tree and returns the folder that holds pwn.ko.
+func (b *Builder) module(ctx context.Context, tree string) (string, error) {
+	src := filepath.Join(b.Root, "testdata", "attack")
+	inputs := []string{filepath.Base(tree)}
+	var sources []string
+	for _, n := range []string{"Makefile", "pwn.c"} {
+		data, err := os.ReadFile(filepath.Join(src, n))
+		if err != nil {
+			return "", err
+		}
+		inputs = append(inputs, n+" "+hash(data))
+		sources = append(sources, n)
+	}
+	return b.artifact(ctx, "attack-module", inputs, func(dir string) error {
+		work := filepath.Join(dir, "build")
+		if err := os.Mkdir(work, 0o755); err != nil {
+			return err
+		}
+		for _, n := range sources {
+			data, err := os.ReadFile(filepath.Join(src, n))
+			if err != nil {
+				return err
+			}
+			if err := os.WriteFile(filepath.Join(work, n), data, 0o644); err != nil {
+				return err
+			}
+		}
+		headers, err := kernelHeaders(tree, dir)
+		if err != nil {
+			return err
+		}
+		// The headers ask for the very compiler that built the kernel; any that
+		// knows its options makes a module of the same layout.
+		if err := tool(ctx, work, "make", "-C", headers, "M="+work, "CC=gcc", "modules"); err != nil {
+			return err
+		}
+		if err := tool(ctx, work, "strip", "--strip-debug", "-o", filepath.Join(dir, "pwn.ko"), filepath.Join(work, "pwn.ko")); err != nil {
+			return err
+		}
+		return errors.Join(os.RemoveAll(work), os.RemoveAll(headers))
+	})
+}
+
+// kernelHeaders makes a folder in dir that stands in for the package
+// linux-headers-*, whose Makefile names another package's place on an installed
+// system.
+func kernelHeaders(tree, dir string) (string, error) {
+	pkg, err := only(tree, "usr/src/linux-headers-*-amd64")
+	if err != nil {
+		return "", err
+	}
+	out := filepath.Join(dir, "headers")
+	if err := os.Mkdir(out, 0o755); err != nil {
+		return "", err
+	}
+	entries, err := os.ReadDir(pkg)
+	if err != nil {
+		return "", err
+	}
+	for _, e := range entries {
+		from, to := filepath.Join(pkg, e.Name()), filepath.Join(out, e.Name())
+		if e.Name() != "Makefile" {
+			if err := os.Symlink(from, to); err != nil {
+				return "", err
+			}
+			continue
+		}
+		data, err := os.ReadFile(from)
+		if err != nil {
+			return "", err
+		}
+		data = bytes.ReplaceAll(data, []byte("/usr/src/"), []byte(tree+"/usr/src/"))
+		if err := os.WriteFile(to, data, 0o644); err != nil {
+			return "", err
+		}
+	}
+	return out, nil
+}
+
+// Loader builds the boot sector of [boot.Write].
+func (b *Builder) Loader(ctx context.Context) ([]byte, error) {
+	dir, err := b.artifact(ctx, "loader", []string{hash(boot.Source)}, func(dir string) error {
+		src, obj := filepath.Join(dir, "loader.s"), filepath.Join(dir, "loader.o")
+		if err := os.WriteFile(src, boot.Source, 0o644); err != nil {
+			return err
+		}
+		if err := tool(ctx, dir, "as", "--32", "-o", obj, src); err != nil {
+			return err
+		}
+		return tool(ctx, dir, "ld", "-m", "elf_i386", "-Ttext", "0x7c00", "--oformat", "binary", "-o", filepath.Join(dir, "loader"), obj)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return os.ReadFile(filepath.Join(dir, "loader"))
+}
+
+// Bochs returns the folder of Bochs and the libraries it needs.
+func (b *Builder) Bochs(ctx context.Context) (string, error) { return b.tree(ctx, treeBochs) }

@@ -1,0 +1,63 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+)
+
+// programs are what a payload holds, the runner first: commands of this module
+// by where they go.
+// Those that the checkout does not have are left out.
+var programs = []struct{ pkg, dest string }{
+	{"lab/cmd/labrun", "usr/bin/labrun"},
+	{"cmd/hvid", "usr/bin/hvid"},
+	{"cmd/hvictl", "usr/bin/hvictl"},
+}
+
+// Payload builds the runner and, unless bare is set, the programs under test,
+// and writes a cpio archive with them and the plan, the names of the scenarios
+// to run, to file.
+func (b *Builder) Payload(ctx context.Context, file string, plan []string, bare bool) error {
+	dir, err := os.MkdirTemp("", "hvi-lab-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	l := newLayer()
+	defer l.close()
+	args := []string{"build", "-trimpath", "-ldflags=-s -w", "-o", dir + string(filepath.Separator)}
+	for i, p := range programs {
+		if bare && i > 0 {
+			break
+		}
+		found, err := filepath.Glob(filepath.Join(b.Root, p.pkg, "*.go"))
+		if err != nil {
+			return err
+		}
+		if len(found) > 0 {
+			args = append(args, "./"+p.pkg)
+		}
+	}
+	cmd := exec.CommandContext(ctx, "go", args...)
+	cmd.Dir = b.Root
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("go %s: %w\n%s", strings.Join(args, " "), err, tail(string(out), 4000))
+	}
+	for _, p := range programs {
+		built := filepath.Join(dir, filepath.Base(p.pkg))
+		if _, err := os.Stat(built); errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err := l.file(p.dest, built, 0o755); err != nil {
+			return err
+		}
+	}
+	l.text("lab/plan", strings.Join(plan, " ")+"\n", 0o644)
+	return l.writeFile(file)
+}

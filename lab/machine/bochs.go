@@ -1,0 +1,100 @@
+package machine
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"text/template"
+)
+
+// Memory of each machine in MiB.
+const (
+	BochsMemory = 1024
+	QEMUMemory  = 3072
+)
+
+// Bochs is an Intel machine.
+type Bochs struct {
+	Tree string // the folder of Bochs' packages
+	Disk string // boots from it
+	Dir  string // for its configuration and log; must exist
+}
+
+// bochsrc: the processor is the newest model whose VMX Xen gets along with
+// (skylake_x: VMLAUNCH fails; arrow_lake: dom0 hangs). Time counts instructions,
+// so a run repeats itself exactly. Errors are ignored because Bochs reports
+// each unknown MSR as one.
+var bochsrc = template.Must(template.New("bochsrc").Parse(`config_interface: textconfig
+display_library: term
+memory: guest={{.Memory}}, host={{.Memory}}
+romimage: file={{.Share}}/BIOS-bochs-latest, options=fastboot
+vgaromimage: file={{.Share}}/VGABIOS-lgpl-latest
+cpu: model=corei7_haswell_4770, count=1, ips=200000000, reset_on_triple_fault=0, ignore_bad_msrs=1, cpuid_limit_winnt=0
+clock: sync=none, time0=946681200, rtc_sync=0
+pci: enabled=1, chipset=i440fx
+boot: disk
+floppy_bootsig_check: disabled=1
+ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14
+ata0-master: type=disk, mode=flat, path={{.Disk}}, cylinders=0
+ata1: enabled=0
+com1: enabled=1, mode=file, dev={{.Console}}
+port_e9_hack: enabled=1
+private_colormap: enabled=0
+vga: extension=none, update_freq=1
+mouse: enabled=0
+keyboard: type=mf, serial_delay=250
+sound: driver=dummy
+speaker: enabled=0
+log: {{.Dir}}/bochs.log
+logprefix: %t%e%d
+debug: action=ignore
+info: action=ignore
+error: action=ignore
+panic: action=report
+`))
+
+// Command writes the machine's configuration and returns how to start it.
+func (b Bochs) Command() (Command, error) {
+	lib := filepath.Join(b.Tree, "usr/lib/x86_64-linux-gnu")
+	var text bytes.Buffer
+	err := bochsrc.Execute(&text, map[string]string{
+		"Memory":  strconv.Itoa(BochsMemory),
+		"Share":   filepath.Join(b.Tree, "usr/share/bochs"),
+		"Disk":    b.Disk,
+		"Console": ConsolePath,
+		"Dir":     b.Dir,
+	})
+	if err != nil {
+		return Command{}, err
+	}
+	rc, start := filepath.Join(b.Dir, "bochsrc"), filepath.Join(b.Dir, "debugger")
+	if err := os.WriteFile(rc, text.Bytes(), 0o644); err != nil {
+		return Command{}, err
+	}
+	// Debian builds Bochs with its debugger, which waits for "continue".
+	if err := os.WriteFile(start, []byte("c\n"), 0o644); err != nil {
+		return Command{}, err
+	}
+	return Command{
+		Path: filepath.Join(lib, "ld-linux-x86-64.so.2"),
+		Args: []string{"--library-path", lib, filepath.Join(b.Tree, "usr/bin/bochs-bin"), "-q", "-f", rc, "-rc", start},
+		Env: []string{
+			"LTDL_LIBRARY_PATH=" + filepath.Join(lib, "bochs/plugins"),
+			// It draws on a terminal of its own that nobody looks at.
+			"TERM=xterm",
+		},
+		Dir:             b.Dir,
+		ResultsOnStdout: true, // where Bochs' port_e9_hack puts them
+	}, nil
+}
+
+// Close removes what a killed Bochs leaves beside its disk.
+func (b Bochs) Close() error {
+	err := os.Remove(b.Disk + ".lock")
+	if err != nil && !os.IsNotExist(err) {
+		return fmt.Errorf("bochs: %w", err)
+	}
+	return nil
+}

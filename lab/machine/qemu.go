@@ -1,0 +1,43 @@
+package machine
+
+import (
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// QEMU is an AMD machine.
+type QEMU struct {
+	Tree    string // the folder of QEMU's packages
+	Program string
+	Dir     string // working directory; must exist
+
+	Kernel     string // a multiboot kernel, Xen
+	Args       string // its command line
+	Module     string // its first module
+	ModuleArgs string
+	Ramdisk    string // its second module
+}
+
+// Command returns how to start the machine. EPYC and max, in place of the
+// processor model here, fault while Xen boots.
+func (q QEMU) Command() Command {
+	lib := filepath.Join(q.Tree, "usr/lib/x86_64-linux-gnu")
+	// A comma separates modules unless it is doubled.
+	comma := strings.NewReplacer(",", ",,")
+	return Command{
+		Path: filepath.Join(lib, "ld-linux-x86-64.so.2"),
+		Args: []string{
+			"--library-path", lib, q.Program,
+			"-L", filepath.Join(q.Tree, "usr/share/qemu"), "-L", filepath.Join(q.Tree, "usr/share/seabios"),
+			"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+			"-M", "q35", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "qemu64,+svm,+npt",
+			"-smp", "2", "-m", strconv.Itoa(QEMUMemory),
+			"-kernel", q.Kernel, "-append", q.Args,
+			"-initrd", comma.Replace(q.Module+" "+q.ModuleArgs) + "," + comma.Replace(q.Ramdisk),
+			"-serial", "file:" + ConsolePath, "-debugcon", "file:" + ResultsPath,
+		},
+		Env: []string{"QEMU_MODULE_DIR=" + filepath.Join(lib, "qemu")},
+		Dir: q.Dir,
+	}
+}

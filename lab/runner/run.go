@@ -1,0 +1,327 @@
+package runner
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/xen-hvi/hvi/lab/boot"
+	"github.com/xen-hvi/hvi/lab/image"
+	"github.com/xen-hvi/hvi/lab/kernel"
+	"github.com/xen-hvi/hvi/lab/machine"
+	"github.com/xen-hvi/hvi/lab/scenario"
+	"github.com/xen-hvi/hvi/lab/wire"
+)
+
+// maxMachines bounds the emulators that run on one host at a time, over all
+// processes that share a cache.
+const maxMachines = 2
+
+// Runner runs scenarios.
+type Runner struct {
+	Builder *image.Builder
+	Out     string // folder for the results
+	// Show receives live output: the console's lines with source "", the lab's
+	// own with "lab", and a scenario's with its name. It may be called from
+	// several goroutines.
+	Show func(emulator scenario.Emulator, source, line string)
+}
+
+// Run runs scenarios, each group that can share a machine in one boot, up to
+// two groups at a time, and returns the results in the order of list. An error
+// says why there are none; a failed scenario is a result.
+func (r *Runner) Run(ctx context.Context, list []scenario.Scenario) ([]*Result, error) {
+	start := time.Now()
+	groups := group(list)
+	im, err := r.Builder.Images(ctx)
+	if err != nil {
+		return nil, err
+	}
+	images := time.Since(start)
+
+	results := map[string]*Result{}
+	var mu sync.Mutex
+	var fails []error
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, maxMachines)
+	for _, g := range groups {
+		wg.Go(func() {
+			slots <- struct{}{}
+			defer func() { <-slots }()
+			rs, err := r.boot(ctx, im, g, images)
+			mu.Lock()
+			defer mu.Unlock()
+			fails = append(fails, err)
+			for _, x := range rs {
+				results[x.Scenario] = x
+			}
+		})
+	}
+	wg.Wait()
+	var out []*Result
+	for _, s := range list {
+		if x := results[s.Name]; x != nil {
+			out = append(out, x)
+		}
+	}
+	return out, errors.Join(fails...)
+}
+
+// group collects scenarios that can share a boot, each once, in their order.
+func group(list []scenario.Scenario) [][]scenario.Scenario {
+	var groups [][]scenario.Scenario
+	seen := map[string]bool{}
+	at := map[string]int{}
+	for _, s := range list {
+		if seen[s.Name] {
+			continue
+		}
+		seen[s.Name] = true
+		i, ok := at[s.Boot()]
+		if !ok {
+			i = len(groups)
+			at[s.Boot()] = i
+			groups = append(groups, nil)
+		}
+		groups[i] = append(groups[i], s)
+	}
+	return groups
+}
+
+// boot runs one group.
+func (r *Runner) boot(ctx context.Context, im image.Images, list []scenario.Scenario, images time.Duration) (_ []*Result, err error) {
+	emulator := list[0].Emulator
+	show := func(source, line string) { r.Show(emulator, source, line) }
+	start := time.Now()
+	dir, err := os.MkdirTemp("", "hvi-lab-")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+
+	var names []string
+	bare := true
+	for _, s := range list {
+		names = append(names, s.Name)
+		bare = bare && s.Bare
+	}
+	payload := filepath.Join(dir, "payload.cpio")
+	if err := r.Builder.Payload(ctx, payload, names, bare); err != nil {
+		return nil, err
+	}
+	command, err := r.command(ctx, im, dir, payload, list[0])
+	if err != nil {
+		return nil, err
+	}
+	ready := time.Since(start)
+	release, err := acquireSlot(ctx, r.Builder.CacheDir, func() { show("lab", "waiting for another lab's machine to end") })
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+
+	f := newFollower(list, show)
+	in := make(chan input, 1024)
+	stopped := make(chan struct{})
+	send := func(i input) {
+		select {
+		case in <- i:
+		case <-stopped:
+		}
+	}
+	console := &lineWriter{line: func(l string) { send(input{line: l}) }}
+	decoder := wire.NewDecoder(func(m wire.Message) { send(input{message: &m}) }, nil)
+	show("lab", fmt.Sprintf("power on: %v", names))
+	powerOn := time.Now()
+	m, err := machine.Start(ctx, command, machine.Output{Console: console, Results: decoder})
+	if err != nil {
+		return nil, err
+	}
+	f.follow(ctx, m, in, powerOn)
+	close(stopped)
+	m.Kill()
+	f.finish(decoder.Lost(), time.Now())
+	for i, x := range f.results {
+		x.Seconds.Images, x.Seconds.Payload = seconds(images), seconds(ready)
+		if err := x.write(r.Out, f.logOf(i)); err != nil {
+			return f.results, err
+		}
+	}
+	return f.results, nil
+}
+
+// command prepares the emulator that a scenario asks for.
+func (r *Runner) command(ctx context.Context, im image.Images, dir, payload string, s scenario.Scenario) (machine.Command, error) {
+	ramdisk := []string{im.Base, im.Guest, payload}
+	switch s.Emulator {
+	case scenario.Bochs:
+		tree, err := r.Builder.Bochs(ctx)
+		if err != nil {
+			return machine.Command{}, err
+		}
+		disk := filepath.Join(dir, "disk.img")
+		if err := r.disk(ctx, disk, im, ramdisk, machine.XenArgs(true, s.Xen)); err != nil {
+			return machine.Command{}, err
+		}
+		return machine.Bochs{Tree: tree, Disk: disk, Dir: dir}.Command()
+	case scenario.QEMU:
+		q, err := r.Builder.QEMU(ctx)
+		if err != nil {
+			return machine.Command{}, err
+		}
+		initrd := filepath.Join(dir, "initrd")
+		if err := concat(initrd, ramdisk); err != nil {
+			return machine.Command{}, err
+		}
+		return machine.QEMU{
+			Tree: q.Tree, Program: q.Program, Dir: dir,
+			Kernel: im.Xen, Args: machine.XenArgs(false, s.Xen),
+			Module: im.Dom0Kernel, ModuleArgs: machine.Dom0Args(), Ramdisk: initrd,
+		}.Command(), nil
+	}
+	return machine.Command{}, fmt.Errorf("no emulator is called %q", s.Emulator)
+}
+
+// disk writes the disk that Bochs boots from.
+func (r *Runner) disk(ctx context.Context, to string, im image.Images, ramdisk []string, args string) (err error) {
+	loader, err := r.Builder.Loader(ctx)
+	if err != nil {
+		return err
+	}
+	data, err := os.ReadFile(im.Xen)
+	if err != nil {
+		return err
+	}
+	xen, err := kernel.Flatten(data)
+	if err != nil {
+		return fmt.Errorf("%s: %w", im.Xen, err)
+	}
+	spec := boot.Spec{
+		Loader: loader, Kernel: xen, Args: args, ModuleArgs: machine.Dom0Args(),
+		MemoryBytes: machine.BochsMemory << 20,
+	}
+	var open []*os.File
+	defer func() {
+		for _, f := range open {
+			err = errors.Join(err, f.Close())
+		}
+	}()
+	piece := func(name string) (boot.Piece, error) {
+		f, err := os.Open(name)
+		if err != nil {
+			return boot.Piece{}, err
+		}
+		open = append(open, f)
+		st, err := f.Stat()
+		if err != nil {
+			return boot.Piece{}, err
+		}
+		return boot.Piece{Name: name, Size: st.Size(), Data: f}, nil
+	}
+	if spec.Module, err = piece(im.Dom0Kernel); err != nil {
+		return err
+	}
+	for _, name := range ramdisk {
+		p, err := piece(name)
+		if err != nil {
+			return err
+		}
+		spec.Ramdisk = append(spec.Ramdisk, p)
+	}
+	out, err := os.Create(to)
+	if err != nil {
+		return err
+	}
+	open = append(open, out)
+	_, err = boot.Write(out, spec)
+	return err
+}
+
+// concat writes files one behind the other. cpio archives may stand at any
+// multiple of four bytes.
+func concat(to string, from []string) (err error) {
+	out, err := os.Create(to)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, out.Close()) }()
+	for _, name := range from {
+		f, err := os.Open(name)
+		if err != nil {
+			return err
+		}
+		n, err := io.Copy(out, f)
+		if err = errors.Join(err, f.Close()); err != nil {
+			return err
+		}
+		if _, err := out.Write(make([]byte, -n&3)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// acquireSlot waits for one of the host's places for a machine. It calls wait
+// once if there is none yet.
+func acquireSlot(ctx context.Context, cache string, wait func()) (release func(), err error) {
+	dir := filepath.Join(cache, "locks")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	tick := time.NewTicker(500 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		for i := range maxMachines {
+			f, err := os.OpenFile(filepath.Join(dir, fmt.Sprintf("machine-%d", i)), os.O_CREATE|os.O_RDWR, 0o644)
+			if err != nil {
+				return nil, err
+			}
+			if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err == nil {
+				return func() { _ = f.Close() }, nil // which gives the place back
+			}
+			_ = f.Close()
+		}
+		if wait != nil {
+			wait()
+			wait = nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-tick.C:
+		}
+	}
+}
+
+// lineWriter hands text on by whole lines, without control sequences of a
+// terminal.
+type lineWriter struct {
+	line func(string)
+	rest []byte
+}
+
+func (w *lineWriter) Write(p []byte) (int, error) {
+	w.rest = append(w.rest, p...)
+	for {
+		i := bytes.IndexByte(w.rest, '\n')
+		if i < 0 {
+			return len(p), nil
+		}
+		w.line(clean(w.rest[:i]))
+		w.rest = w.rest[i+1:]
+	}
+}
+
+// clean removes what a terminal would act on: the text comes from a machine
+// that runs what is to be attacked.
+func clean(line []byte) string {
+	return string(slices.DeleteFunc(bytes.Clone(line), func(c byte) bool { return c < ' ' && c != '\t' || c == 0x7f }))
+}

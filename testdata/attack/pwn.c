@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * An attack on the kernel it is loaded into, for guests that may be harmed.
+ *
+ * It does what rootkits do once they run in ring 0: it writes into kernel text
+ * past its read-only mapping, or redirects the system call entry. It attacks
+ * once, while it is loaded, says what it saw and puts back what it changed.
+ * Unload it to use it again. (It could fail to load instead, were it not for
+ * busybox' insmod, which tries twice.)
+ *
+ *	mode=text          clear CR0.WP, store one byte through the text mapping
+ *	mode=alias         the same through the direct mapping of the same frame
+ *	mode=rep           as text, four bytes with rep movsb
+ *	mode=lstar|star|cstar|sysenter-eip
+ *	                   write the MSR
+ *	address=0x...      the target in the first three modes, or
+ *	symbol=NAME        an exported function, default kernel_restart
+ *
+ * It logs one line:
+ *
+ *	hvi-pwn: mode=M address=0xA before=0xB tried=0xT after=0xR WRITTEN|BLOCKED
+ *
+ * A is the target's linear address in the text mapping, or the MSR's number;
+ * several bytes are shown as one little-endian number.
+ */
+#include <linux/init.h>
+#include <linux/kernel.h>
+#include <linux/module.h>
+#include <linux/string.h>
+#include <asm/io.h>
+#include <asm/msr.h>
+#include <asm/page.h>
+#include <asm/processor-flags.h>
+
+static char *mode = "text";
+module_param(mode, charp, 0);
+static char *symbol = "kernel_restart";
+module_param(symbol, charp, 0);
+static unsigned long address;
+module_param(address, ulong, 0);
+
+/* What is flipped in the first byte: enough to be seen, easy to recognize. */
+#define FLIP 0x5a
+
+static void report(unsigned long at, u64 before, u64 tried, u64 after)
+{
+	pr_info("hvi-pwn: mode=%s address=0x%lx before=0x%llx tried=0x%llx after=0x%llx %s\n",
+		mode, at, before, tried, after, after == before ? "BLOCKED" : "WRITTEN");
+}
+
+static const struct {
+	const char *name;
+	u32 number;
+} msrs[] = {
+	{ "lstar", MSR_LSTAR },
+	{ "star", MSR_STAR },
+	{ "cstar", MSR_CSTAR },
+	{ "sysenter-eip", MSR_IA32_SYSENTER_EIP },
+};
+
+static void attack_msr(u32 number)
+{
+	unsigned long flags;
+	u64 before, tried, after;
+
+	/* No system call may come between the write and its undoing. */
+	local_irq_save(flags);
+	before = __rdmsr(number);
+	/* In STAR, a selector; in the others, an address that stays canonical. */
+	tried = number == MSR_STAR ? before ^ (8ULL << 48) : before ^ 0x1000;
+	__wrmsr(number, (u32)tried, (u32)(tried >> 32));
+	after = __rdmsr(number);
+	if (after != before)
+		__wrmsr(number, (u32)before, (u32)(before >> 32));
+	local_irq_restore(flags);
+	report(number, before, tried, after);
+}
+
+/* write stores n bytes with write protection off. */
+static void write(u8 *to, const u8 *from, unsigned long n, bool rep)
+{
+	unsigned long cr0, i;
+
+	asm volatile("mov %%cr0, %0" : "=r"(cr0));
+	asm volatile("mov %0, %%cr0" : : "r"(cr0 & ~X86_CR0_WP) : "memory");
+	if (rep) {
+		asm volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(n) : : "memory");
+	} else {
+		for (i = 0; i < n; i++)
+			asm volatile("movb %1, (%0)" : : "r"(to + i), "q"(from[i]) : "memory");
+	}
+	asm volatile("mov %0, %%cr0" : : "r"(cr0) : "memory");
+}
+
+static u64 number(const u8 *b, unsigned long n)
+{
+	u64 v = 0;
+
+	while (n--)
+		v = v << 8 | READ_ONCE(b[n]);
+	return v;
+}
+
+static int attack_text(bool alias, bool rep)
+{
+	unsigned long at = address, flags, n = rep ? 4 : 1;
+	u8 before[4], tried[4], after[4];
+	u8 *text, *to;
+	unsigned long i;
+
+	if (!at)
+		at = (unsigned long)__symbol_get(symbol);
+	if (!at) {
+		pr_info("hvi-pwn: no exported symbol %s\n", symbol);
+		return -ENOENT;
+	}
+	text = (u8 *)at;
+	to = alias ? __va(__pa_symbol(at)) : text;
+
+	local_irq_save(flags);
+	for (i = 0; i < n; i++) {
+		before[i] = READ_ONCE(text[i]);
+		tried[i] = before[i] ^ FLIP;
+	}
+	write(to, tried, n, rep);
+	for (i = 0; i < n; i++)
+		after[i] = READ_ONCE(text[i]);
+	if (memcmp(after, before, n))
+		write(to, before, n, rep);
+	local_irq_restore(flags);
+	report(at, number(before, n), number(tried, n), number(after, n));
+	return 0;
+}
+
+static int __init pwn_init(void)
+{
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(msrs); i++) {
+		if (!strcmp(mode, msrs[i].name)) {
+			attack_msr(msrs[i].number);
+			return 0;
+		}
+	}
+	if (!strcmp(mode, "text"))
+		return attack_text(false, false);
+	if (!strcmp(mode, "alias"))
+		return attack_text(true, false);
+	if (!strcmp(mode, "rep"))
+		return attack_text(false, true);
+	return -EINVAL;
+}
+module_init(pwn_init);
+
+static void __exit pwn_exit(void)
+{
+}
+module_exit(pwn_exit);
+
+MODULE_DESCRIPTION("Attack on kernel text and the system call entry, for tests");
+MODULE_LICENSE("GPL");
