@@ -47,10 +47,10 @@ type Engine struct {
 type domain struct {
 	// busy serialises what is done to the domain: appearing, attaching,
 	// detaching, going.
-	busy    sync.Mutex
-	info    xen.DomainInfo
-	name    string
-	ledger  *ledger.Ledger // while gated, and handed to the session then
+	busy   sync.Mutex
+	info   xen.DomainInfo
+	name   string
+	ledger *ledger.Ledger // while gated, and handed to the session then
 	// over says that the domain has shut down or gone: nothing new begins.
 	over bool
 

@@ -50,10 +50,23 @@ func OnXen(h *xen.Host) Hypervisor { return onXen{h} }
 
 type onXen struct{ *xen.Host }
 
-func (x onXen) MapRing(dom xen.DomID, gfn x86.GFN) (RingPage, error) { return x.Host.MapRing(dom, gfn) }
+// A nil *xen.RingMapping in a RingPage is not nil, so errors are told apart
+// here.
+
+func (x onXen) MapRing(dom xen.DomID, gfn x86.GFN) (RingPage, error) {
+	m, err := x.Host.MapRing(dom, gfn)
+	if err != nil {
+		return nil, err
+	}
+	return m, nil
+}
 
 func (x onXen) OpenMemory(dom xen.DomID) GuestMemory { return x.Host.OpenMemory(dom) }
 
 func (x onXen) BindInterdomain(dom xen.DomID, port uint32) (Channel, error) {
-	return x.Host.BindInterdomain(dom, port)
+	c, err := x.Host.BindInterdomain(dom, port)
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
 }

@@ -1,0 +1,561 @@
+package engine_test
+
+import (
+	"encoding/binary"
+	"errors"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/xen-hvi/hvi/engine"
+	"github.com/xen-hvi/hvi/engine/guest/linux/linuxtest"
+	"github.com/xen-hvi/hvi/engine/journal"
+	"github.com/xen-hvi/hvi/engine/ledger"
+	"github.com/xen-hvi/hvi/engine/policy"
+	"github.com/xen-hvi/hvi/engine/x86"
+	"github.com/xen-hvi/hvi/engine/xen"
+	"github.com/xen-hvi/hvi/engine/xen/abi"
+	"github.com/xen-hvi/hvi/engine/xen/mutate"
+	"github.com/xen-hvi/hvi/engine/xen/xentest"
+)
+
+// records keeps what the engine records.
+type records struct {
+	mu  sync.Mutex
+	all []journal.Record
+	got chan journal.Record
+}
+
+func (r *records) Append(rec journal.Record) (journal.Record, error) {
+	r.mu.Lock()
+	r.all = append(r.all, rec)
+	r.mu.Unlock()
+	r.got <- rec
+	return rec, nil
+}
+
+// world is a fake Xen with one Linux guest that its toolstack has built and
+// not started, and an engine beside it.
+type world struct {
+	t      *testing.T
+	layout *abi.Layout
+	xen    *xentest.Hypervisor
+	host   *xen.Host
+	guest  *linuxtest.Guest
+	dom    *xentest.Domain
+	info   xen.DomainInfo
+	engine *engine.Engine
+	events *records
+	dir    string
+	decl   engine.Declaration
+	found  bool
+	err    error
+}
+
+func declare(t *testing.T, mode string) engine.Declaration {
+	t.Helper()
+	var b policy.Builder
+	b.Mode(mode, policy.Origin{Source: "test"})
+	spec, err := b.Build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return engine.Declaration{Spec: spec, Source: "test"}
+}
+
+func newWorld(t *testing.T, cfg xentest.Config, spec xentest.Spec) *world {
+	t.Helper()
+	w := &world{t: t, xen: xentest.New(cfg), guest: linuxtest.New(linuxtest.Config{}), dir: t.TempDir(), decl: declare(t, "enforce"), found: true}
+	w.guest.SetTask(0, 214, 214, "insmod")
+	w.setState(0)
+	spec.ID, spec.UUID = 7, xen.UUID{7}
+	spec.Pages = uint64(len(w.guest.Mem)) / x86.PageSize
+	if spec.Type == xen.PV && !spec.NoHAP {
+		spec.Type = xen.PVH
+	}
+	w.dom = w.xen.AddDomain(spec)
+	w.copyMemory()
+	early := w.guest.Regs[0]
+	early.LSTAR, early.RIP = 0, 0x1000200
+	w.dom.SetRegisters(0, early)
+
+	var err error
+	if w.host, err = w.xen.Host(); err != nil {
+		t.Fatal(err)
+	}
+	w.layout = w.host.Layout()
+	if w.info, err = w.host.Domain(7); err != nil {
+		t.Fatal(err)
+	}
+	w.events = &records{got: make(chan journal.Record, 100)}
+	w.engine = engine.New(engine.Options{
+		Hypervisor: engine.OnXen(w.host), Mutator: mutate.New(w.host), LedgerDir: w.dir, Recorder: w.events,
+		Resolve: func(xen.DomainInfo, string) (engine.Declaration, bool, error) { return w.decl, w.found, w.err },
+		Log:     slog.New(slog.DiscardHandler),
+	})
+	t.Cleanup(func() {
+		if err := errors.Join(w.engine.Close(), w.host.Close(), w.xen.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	return w
+}
+
+func (w *world) setState(v byte) {
+	w.guest.Write(w.guest.Addr("system_state"), []byte{v, 0, 0, 0})
+}
+
+func (w *world) copyMemory() {
+	for pa := 0; pa < len(w.guest.Mem); pa += x86.PageSize {
+		w.dom.Write(x86.PhysAddr(pa), w.guest.Mem[pa:pa+x86.PageSize])
+	}
+}
+
+// appear has the toolstack introduce the domain.
+func (w *world) appear() {
+	w.engine.Gate(w.info, false)
+	if n := w.dom.Pauses(); n != 2 {
+		w.t.Errorf("%d pauses while gated, want 2: the toolstack's and ours", n)
+	}
+	w.engine.Appeared(w.info, "web")
+}
+
+func (w *world) status() engine.Status {
+	w.t.Helper()
+	for _, st := range w.engine.Status() {
+		if st.Info.ID == 7 {
+			return st
+		}
+	}
+	w.t.Fatal("the engine does not know the domain")
+	return engine.Status{}
+}
+
+// send reports an event of vCPU 0 and waits for its answer, whose flags it
+// returns.
+func (w *world) send(reason uint32, regs x86.Registers, fill func(put func(off int, v uint64))) uint32 {
+	w.t.Helper()
+	l := &w.layout.VMEvent
+	e := make([]byte, l.Size)
+	put := func(off int, v uint64) { binary.LittleEndian.PutUint64(e[off:], v) }
+	binary.LittleEndian.PutUint32(e[l.OffFlags:], abi.VMEventFlagVCPUPaused)
+	binary.LittleEndian.PutUint32(e[l.OffReason:], reason)
+	put(l.Regs.RIP, regs.RIP)
+	put(l.Regs.CR3, regs.CR3)
+	put(l.Regs.CR4, regs.CR4)
+	put(l.Regs.MSREFER, regs.EFER)
+	put(l.Regs.GSBase, regs.GSBase)
+	put(l.Regs.RAX, regs.RAX)
+	fill(put)
+	w.dom.Responses()
+	if err := w.dom.Send(e); err != nil {
+		w.t.Fatal(err)
+	}
+	for range w.dom.Answered() {
+		if r := w.dom.Responses(); len(r) > 0 {
+			return binary.LittleEndian.Uint32(r[0][l.OffFlags:])
+		}
+	}
+	return 0
+}
+
+func (w *world) writeMSR(msr uint32, old, value uint64) uint32 {
+	l := &w.layout.VMEvent.MovToMSR
+	return w.send(abi.VMEventReasonMovToMSR, w.guest.Regs[0], func(put func(int, uint64)) {
+		put(l.MSR, uint64(msr))
+		put(l.New, value)
+		put(l.Old, old)
+	})
+}
+
+// boot runs the guest's kernel to the point where it starts init.
+func (w *world) boot() {
+	w.t.Helper()
+	w.writeMSR(x86.MSRLSTAR, 0, w.guest.Regs[0].LSTAR)
+	w.dom.SetRegisters(0, w.guest.Regs[0])
+	if st := w.status(); st.Kernel == nil || st.State != engine.StateIdentifying {
+		w.t.Fatalf("after the kernel's entry: %s, kernel %v, %+v", st.State, st.Kernel, st.Failure)
+	}
+	w.switchTo(0x5000)
+	if st := w.status(); st.State != engine.StateIdentifying {
+		w.t.Errorf("armed before the kernel's boot was over: %s", st.State)
+	}
+	w.setState(linuxtest.Running)
+	w.copyMemory()
+	w.switchTo(0x6000)
+}
+
+func (w *world) switchTo(cr3 uint64) {
+	l := &w.layout.VMEvent.WriteCtrlReg
+	w.send(abi.VMEventReasonWriteCtrlReg, w.guest.Regs[0], func(put func(int, uint64)) {
+		put(l.Index, abi.VMEventX86CR3)
+		put(l.New, cr3)
+	})
+}
+
+// writeText is a store into kernel text by a module.
+func (w *world) writeText() uint32 {
+	l := &w.layout.VMEvent.MemAccess
+	regs := w.guest.Regs[0]
+	regs.RIP = uint64(w.guest.Base + linuxtest.Data)
+	return w.send(abi.VMEventReasonMemAccess, regs, func(put func(int, uint64)) {
+		put(l.GFN, uint64((w.guest.PhysBase + 0x2000).GFN()))
+		put(l.Offset, 0x10)
+		put(l.GLA, uint64(w.guest.Base+0x2010))
+		put(l.Flags, abi.MemAccessR|abi.MemAccessW|abi.MemAccessGLAValid)
+	})
+}
+
+// checkClean checks that nothing of ours is left, in Xen or on disk.
+func (w *world) checkClean(toolstackPauses int) {
+	w.t.Helper()
+	for _, left := range w.dom.Clean() {
+		if toolstackPauses > 0 && strings.Contains(left, "pause") {
+			continue
+		}
+		w.t.Errorf("left in Xen: %s", left)
+	}
+	if n := w.dom.Pauses(); n != toolstackPauses {
+		w.t.Errorf("%d pauses left, want %d", n, toolstackPauses)
+	}
+	if n := w.dom.MappedPages(); n != 0 {
+		w.t.Errorf("%d pages are still mapped", n)
+	}
+	files, err := os.ReadDir(w.dir)
+	if err != nil || len(files) != 0 {
+		w.t.Errorf("ledgers left: %v %v", files, err)
+	}
+}
+
+// TestLife takes a guest from its creation to its end, on every release.
+func TestLife(t *testing.T) {
+	for _, rel := range abi.Releases() {
+		t.Run(rel.String(), func(t *testing.T) {
+			w := newWorld(t, xentest.Config{Release: xen.Release{Major: rel.Major, Minor: rel.Minor}}, xentest.Spec{Pauses: 1})
+			w.appear()
+			st := w.status()
+			if st.State != engine.StateAttached || st.AttachPC != 0x1000200 || st.Tier != engine.TierAccess || st.TierReason == "" {
+				t.Fatalf("after attach: %s at %s, tier %s (%s), %+v", st.State, st.AttachPC, st.Tier, st.TierReason, st.Failure)
+			}
+			if n := w.dom.Pauses(); n != 1 {
+				t.Errorf("%d pauses once attached, want the toolstack's one", n)
+			}
+			if w.dom.HasPage(xentest.DefaultRingFrame) {
+				t.Error("the guest can see the ring's page")
+			}
+			w.boot()
+			st = w.status()
+			if st.State != engine.StateProtecting || st.Kernel.Release != "6.1.0-99-test" {
+				t.Fatalf("after boot: %s, %+v, %+v", st.State, st.Kernel, st.Failure)
+			}
+			text := uint64(w.guest.PhysBase.GFN())
+			if r := w.dom.Restricted(); len(r) != linuxtest.TextSize/x86.PageSize || uint64(r[0]) != text {
+				t.Errorf("restricted frames %v, want those of kernel text from %#x", r, text)
+			}
+			for _, m := range w.dom.Monitored() {
+				if m.Event != abi.MonitorEventMovToMSR {
+					t.Errorf("still monitored: %+v", m)
+				}
+			}
+			if n := w.dom.Pauses(); n != 1 {
+				t.Errorf("%d pauses once armed, want 1", n)
+			}
+
+			const paused, discard, deny = abi.VMEventFlagVCPUPaused, abi.VMEventFlagEmulate | abi.VMEventFlagEmulateNoWrite, abi.VMEventFlagDeny
+			if f := w.writeText(); f != paused|discard {
+				t.Errorf("write to text answered with flags %#x", f)
+			}
+			r := <-w.events.got
+			if r.Guard != "kernel-text" || r.Action != journal.Blocked || r.Domain.Name != "web" || r.Process.PID != 214 || r.Target.Memory.Symbol == "" {
+				t.Errorf("record %+v", r)
+			}
+			if f := w.writeMSR(x86.MSRLSTAR, w.guest.Regs[0].LSTAR, 0xffffffffc0000000); f != paused|deny {
+				t.Errorf("write to LSTAR answered with flags %#x", f)
+			}
+			if r := <-w.events.got; r.Guard != "syscall-entry" || r.Target.MSR.Name != "LSTAR" || uint64(*r.Attempted.Number) != 0xffffffffc0000000 {
+				t.Errorf("record %+v", r)
+			}
+
+			w.dom.Shutdown(abi.ShutdownPoweroff)
+			w.engine.ShutDown(w.info)
+			w.checkClean(1)
+			if st := w.status(); st.State != engine.StateDetached {
+				t.Errorf("after shutdown: %s", st.State)
+			}
+			w.engine.Gone(w.info)
+			if all := w.engine.Status(); len(all) != 0 {
+				t.Errorf("the engine still knows %d domains", len(all))
+			}
+		})
+	}
+}
+
+// TestAdopt attaches to a guest whose kernel has been running for long.
+func TestAdopt(t *testing.T) {
+	w := newWorld(t, xentest.Config{}, xentest.Spec{})
+	w.setState(linuxtest.Running)
+	w.copyMemory()
+	w.dom.SetRegisters(0, w.guest.Regs[0])
+	w.engine.Gate(w.info, true)
+	if n := w.dom.Pauses(); n != 0 {
+		t.Errorf("a running guest was paused before its policy was known")
+	}
+	w.engine.Appeared(w.info, "web")
+	if st := w.status(); st.State != engine.StateProtecting {
+		t.Fatalf("%s, %+v", st.State, st.Failure)
+	}
+	if err := w.engine.Close(); err != nil {
+		t.Fatal(err)
+	}
+	w.checkClean(0)
+}
+
+// TestNothingDeclared checks that a guest nobody wants protected is let go
+// untouched.
+func TestNothingDeclared(t *testing.T) {
+	for name, prepare := range map[string]func(*world){
+		"no config": func(w *world) { w.found = false },
+		"off":       func(w *world) { w.decl = declare(t, "off") },
+		"broken":    func(w *world) { w.found, w.err = false, errors.New("web.cfg:3: unknown mode") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, xentest.Config{}, xentest.Spec{Pauses: 1})
+			prepare(w)
+			w.appear()
+			w.checkClean(1)
+			st := w.status()
+			if w.err == nil && st.State != engine.StateUnprotected {
+				t.Errorf("state %s", st.State)
+			}
+			if w.err != nil && (st.State != engine.StateFailed || st.Failure == nil || !errors.Is(st.Failure.Err, w.err)) {
+				t.Errorf("state %s, %+v", st.State, st.Failure)
+			}
+		})
+	}
+}
+
+// TestFailedAttach makes each step of attaching fail: nothing may be left, and
+// the status says which stage it was.
+func TestFailedAttach(t *testing.T) {
+	for _, op := range []string{
+		"hvm_op(get_param)", "domctl(getpageframeinfo3)", "map", "vm_event_op(enable)", "memory_op(decrease_reservation)",
+		"evtchn(bind_interdomain)", "domctl(gethvmcontext_partial)", "monitor_op(enable)",
+	} {
+		t.Run(op, func(t *testing.T) {
+			w := newWorld(t, xentest.Config{}, xentest.Spec{Pauses: 1})
+			w.engine.Gate(w.info, false)
+			w.xen.FailNext(op, 12) // ENOMEM
+			w.engine.Appeared(w.info, "web")
+			st := w.status()
+			if st.State != engine.StateFailed {
+				t.Fatalf("%s: attaching does not make this call, or does not mind", st.State)
+			}
+			if st.Failure == nil || st.Failure.Stage == "" || st.Failure.Err == nil {
+				t.Errorf("failure %+v", st.Failure)
+			}
+			w.checkClean(1)
+		})
+	}
+}
+
+// TestRingTaken finds another listener on the ring.
+func TestRingTaken(t *testing.T) {
+	w := newWorld(t, xentest.Config{}, xentest.Spec{Pauses: 1})
+	w.xen.FailNext("vm_event_op(enable)", 16) // EBUSY
+	w.appear()
+	st := w.status()
+	if st.State != engine.StateFailed || !errors.Is(st.Failure.Err, xen.ErrRingTaken) || !strings.Contains(st.Failure.Fix, "another program") {
+		t.Errorf("%s, %+v", st.State, st.Failure)
+	}
+	w.checkClean(1)
+}
+
+// TestPV refuses a PV guest without touching it.
+func TestPV(t *testing.T) {
+	w := newWorld(t, xentest.Config{}, xentest.Spec{Type: xen.PV, NoHAP: true, Pauses: 1})
+	w.engine.Gate(w.info, false)
+	w.engine.Appeared(w.info, "web")
+	st := w.status()
+	if st.State != engine.StateFailed || !strings.Contains(st.Failure.Err.Error(), "PV") || !strings.Contains(st.Failure.Fix, "pvh") {
+		t.Errorf("%s, %+v", st.State, st.Failure)
+	}
+	w.checkClean(1)
+}
+
+// TestAMD has the register tier: one guard works, the other says why not.
+func TestAMD(t *testing.T) {
+	w := newWorld(t, xentest.Config{AMD: true}, xentest.Spec{Pauses: 1})
+	w.appear()
+	w.boot()
+	st := w.status()
+	if st.State != engine.StateDegraded || st.Tier != engine.TierRegisters {
+		t.Errorf("%s, tier %s", st.State, st.Tier)
+	}
+	for _, g := range st.Guards {
+		switch g.Name {
+		case policy.GuardKernelText:
+			if g.State != engine.GuardUnavailable || !strings.Contains(g.Reason, "VT-x") {
+				t.Errorf("%+v", g)
+			}
+		case policy.GuardSyscallEntry:
+			if g.State != engine.GuardArmed {
+				t.Errorf("%+v", g)
+			}
+		}
+	}
+	if f := w.writeMSR(x86.MSRLSTAR, 1, 0xffffffffc0000000); f&abi.VMEventFlagDeny == 0 {
+		t.Errorf("write to LSTAR answered with flags %#x", f)
+	}
+}
+
+// TestGoneWhileAttached destroys a domain under the engine: the mappings go,
+// so that it does not stay a zombie.
+func TestGoneWhileAttached(t *testing.T) {
+	w := newWorld(t, xentest.Config{}, xentest.Spec{Pauses: 1})
+	w.appear()
+	w.boot()
+	w.dom.Kill()
+	w.engine.Gone(w.info)
+	if n := w.dom.MappedPages(); n != 0 {
+		t.Errorf("%d pages still mapped", n)
+	}
+	if !w.dom.Reap() {
+		t.Error("the domain stays a zombie")
+	}
+	if files, _ := os.ReadDir(w.dir); len(files) != 0 {
+		t.Errorf("ledgers left: %v", files)
+	}
+}
+
+// TestHandOperations attaches and detaches as hvictl does.
+func TestHandOperations(t *testing.T) {
+	w := newWorld(t, xentest.Config{}, xentest.Spec{})
+	w.found = false
+	w.setState(linuxtest.Running)
+	w.copyMemory()
+	w.dom.SetRegisters(0, w.guest.Regs[0])
+	w.engine.Gate(w.info, true)
+	w.engine.Appeared(w.info, "web")
+	for range 3 {
+		if err := w.engine.Detach(7); !errors.Is(err, engine.ErrNotAttached) {
+			t.Errorf("detach: %v", err)
+		}
+		if err := w.engine.Attach(7, w.decl); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.engine.Attach(7, w.decl); !errors.Is(err, engine.ErrAttached) {
+			t.Errorf("attach again: %v", err)
+		}
+		if err := w.engine.Detach(7); err != nil {
+			t.Fatal(err)
+		}
+		w.checkClean(0)
+	}
+	if err := w.engine.Attach(8, w.decl); !errors.Is(err, xen.ErrNoDomain) {
+		t.Errorf("attach to a domain that is not there: %v", err)
+	}
+	if err := w.engine.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.engine.Attach(7, w.decl); !errors.Is(err, engine.ErrClosing) {
+		t.Errorf("attach while closing: %v", err)
+	}
+}
+
+// TestDetachWhileRingBusy has a vCPU sleep on the ring when it is to be
+// disabled.
+func TestDetachWhileRingBusy(t *testing.T) {
+	w := newWorld(t, xentest.Config{}, xentest.Spec{})
+	w.appearRunning()
+	w.xen.FailNext("vm_event_op(disable)", 16)
+	w.xen.FailNext("vm_event_op(disable)", 16)
+	if err := w.engine.Detach(7); err != nil {
+		t.Fatal(err)
+	}
+	w.checkClean(0)
+}
+
+func (w *world) appearRunning() {
+	w.t.Helper()
+	w.setState(linuxtest.Running)
+	w.copyMemory()
+	w.dom.SetRegisters(0, w.guest.Regs[0])
+	w.engine.Gate(w.info, true)
+	w.engine.Appeared(w.info, "web")
+	if st := w.status(); st.State != engine.StateProtecting {
+		w.t.Fatalf("%s, %+v", st.State, st.Failure)
+	}
+}
+
+// TestRecover finds what a hvid left that died between an event and its
+// answer, with a page restricted and a pause held: the guest must run again.
+func TestRecover(t *testing.T) {
+	w := newWorld(t, xentest.Config{}, xentest.Spec{VCPUs: 20})
+	dead, err := ledger.Open(w.dir, 7, w.info.UUID, mutate.New(w.host))
+	if err != nil {
+		t.Fatal(err)
+	}
+	hv := engine.OnXen(w.host)
+	page, err := engine.ConnectForTest(hv, dead)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, err := range []error{
+		dead.Monitor(ledger.MonitorOp{Event: abi.MonitorEventMovToMSR, MSR: x86.MSRLSTAR}),
+		dead.Restrict(xen.AccessRX, 0x10, 5), dead.Pause(),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	l := &w.layout.VMEvent
+	e := make([]byte, l.Size)
+	binary.LittleEndian.PutUint32(e[l.OffFlags:], abi.VMEventFlagVCPUPaused)
+	binary.LittleEndian.PutUint32(e[l.OffReason:], abi.VMEventReasonMovToMSR)
+	binary.LittleEndian.PutUint32(e[l.OffVCPU:], 13)
+	if err := w.dom.Send(e); err != nil {
+		t.Fatal(err)
+	}
+	if w.dom.EventPauses(13) != 1 {
+		t.Fatal("the fake did not stop vCPU 13")
+	}
+	if err := page.Close(); err != nil { // as the process's death does
+		t.Fatal(err)
+	}
+
+	done, err := engine.Recover(hv, mutate.New(w.host), w.dir, slog.New(slog.DiscardHandler))
+	if err != nil || len(done) != 1 {
+		t.Fatalf("recovered %q, %v", done, err)
+	}
+	if n := w.dom.EventPauses(13); n != 0 {
+		t.Errorf("vCPU 13 still waits for %d answers", n)
+	}
+	w.checkClean(0)
+	w.appearRunning() // and a new attach works
+}
+
+// TestRecoverGone finds the ledger of a domain that no longer is.
+func TestRecoverGone(t *testing.T) {
+	w := newWorld(t, xentest.Config{}, xentest.Spec{})
+	dead, err := ledger.Open(w.dir, 9, xen.UUID{9}, mutate.New(w.host))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = dead.Pause() // refused: there is no domain 9
+	reused, err := ledger.Open(w.dir, 7, xen.UUID{8}, mutate.New(w.host))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := reused.Pause(); err != nil { // then the domain went and 7 was used again
+		t.Fatal(err)
+	}
+	if err := mutate.New(w.host).Unpause(7); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := engine.Recover(engine.OnXen(w.host), mutate.New(w.host), w.dir, slog.New(slog.DiscardHandler)); err != nil {
+		t.Fatal(err)
+	}
+	w.checkClean(0)
+}
