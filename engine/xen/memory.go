@@ -1,6 +1,7 @@
 package xen
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"runtime/debug"
@@ -367,3 +368,12 @@ func (m *Memory) Close() error {
 
 // Domain returns the domain whose memory this is.
 func (m *Memory) Domain() DomID { return m.dom }
+
+// ReadPhysUint64 returns the little-endian word at pa, which must be a multiple
+// of 8. It fails as ReadPhys does. Walks of page tables use it: it spares them a
+// buffer on the heap.
+func (m *Memory) ReadPhysUint64(pa x86.PhysAddr) (uint64, error) {
+	var b [8]byte
+	err := m.ReadPhys(pa, b[:])
+	return binary.LittleEndian.Uint64(b[:]), err
+}
