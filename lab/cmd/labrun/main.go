@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 
 	"github.com/xen-hvi/hvi/lab/scenario"
@@ -27,12 +26,7 @@ func main() {
 }
 
 func run() (ok bool, err error) {
-	port, err := wire.OpenPort(wire.PortE9)
-	if err != nil {
-		return false, err
-	}
-	defer func() { err = errors.Join(err, port.Close()) }()
-	out := wire.NewEncoder(io.Writer(port))
+	out := wire.NewEncoder(wire.Port(wire.PortE9))
 	// The host waits for Done: it is sent whatever happens, with the reason
 	// where the plan could not be carried out.
 	defer func() {
