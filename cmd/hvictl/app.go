@@ -1,0 +1,225 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/xen-hvi/hvi/control"
+	"github.com/xen-hvi/hvi/engine/policy"
+)
+
+// app is what the commands share: where they write, and what the global flags
+// said.
+type app struct {
+	out, errOut io.Writer
+	colour      bool
+	now         func() time.Time
+	zone        *time.Location
+	host        hostChecker
+
+	socket string
+	format format
+}
+
+// hostChecker examines the host without hvid.
+type hostChecker interface {
+	Check(ctx context.Context) []control.Check
+}
+
+// format is how a command writes its result.
+type format string
+
+const (
+	formatTable format = "table"
+	formatJSON  format = "json"
+)
+
+var formats = []string{string(formatTable), string(formatJSON)}
+
+// String returns the word.
+func (f *format) String() string { return string(*f) }
+
+// Type is what help calls the value.
+func (f *format) Type() string { return strings.Join(formats, "|") }
+
+// Set takes one of the words.
+func (f *format) Set(s string) error {
+	if !slices.Contains(formats, s) {
+		return policy.UnknownWord("output format", s, formats, policy.Origin{})
+	}
+	*f = format(s)
+	return nil
+}
+
+// run executes a command line and returns the exit code.
+func (a *app) run(ctx context.Context, args []string) int {
+	root := a.root()
+	root.SetArgs(args)
+	return a.report(root.ExecuteContext(ctx))
+}
+
+func (a *app) root() *cobra.Command {
+	a.socket, a.format = control.DefaultSocket, formatTable
+	root := &cobra.Command{
+		Use:   "hvictl",
+		Short: "See and steer the protection of this host's guests",
+		Long: `hvictl talks to hvid, the daemon that protects the kernels of this host's Xen
+guests from outside. Guests are named by domid, name or UUID.`,
+		Example: `  hvictl status              what is protected, and how
+  hvictl status web1         one guest in full
+  hvictl events -f           violations as they happen
+  hvictl doctor              what is missing on this host`,
+		Args:          cobra.ArbitraryArgs,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return unknownCommand(cmd, "command", args[0])
+			}
+			return cmd.Help()
+		},
+	}
+	root.SetOut(a.out)
+	root.SetErr(a.errOut)
+	root.SetFlagErrorFunc(flagError)
+	p := root.PersistentFlags()
+	p.StringVar(&a.socket, "socket", a.socket, "hvid's control socket")
+	p.VarP(&a.format, "output", "o", "write a table for people, or JSON")
+	// The flag exists: it can't fail.
+	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp))
+	root.AddCommand(
+		a.attachCommand(), a.detachCommand(), a.doctorCommand(), a.eventsCommand(),
+		a.listCommand(), a.statusCommand(), a.versionCommand(), exitCodesTopic(),
+	)
+	root.SetHelpCommand(helpCommand(root))
+	return root
+}
+
+// helpCommand is cobra's, but an unknown topic is an error.
+func helpCommand(root *cobra.Command) *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [command]",
+		Short: "Help about a command or a topic",
+		Example: `  hvictl help attach
+  hvictl help exit-codes`,
+		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+			var names []cobra.Completion
+			if len(args) == 0 {
+				for _, c := range root.Commands() {
+					names = append(names, cobra.CompletionWithDesc(c.Name(), c.Short))
+				}
+			}
+			return names, cobra.ShellCompDirectiveNoFileComp
+		},
+		RunE: func(_ *cobra.Command, args []string) error {
+			cmd, rest, err := root.Find(args)
+			if err != nil || cmd == nil || len(rest) > 0 {
+				return unknownCommand(root, "help topic", strings.Join(args, " "))
+			}
+			cmd.InitDefaultHelpFlag()
+			return cmd.Help()
+		},
+	}
+}
+
+// unknownCommand names the command that may have been meant.
+func unknownCommand(root *cobra.Command, what, got string) error {
+	var names []string
+	for _, c := range root.Commands() {
+		if !c.Hidden {
+			names = append(names, c.Name())
+		}
+	}
+	p := usage(root, policy.UnknownWord(what, got, names, policy.Origin{}).Error())
+	return p
+}
+
+// flagError explains what is wrong with a flag.
+func flagError(cmd *cobra.Command, err error) error {
+	unknown, ok := err.(*pflag.NotExistError)
+	if !ok || unknown.GetSpecifiedShortnames() != "" {
+		return usage(cmd, err.Error())
+	}
+	var names []string
+	cmd.Flags().VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
+	near := policy.Nearest(unknown.GetSpecifiedName(), names)
+	p := usage(cmd, "unknown flag "+policy.Quote("--"+unknown.GetSpecifiedName()))
+	if near != "" {
+		p.What += "; did you mean --" + near + "?"
+	}
+	return p
+}
+
+// usage makes the error for a command line that is wrong.
+func usage(cmd *cobra.Command, what string) *control.Problem {
+	return &control.Problem{Code: codeUsage, What: what, Fix: cmd.CommandPath() + " --help"}
+}
+
+// argCount accepts between least and most arguments, which help names.
+func argCount(least, most int, what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		switch {
+		case len(args) < least:
+			return usage(cmd, cmd.CommandPath()+" needs "+what)
+		case len(args) > most && most == 0:
+			return usage(cmd, fmt.Sprintf("%s takes no arguments, not %s", cmd.CommandPath(), policy.Quote(args[0])))
+		case len(args) > most:
+			return usage(cmd, fmt.Sprintf("%s takes %s, and not %s too", cmd.CommandPath(), what, policy.Quote(args[most])))
+		}
+		return nil
+	}
+}
+
+const aDomain = "one domain: a domid, a name or a UUID"
+
+// client returns a client of the hvid that --socket names.
+func (a *app) client() *control.Client { return control.NewClient(a.socket) }
+
+// json writes a result for programs.
+func (a *app) json(v any) error {
+	e := json.NewEncoder(a.out)
+	e.SetEscapeHTML(false)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}
+
+// completionTime bounds how long a shell waits for hvid after a tab.
+const completionTime = 2 * time.Second
+
+// completeDomain offers the names of domains in the place of the first
+// argument.
+func (a *app) completeDomain(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	return a.domainNames(cmd)
+}
+
+func (a *app) domainNames(cmd *cobra.Command) ([]cobra.Completion, cobra.ShellCompDirective) {
+	ctx, cancel := context.WithTimeout(cmd.Context(), completionTime)
+	defer cancel()
+	c := a.client()
+	defer c.Close()
+	ds, err := c.Domains(ctx)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var names []cobra.Completion
+	for _, d := range ds {
+		// A shell would split or run what is in a strange name.
+		if name := d.Name.String(); name != "" && strings.Trim(name, plainName) == "" {
+			names = append(names, cobra.CompletionWithDesc(name, string(d.State)))
+		}
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}
+
+const plainName = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_."

@@ -1,0 +1,135 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/xen-hvi/hvi/control"
+	"github.com/xen-hvi/hvi/engine/journal"
+)
+
+func (a *app) doctorCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "doctor",
+		Short: "Check this host, and say what is missing and how to get it",
+		Long: `Check what protection needs on this host and for each domain, and say how to get
+what is missing. It works without hvid too, and then checks what it can itself.
+
+The exit code is 7 if something is missing or failing, so that a monitoring
+system can run it; a warning alone leaves it at 0.`,
+		Example: `  hvictl doctor
+  hvictl doctor -o json | jq '.checks[] | select(.status != "ok")'`,
+		Args:              argCount(0, 0, ""),
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c := a.client()
+			defer c.Close()
+			rep, err := c.Doctor(cmd.Context())
+			if err != nil {
+				if cmd.Context().Err() != nil {
+					return cmd.Context().Err()
+				}
+				rep = a.withoutHvid(cmd.Context(), err)
+			}
+			if a.format == formatJSON {
+				if err := a.json(rep); err != nil {
+					return err
+				}
+			} else {
+				a.doctorTable(rep)
+			}
+			if n := rep.Problems(); n > 0 {
+				return &control.Problem{Code: codeDoctor, What: count(n, "problem", "problems") + " found"}
+			}
+			return nil
+		},
+	}
+}
+
+// withoutHvid is the report where hvid gives none: why, and what can be seen
+// from here.
+func (a *app) withoutHvid(ctx context.Context, err error) control.DoctorReport {
+	check := control.Check{Name: "hvid", Status: control.CheckFail, Detail: err.Error()}
+	var p *control.Problem
+	if errors.As(err, &p) {
+		check.Fix = p.Fix
+	}
+	return control.DoctorReport{
+		Checks:  append([]control.Check{check}, a.host.Check(ctx)...),
+		Domains: []control.DomainReport{},
+	}
+}
+
+func (a *app) doctorTable(rep control.DoctorReport) {
+	a.checkTable("", rep.Checks)
+	for _, d := range rep.Domains {
+		tier := string(d.Tier)
+		if d.TierReason != "" {
+			tier += ": " + d.TierReason
+		}
+		fmt.Fprintf(a.out, "\n%s (domain %d), tier %s\n", d.Name, d.ID, safe(tier))
+		a.checkTable("  ", d.Checks)
+	}
+	fmt.Fprintln(a.out)
+	if n := rep.Problems(); n > 0 {
+		fmt.Fprintln(a.out, a.paint(cell{count(n, "problem", "problems") + " found.", red}))
+	} else {
+		fmt.Fprintln(a.out, a.paint(cell{"No problem found.", green}))
+	}
+}
+
+// checkTable writes the checks, and below each that is not ok what to do.
+func (a *app) checkTable(indent string, checks []control.Check) {
+	if len(checks) == 0 {
+		return
+	}
+	var rows [][]cell
+	for _, c := range checks {
+		rows = append(rows, []cell{text(c.Name), checkCell(c.Status), text(c.Detail)})
+		if c.Status != control.CheckOK && c.Fix != "" {
+			rows = append(rows, []cell{{}, {}, text("fix: " + c.Fix)})
+		}
+	}
+	a.table(a.out, indent, []string{"CHECK", "STATUS", "DETAIL"}, rows)
+}
+
+// devNodes checks that the kernel offers what hvid opens.
+type devNodes struct{ dir string }
+
+// nodes are what a dom0 kernel has, what each is for, and how to get it.
+var nodes = []struct {
+	name, use, fix string
+	missing        control.CheckStatus
+}{
+	{"privcmd", "hypercalls and guest memory", "boot this host under Xen as dom0; modprobe xen-privcmd", control.CheckMissing},
+	// The kernel makes it along with privcmd, since Linux 4.18.
+	{"hypercall", "hypercall buffers", "use a dom0 kernel of Linux 4.18 or later; until then hvid locks memory of its own", control.CheckWarn},
+	{"evtchn", "event channels", "boot this host under Xen as dom0; modprobe xen-evtchn", control.CheckMissing},
+	{"xenbus", "xenstore", "boot this host under Xen as dom0", control.CheckMissing},
+}
+
+// Check looks for each node.
+func (n devNodes) Check(context.Context) []control.Check {
+	var cs []control.Check
+	for _, node := range nodes {
+		path := filepath.Join(n.dir, node.name)
+		c := control.Check{Name: path, Status: control.CheckOK, Detail: node.use}
+		fi, err := os.Stat(path)
+		switch {
+		case errors.Is(err, os.ErrNotExist):
+			c.Status, c.Detail, c.Fix = node.missing, "there is none; it is for "+node.use, node.fix
+		case err != nil:
+			c.Status, c.Detail = control.CheckFail, journal.Escape(err.Error()).String()
+			c.Fix = "run it as root"
+		case fi.Mode()&os.ModeCharDevice == 0:
+			c.Status, c.Detail, c.Fix = control.CheckFail, "it is no device", "remove it and restart udev"
+		}
+		cs = append(cs, c)
+	}
+	return cs
+}
