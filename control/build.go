@@ -1,8 +1,6 @@
 package control
 
-import (
-	"runtime/debug"
-)
+import "runtime/debug"
 
 // buildVersion is set when a release is linked:
 //
@@ -18,6 +16,18 @@ type Build struct {
 	Revision string `json:"revision,omitempty"`
 	// Go is the version of the toolchain.
 	Go string `json:"go"`
+}
+
+// String returns "1.2.3 (abcdef), go1.26".
+func (b Build) String() string {
+	s := b.Version
+	if b.Revision != "" {
+		s += " (" + b.Revision + ")"
+	}
+	if b.Go != "" {
+		s += ", " + b.Go
+	}
+	return s
 }
 
 // ThisBuild describes the binary that calls it.

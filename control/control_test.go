@@ -961,6 +961,11 @@ func TestBuild(t *testing.T) {
 			t.Errorf("got %+v, want %+v", got, tc.want)
 		}
 	}
+	for b, want := range map[Build]string{{"1.2.3", "abc", "go1.26"}: "1.2.3 (abc), go1.26", {Version: "devel"}: "devel"} {
+		if got := b.String(); got != want {
+			t.Errorf("%+v is written %q, want %q", b, got, want)
+		}
+	}
 	if ThisBuild().Version == "" {
 		t.Error("this build has no version")
 	}

@@ -38,22 +38,14 @@ exit code is 0 without hvid too.`,
 			if a.format == formatJSON {
 				return a.json(res)
 			}
-			fmt.Fprintf(a.out, "hvictl  %s\n", build(res.Hvictl))
+			fmt.Fprintf(a.out, "hvictl  %s\n", safe(res.Hvictl.String()))
 			if res.Hvid == nil {
 				fmt.Fprintf(a.out, "hvid    unknown: %s\n", safe(res.Problem.Error()))
 				return nil
 			}
-			fmt.Fprintf(a.out, "hvid    %s\n", build(v.Build))
+			fmt.Fprintf(a.out, "hvid    %s\n", safe(v.Build.String()))
 			fmt.Fprintf(a.out, "Xen     %s\n", dash(v.Xen).text)
 			return nil
 		},
 	}
-}
-
-func build(b control.Build) string {
-	s := b.Version
-	if b.Revision != "" {
-		s += " (" + b.Revision + ")"
-	}
-	return safe(s + ", " + b.Go)
 }
