@@ -1,18 +1,69 @@
-# Targets that other parts of the project add stand beside these.
-GO ?= go
+# hvi: make help says what there is.
+
+GO     ?= go
+PREFIX ?= /usr/local
+# A release sets VERSION; otherwise the binaries say which commit they are of.
+VERSION ?=
+
+# The scenario of make demo, and those of make test, in this order.
+DEMO  ?= skeleton-intel
+SUITE ?= boot-intel skeleton-intel guards-off hvid-stopped bad-input first-instruction boot-amd skeleton-amd
+
+# Go asks git which commit this is, and fails where git can't tell.
+VCS := $(shell git rev-parse HEAD >/dev/null 2>&1 || echo -buildvcs=false)
+
+LAB := $(GO) run ./lab/cmd/lab
+empty :=
+comma := ,
+space := $(empty) $(empty)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test build install unit lint fmt lab lab-list lab-test lab-images lab-clean clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## see hvi protect a guest on a real Xen, in an emulator
+	@$(LAB) run -q $(DEMO)
+
+test: ## every check: format, vet, lint, unit tests, race detector, build, lab
+	@GO='$(GO)' tools/test
+
+build: ## the static binaries, into bin/
+	@mkdir -p bin
+	CGO_ENABLED=0 $(GO) build -trimpath $(VCS) $(if $(VERSION),-ldflags '-X github.com/xen-hvi/hvi/control.buildVersion=$(VERSION)') -o bin/ ./cmd/...
+
+install: build ## hvid and hvictl, below PREFIX (and DESTDIR)
+	install -d '$(DESTDIR)$(PREFIX)/sbin' '$(DESTDIR)$(PREFIX)/bin'
+	install -m 0755 bin/hvid '$(DESTDIR)$(PREFIX)/sbin/hvid'
+	install -m 0755 bin/hvictl '$(DESTDIR)$(PREFIX)/bin/hvictl'
+
+unit: ## unit tests: no root, no Xen
+	@GO='$(GO)' tools/test unit
+
+lint: ## the linter, at the version pinned in tools/go.mod
+	@GO='$(GO)' tools/test lint
+
+fmt: ## format every Go file
+	@find . -name .git -prune -o -name '*.go' -print0 | xargs -0 gofmt -l -w
 
 # The lab: a real Xen in an emulator. See `make lab-list` for names.
 #   make lab S=boot-intel        one scenario, or several: S=a,b
-.PHONY: lab lab-list lab-images lab-clean
-lab:
+lab: ## one scenario: make lab S=NAME (several: S=A,B; Q=1 hides the consoles)
 	@test -n "$(S)" || { echo "usage: make lab S=NAME[,NAME]...; make lab-list shows the names" >&2; exit 2; }
-	@$(GO) run ./lab/cmd/lab run $(if $(Q),-q) "$(S)"
+	@$(LAB) run $(if $(Q),-q) "$(S)"
 
-lab-list:
-	@$(GO) run ./lab/cmd/lab list
+lab-list: ## the scenarios, one line each
+	@$(LAB) list
 
-lab-images:
-	@$(GO) run ./lab/cmd/lab images
+lab-test: ## the scenarios of make test
+	@$(LAB) run -q $(subst $(space),$(comma),$(strip $(SUITE)))
 
-lab-clean:
-	@$(GO) run ./lab/cmd/lab clean
+lab-images: ## build everything the lab boots, and run nothing
+	@$(LAB) images
+
+lab-clean: ## remove the lab's cache and results
+	@$(LAB) clean
+
+clean: ## remove what was built here
+	rm -rf bin dist
