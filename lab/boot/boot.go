@@ -98,7 +98,7 @@ func Write(w io.Writer, s Spec) (int64, error) {
 		}
 	}
 	place(s.Kernel.Address, int64(len(s.Kernel.Data)))
-	// The zeros begin within the last sector read, which brought some already.
+	// The last page read has brought the first zeros already.
 	behind := s.Kernel.Address + sectors(int64(len(s.Kernel.Data)))*SectorSize
 	if end := s.Kernel.Address + uint32(len(s.Kernel.Data)) + s.Kernel.Zero; end > behind {
 		loads = append(loads, load{0, sectors(int64(end - behind)), behind})
@@ -130,6 +130,7 @@ func Write(w io.Writer, s Spec) (int64, error) {
 		return 0, err
 	}
 
+	const head = (paramLBA + paramSectors) * SectorSize
 	out := &counter{w: w}
 	if _, err := out.Write(append(append([]byte{}, s.Loader...), block...)); err != nil {
 		return out.n, err
@@ -137,7 +138,7 @@ func Write(w io.Writer, s Spec) (int64, error) {
 	if _, err := out.Write(s.Kernel.Data); err != nil {
 		return out.n, err
 	}
-	if err := out.pad(SectorSize); err != nil {
+	if err := out.padFrom(head, pageSize); err != nil {
 		return out.n, err
 	}
 	for _, p := range pieces {
@@ -148,17 +149,17 @@ func Write(w io.Writer, s Spec) (int64, error) {
 		if err != nil {
 			return out.n, fmt.Errorf("%s: %w", p.Name, err)
 		}
-		if err := out.pad(SectorSize); err != nil {
+		if err := out.padFrom(head, pageSize); err != nil {
 			return out.n, err
 		}
 	}
-	err = out.pad(geometry)
+	err = out.padFrom(0, geometry)
 	return out.n, err
 }
 
 func parameters(s Spec, loads []load, mods [2][2]uint32) ([]byte, error) {
 	le := binary.LittleEndian
-	b := make([]byte, textOffset, paramSectors*SectorSize)
+	b := make([]byte, textOffset)
 	le.PutUint32(b, magic)
 	le.PutUint32(b[4:], s.Kernel.Entry)
 	le.PutUint32(b[8:], params+infoOffset)
@@ -176,7 +177,7 @@ func parameters(s Spec, loads []load, mods [2][2]uint32) ([]byte, error) {
 	// knows to leave it out (cmdline_cook, xen/arch/x86/setup.c, 4.17).
 	args, moduleArgs, name := text("xen "+s.Args), text("vmlinux "+s.ModuleArgs), text("hvi lab")
 	none := text("")
-	if len(b) > cap(b) {
+	if len(b) > paramSectors*SectorSize {
 		return nil, fmt.Errorf("%w: command lines of %d and %d bytes", ErrTooLarge, len(s.Args), len(s.ModuleArgs))
 	}
 	info := b[infoOffset:]
@@ -192,10 +193,15 @@ func parameters(s Spec, loads []load, mods [2][2]uint32) ([]byte, error) {
 		le.PutUint32(m[4:], mods[i][1])
 		le.PutUint32(m[8:], t)
 	}
-	return b[:cap(b)], nil
+	return append(b, make([]byte, paramSectors*SectorSize-len(b))...), nil
 }
 
-func sectors(size int64) uint32 { return uint32((size + SectorSize - 1) / SectorSize) }
+// sectors returns the sectors of the whole pages that size bytes take. What
+// follows them in their last page is on the disk too, as zeros: the memory there
+// need not be.
+func sectors(size int64) uint32 {
+	return uint32((size + pageSize - 1) / pageSize * (pageSize / SectorSize))
+}
 
 // counter pads what it passes on.
 type counter struct {
@@ -216,7 +222,9 @@ func (c *counter) ReadFrom(r io.Reader) (int64, error) {
 	return n, err
 }
 
-func (c *counter) pad(unit int64) error {
-	_, err := c.Write(make([]byte, (unit-c.n%unit)%unit))
+// padFrom writes zeros until what was written since start is a multiple of
+// unit.
+func (c *counter) padFrom(start, unit int64) error {
+	_, err := c.Write(make([]byte, (unit-(c.n-start)%unit)%unit))
 	return err
 }

@@ -62,7 +62,8 @@ func (l *layer) file(name, from string, perm uint64) error {
 	if !st.Mode().IsRegular() {
 		return fmt.Errorf("%s is no file", from)
 	}
-	l.put(cpio.Record{ReaderAt: f, Info: cpio.Info{Name: name, Mode: cpio.S_IFREG | perm, FileSize: uint64(st.Size())}})
+	// A section reader, because the writer closes what it can.
+	l.put(cpio.Record{ReaderAt: io.NewSectionReader(f, 0, st.Size()), Info: cpio.Info{Name: name, Mode: cpio.S_IFREG | perm, FileSize: uint64(st.Size())}})
 	return nil
 }
 
@@ -78,8 +79,8 @@ func (l *layer) program(name, from string) error {
 func (l *layer) needs(from string) error {
 	f, err := elf.Open(from)
 	var format *elf.FormatError
-	if errors.As(err, &format) {
-		return nil // a script
+	if errors.As(err, &format) || errors.Is(err, io.EOF) {
+		return nil // a script, perhaps shorter than an ELF's first field
 	}
 	if err != nil {
 		return err

@@ -2,7 +2,6 @@ package machine
 
 import (
 	"bytes"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -18,7 +17,7 @@ const (
 // Bochs is an Intel machine.
 type Bochs struct {
 	Tree string // the folder of Bochs' packages
-	Disk string // boots from it
+	Disk string // boots from it; a killed Bochs leaves a .lock beside it
 	Dir  string // for its configuration and log; must exist
 }
 
@@ -88,13 +87,4 @@ func (b Bochs) Command() (Command, error) {
 		Dir:             b.Dir,
 		ResultsOnStdout: true, // where Bochs' port_e9_hack puts them
 	}, nil
-}
-
-// Close removes what a killed Bochs leaves beside its disk.
-func (b Bochs) Close() error {
-	err := os.Remove(b.Disk + ".lock")
-	if err != nil && !os.IsNotExist(err) {
-		return fmt.Errorf("bochs: %w", err)
-	}
-	return nil
 }
