@@ -167,6 +167,9 @@ func (h *Host) Domain(id DomID) (DomainInfo, error) {
 	if h.closed.Load() {
 		return DomainInfo{}, ErrClosed
 	}
+	if id >= abi.DomIDFirstReserved {
+		return DomainInfo{}, h.fail(op, id, unix.ESRCH)
+	}
 	b, err := h.c.NewDomctl(abi.DomctlGetDomainInfo, uint16(id))
 	if err != nil {
 		return DomainInfo{}, h.fail(op, id, err)

@@ -263,6 +263,7 @@ var meanings = map[string]map[syscall.Errno]meaning{
 		unix.EEXIST:     {"the event is in the state asked for already", "", nil},
 		unix.EOPNOTSUPP: {"this kind of event is not supported on this machine or for this domain", "", ErrNotSupported},
 		unix.EINVAL:     {"an operand is out of range", "", nil},
+		unix.ENXIO:      {"no monitor ring is connected", hintMonitor, ErrNoRing},
 		unix.EPERM:      {"a domain cannot monitor itself", "", nil},
 		unix.EACCES:     {"Xen refuses this version of its interface", "Xen reports a release whose interface differs; is it a development build?", nil},
 		unix.ENOSYS:     {"this Xen was built without vm_event", "use a Xen built with CONFIG_VM_EVENT (before 4.21 CONFIG_MEM_ACCESS)", ErrNotSupported},

@@ -3,7 +3,6 @@ package xen
 import (
 	"fmt"
 	"os"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -23,12 +22,8 @@ type EventChannel struct {
 	buf  [4]byte
 	word [8]byte
 
-	refs atomic.Int32 // closing<<30 + methods under way
-	idle chan struct{}
+	gate *hypercall.Gate
 }
-
-// closing is the bit of EventChannel.refs that turns later calls away.
-const closing = 1 << 30
 
 // BindInterdomain binds a local port to a domain's unbound port, such as the
 // one mutate.VMEventEnable returns.
@@ -46,7 +41,7 @@ func (h *Host) BindInterdomain(dom DomID, remotePort uint32) (*EventChannel, err
 		_ = port.Close()
 		return nil, os.NewSyscallError("eventfd", err)
 	}
-	e := &EventChannel{host: h, dom: dom, port: port, wake: wake, idle: make(chan struct{})}
+	e := &EventChannel{host: h, dom: dom, port: port, wake: wake, gate: hypercall.NewGate()}
 	e.fds[0] = unix.PollFd{Fd: int32(port.FD()), Events: unix.POLLIN}
 	e.fds[1] = unix.PollFd{Fd: int32(wake), Events: unix.POLLIN}
 	return e, nil
@@ -63,10 +58,10 @@ func (e *EventChannel) Port() uint32 { return e.port.Port() }
 //
 // After Close it fails with ErrClosed.
 func (e *EventChannel) Wait(timeout time.Duration) (fired bool, err error) {
-	if !e.enter() {
+	if !e.gate.Enter() {
 		return false, ErrClosed
 	}
-	defer e.leave()
+	defer e.gate.Leave()
 	var deadline time.Time
 	if timeout > 0 {
 		deadline = time.Now().Add(timeout)
@@ -88,7 +83,7 @@ func (e *EventChannel) Wait(timeout time.Duration) (fired bool, err error) {
 		if err != nil {
 			return false, e.fail("poll", err)
 		}
-		if e.refs.Load()&closing != 0 {
+		if e.gate.IsShut() {
 			return false, ErrClosed
 		}
 		if n == 0 {
@@ -126,10 +121,10 @@ func (e *EventChannel) consume() (bool, error) {
 
 // Wake makes the Wait under way, or the next, return.
 func (e *EventChannel) Wake() {
-	if !e.enter() {
+	if !e.gate.Enter() {
 		return
 	}
-	defer e.leave()
+	defer e.gate.Leave()
 	e.ring()
 }
 
@@ -143,10 +138,10 @@ var one = [8]byte{1}
 
 // Notify fires the channel's other end. It does not allocate.
 func (e *EventChannel) Notify() error {
-	if !e.enter() {
+	if !e.gate.Enter() {
 		return ErrClosed
 	}
-	defer e.leave()
+	defer e.gate.Leave()
 	if err := e.port.Notify(); err != nil {
 		return e.fail("notify", err)
 	}
@@ -156,45 +151,17 @@ func (e *EventChannel) Notify() error {
 // Close unbinds the port. A Wait under way returns ErrClosed before Close
 // returns. Closing again does nothing.
 func (e *EventChannel) Close() error {
-	for {
-		n := e.refs.Load()
-		if n&closing != 0 {
-			return nil
-		}
-		if e.refs.CompareAndSwap(n, n|closing) {
-			if n == 0 {
-				close(e.idle)
-			}
-			break
-		}
+	if !e.gate.Shut() {
+		return nil
 	}
 	e.ring()
-	<-e.idle
+	e.gate.Wait()
 	err := e.port.Close()
 	_ = unix.Close(e.wake)
 	if err != nil {
 		return e.fail("unbind", err)
 	}
 	return nil
-}
-
-// enter counts a method in, unless the channel is being closed.
-func (e *EventChannel) enter() bool {
-	for {
-		n := e.refs.Load()
-		if n&closing != 0 {
-			return false
-		}
-		if e.refs.CompareAndSwap(n, n+1) {
-			return true
-		}
-	}
-}
-
-func (e *EventChannel) leave() {
-	if e.refs.Add(-1) == closing {
-		close(e.idle)
-	}
 }
 
 func (e *EventChannel) fail(what string, err error) error {

@@ -10,7 +10,6 @@ import (
 
 	"github.com/xen-hvi/hvi/engine/xen"
 	"github.com/xen-hvi/hvi/engine/xen/abi"
-	"github.com/xen-hvi/hvi/engine/xen/mutate"
 	"github.com/xen-hvi/hvi/engine/xen/xentest"
 )
 
@@ -19,7 +18,7 @@ func bind(t *testing.T) (*xentest.Domain, *xen.Host, *xen.EventChannel) {
 	t.Helper()
 	hv, h := open(t, xentest.Config{})
 	d := hv.AddDomain(xentest.Spec{ID: 1, Type: xen.PVH})
-	port, err := mutate.New(h).VMEventEnable(1)
+	port, err := d.Connect()
 	if err != nil {
 		t.Fatal(err)
 	}

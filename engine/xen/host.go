@@ -62,7 +62,7 @@ func openError(root string, err error) error {
 	case errors.Is(err, os.ErrNotExist), errors.Is(err, unix.ENXIO), errors.Is(err, unix.ENODEV):
 		typ, e := fs.ReadFile(os.DirFS(root), "sys/hypervisor/type")
 		if e == nil && strings.TrimSpace(string(typ)) == "xen" {
-			return fmt.Errorf("Xen is here but %w: load the kernel module xen-privcmd", err)
+			return fmt.Errorf("%w, though this is Xen: load the kernel module xen-privcmd", err)
 		}
 		return fmt.Errorf("%w (%w)", ErrNotXen, err)
 	}
@@ -95,7 +95,7 @@ func OpenWith(c hypercall.Caller, ev hypercall.EventBinder) (*Host, error) {
 	// A domain control that is harmless tells both whether the interface is
 	// the one its release number promises and whether we may use it.
 	if _, err := h.Domain(0); err != nil {
-		return nil, fmt.Errorf("Xen %s does not let itself be controlled: %w", h.release, err)
+		return nil, fmt.Errorf("control of Xen %s: %w", h.release, err)
 	}
 	return h, nil
 }

@@ -47,6 +47,10 @@ const (
 // If the guest exchanges the page, by ballooning or a reset, reads go on
 // showing the old one until Invalidate. A guest can do so on purpose: a guard
 // that must not be deceived invalidates before it reads.
+//
+// Mapping a frame populates it in a domain that uses populate-on-demand
+// (memory= below maxmem=); such domains should not be read before their
+// balloon has come up.
 type Memory struct {
 	host *Host
 	dom  DomID

@@ -55,6 +55,18 @@ func (h *Host) Registers(dom DomID, vcpu int) (x86.Registers, error) {
 	return decodeCPU(l, rec), nil
 }
 
+// CPU is a domain's processors as something to read registers from.
+type CPU struct {
+	host *Host
+	dom  DomID
+}
+
+// CPU returns a domain's processors. It holds nothing.
+func (h *Host) CPU(dom DomID) CPU { return CPU{h, dom} }
+
+// Registers is Host.Registers for the domain.
+func (c CPU) Registers(vcpu int) (x86.Registers, error) { return c.host.Registers(c.dom, vcpu) }
+
 // decodeCPU reads a CPU record.
 func decodeCPU(l *abi.Layout, b *hypercall.Buffer) x86.Registers {
 	f := &l.HVMHWCPU

@@ -17,7 +17,6 @@ import (
 	"github.com/xen-hvi/hvi/engine/x86"
 	"github.com/xen-hvi/hvi/engine/xen"
 	"github.com/xen-hvi/hvi/engine/xen/abi"
-	"github.com/xen-hvi/hvi/engine/xen/mutate"
 	"github.com/xen-hvi/hvi/engine/xen/xentest"
 )
 
@@ -156,6 +155,9 @@ func TestRegisters(t *testing.T) {
 		if got != want {
 			t.Errorf("got\n%+v, want\n%+v", got, want)
 		}
+		if got, err := h.CPU(1).Registers(1); err != nil || got != want {
+			t.Errorf("through CPU: %+v, %v", got, err)
+		}
 		d.SetOnline(2, false)
 		if _, err := h.Registers(1, 2); !errors.Is(err, xen.ErrVCPUOffline) || errors.Is(err, xen.ErrNoVCPU) {
 			t.Errorf("offline vCPU: %v", err)
@@ -214,9 +216,7 @@ func TestReads(t *testing.T) {
 		if err != nil || a.Mode != xen.AltP2MExternal || a.Active {
 			t.Errorf("AltP2M = %+v, %v", a, err)
 		}
-		if err := mutate.New(h).AltP2MSetState(1, true); err != nil {
-			t.Fatal(err)
-		}
+		d.SetAltP2MActive(true)
 		if a, err := h.AltP2M(1); err != nil || !a.Active || !d.AltP2MActive() {
 			t.Errorf("AltP2M = %+v, %v", a, err)
 		}
@@ -248,13 +248,10 @@ func TestMemAccess(t *testing.T) {
 		if _, err := h.MemAccess(1, 0x10); !errors.Is(err, xen.ErrNoRing) || !errors.Is(err, unix.ENODEV) {
 			t.Errorf("without a ring: %v", err)
 		}
-		m := mutate.New(h)
-		if _, err := m.VMEventEnable(1); err != nil {
+		if _, err := d.Connect(); err != nil {
 			t.Fatal(err)
 		}
-		if err := m.SetMemAccess(1, xen.AccessRX, 0x10, 1); err != nil {
-			t.Fatal(err)
-		}
+		d.SetAccess(0x10, abi.AccessRX)
 		for gfn, want := range map[x86.GFN]xen.Access{0x10: xen.AccessRX, 0x11: xen.AccessRWX} {
 			if a, err := h.MemAccess(1, gfn); err != nil || a != want {
 				t.Errorf("MemAccess(%v) = %v, %v", gfn, a, err)

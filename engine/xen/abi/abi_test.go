@@ -339,7 +339,7 @@ func TestSegmentDPL(t *testing.T) {
 	// Access rights as VMX has them: type 3, S, DPL, P, then flags from bit 8
 	// of the packed form on, where 4 bits of the limit are left out.
 	for dpl := uint32(0); dpl < 4; dpl++ {
-		ar := uint32(3 | 1<<4 | dpl<<5 | 1<<7)
+		ar := 3 | 1<<4 | dpl<<5 | 1<<7
 		if got := SegmentDPL(ar<<20 | 0xfffff); uint32(got) != dpl {
 			t.Errorf("SegmentDPL = %d, want %d", got, dpl)
 		}

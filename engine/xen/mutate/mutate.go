@@ -128,9 +128,11 @@ func (m *Mutator) VMEventEnable(dom xen.DomID) (port uint32, err error) {
 // VMEventDisable disconnects the monitor ring of a domain. It also switches
 // every monitored event off and forgets what answers left to be done: vCPUs
 // that wait for one stay paused, so answer them first. Accesses, views and
-// single-stepping stay as they are. It fails with EBUSY while vCPUs wait for
-// room in the ring, and matches xen.ErrNoRing if none is connected. On a dying
-// domain it does nothing.
+// single-stepping stay as they are. Switch events off with Monitor before it:
+// Xen forgets them here without telling the processors, which then go on to
+// exit for control registers and descriptor tables to no purpose. It fails
+// with EBUSY while vCPUs wait for room in the ring, and matches xen.ErrNoRing
+// if none is connected. On a dying domain it does nothing.
 //
 // Undone by VMEventEnable, with a ring set up anew.
 func (m *Mutator) VMEventDisable(dom xen.DomID) error {
@@ -216,8 +218,8 @@ func ctrlRegName(r uint8) string {
 }
 
 // Monitor switches an event on or off. It fails with EEXIST if it is in that
-// state already, and matches xen.ErrNotSupported if the machine cannot do it.
-// For a control register that is switched off, Sync and OnChangeOnly are not
+// state already, and matches xen.ErrNotSupported if the machine cannot do it,
+// and xen.ErrNoRing if it is an MSR and no ring is connected. For a control register that is switched off, Sync and OnChangeOnly are not
 // looked at.
 //
 // Undone by Monitor with o.Inverse(); VMEventDisable undoes all of them.

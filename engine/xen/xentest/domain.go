@@ -255,6 +255,12 @@ func (d *Domain) accessOf(gfn uint64) uint8 {
 	return abi.AccessRWX
 }
 
+// SetAccess restricts a frame behind the listener's back.
+func (d *Domain) SetAccess(gfn x86.GFN, access uint8) {
+	defer d.lock()()
+	d.access[uint64(gfn)] = access
+}
+
 // Restricted returns the frames whose access is not rwx, in order.
 func (d *Domain) Restricted() []x86.GFN {
 	defer d.lock()()
@@ -298,6 +304,12 @@ func (d *Domain) DefersRegisters() bool {
 func (d *Domain) EmulatesEachRep() bool {
 	defer d.lock()()
 	return d.eachRep
+}
+
+// SetAltP2MActive switches views on or off.
+func (d *Domain) SetAltP2MActive(on bool) {
+	defer d.lock()()
+	d.altp2mActive = on
 }
 
 // AltP2MActive reports whether views are in use.

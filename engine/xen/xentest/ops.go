@@ -381,6 +381,14 @@ func (h *Hypervisor) monitorOp(d *Domain, u handle) error {
 		key += fmt.Sprintf(" %d", st.Register)
 	case abi.MonitorEventMovToMSR:
 		st.MSR = u.u32(f.MovToMSRMSR)
+		if d.ring == nil {
+			return unix.ENXIO // the bitmap comes and goes with the ring
+		}
+		switch st.MSR &^ 0x1fff {
+		case 0, 0x4000_0000, 0xc000_0000:
+		default:
+			return unix.EINVAL
+		}
 		st.OnChangeOnly = u.u8(f.MovToMSROnChangeOnly) != 0
 		key += fmt.Sprintf(" %d", st.MSR)
 	case abi.MonitorEventGuestRequest:

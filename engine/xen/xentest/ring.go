@@ -44,6 +44,13 @@ func (d *Domain) connect() (uint32, error) {
 	return d.ring.port, nil
 }
 
+// Connect connects a listener that is not a host of the test, and returns the
+// port to bind.
+func (d *Domain) Connect() (uint32, error) {
+	defer d.lock()()
+	return d.connect()
+}
+
 // disconnect does what vm_event_disable and arch_monitor_cleanup_domain do.
 func (d *Domain) disconnect() {
 	if d.ring == nil {

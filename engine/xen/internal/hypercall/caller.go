@@ -14,7 +14,8 @@ type Caller interface {
 	// addresses of Buffers of this Caller.
 	Hypercall(op uint64, args [5]uint64) (int64, error)
 
-	// DMOp issues a device model operation on a domain, with one buffer.
+	// DMOp issues a device model operation on a domain, with one buffer of
+	// at most 64 bytes.
 	DMOp(dom uint16, op *Buffer) error
 
 	// Alloc returns a zeroed buffer of size bytes, at most MaxBuffer. The

@@ -250,10 +250,33 @@ func TestNotADevice(t *testing.T) {
 	if err := p.DMOp(1, b); err != unix.ENOTTY {
 		t.Errorf("DMOp: %v", err)
 	}
+	if n := testing.AllocsPerRun(50, func() { _ = p.DMOp(1, b) }); n != 0 {
+		t.Errorf("a device model operation makes %v allocations", n)
+	}
+	big, err := p.Alloc(65)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.DMOp(1, big); err != unix.E2BIG {
+		t.Errorf("DMOp of 65 bytes: %v", err)
+	}
+	big.Free()
 	if err := p.Close(); err == nil {
 		t.Error("Close does not report the buffer in use")
 	}
+	if err := p.DMOp(1, b); err != unix.EBADF {
+		t.Errorf("DMOp after Close: %v", err)
+	}
 	b.Free()
+	if _, err := p.Hypercall(17, [5]uint64{}); err != unix.EBADF {
+		t.Errorf("Hypercall after Close: %v", err)
+	}
+	if _, err := p.MapForeign(1, []uint64{1}, make([]int32, 1), false); err != unix.EBADF {
+		t.Errorf("MapForeign after Close: %v", err)
+	}
+	if err := p.Close(); err != nil {
+		t.Errorf("second Close: %v", err)
+	}
 
 	p, err = Open(root)
 	if err != nil {

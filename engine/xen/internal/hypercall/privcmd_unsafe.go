@@ -54,6 +54,7 @@ type (
 type Privcmd struct {
 	fd   int
 	pool *Pool
+	gate *Gate
 }
 
 var _ Caller = (*Privcmd)(nil)
@@ -66,13 +67,17 @@ func Open(root string) (*Privcmd, error) {
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
 	}
-	return &Privcmd{fd: fd, pool: NewPool(&slabs{path: root + hypercallPath})}, nil
+	return &Privcmd{fd: fd, pool: NewPool(&slabs{path: root + hypercallPath}), gate: NewGate()}, nil
 }
 
 // Hypercall implements Caller. A call that a signal interrupted is repeated;
 // that is safe because Xen reports an interrupted operation only before it
-// has begun or where it continues by itself.
+// has begun or where it continues by itself. After Close it is EBADF.
 func (p *Privcmd) Hypercall(op uint64, args [5]uint64) (int64, error) {
+	if !p.gate.Enter() {
+		return 0, unix.EBADF
+	}
+	defer p.gate.Leave()
 	call := privcmdHypercall{op: op, arg: args}
 	for {
 		r, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(p.fd), abi.IoctlPrivcmdHypercall, uintptr(unsafe.Pointer(&call)))
@@ -86,15 +91,27 @@ func (p *Privcmd) Hypercall(op uint64, args [5]uint64) (int64, error) {
 	}
 }
 
-// DMOp implements Caller.
+// DMOp implements Caller. The kernel pins the memory of these calls itself,
+// which it does only for ordinary memory, so a copy is passed.
 func (p *Privcmd) DMOp(dom uint16, op *Buffer) error {
-	buf := privcmdDMOpBuf{uptr: unsafe.Pointer(&op.data[0]), size: uint64(len(op.data))}
+	var mem [64]byte
+	if len(op.data) > len(mem) {
+		return unix.E2BIG
+	}
+	if !p.gate.Enter() {
+		return unix.EBADF
+	}
+	defer p.gate.Leave()
+	copy(mem[:], op.data)
+	buf := privcmdDMOpBuf{uptr: unsafe.Pointer(&mem), size: uint64(len(op.data))}
 	call := privcmdDMOp{dom: dom, num: 1, ubufs: &buf}
 	for {
 		_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(p.fd), abi.IoctlPrivcmdDMOp, uintptr(unsafe.Pointer(&call)))
 		runtime.KeepAlive(&buf)
+		runtime.KeepAlive(&mem)
 		switch errno {
 		case 0:
+			copy(op.data, mem[:])
 			return nil
 		case unix.EINTR:
 		default:
@@ -115,6 +132,10 @@ func (p *Privcmd) MapForeign(dom uint16, gfns []uint64, errs []int32, writable b
 	if len(gfns) == 0 || len(gfns) != len(errs) {
 		return nil, unix.EINVAL
 	}
+	if !p.gate.Enter() {
+		return nil, unix.EBADF
+	}
+	defer p.gate.Leave()
 	prot := unix.PROT_READ
 	if writable {
 		prot |= unix.PROT_WRITE
@@ -161,8 +182,12 @@ func (p *Privcmd) mapBatch(dom uint16, mem []byte, gfns []uint64, errs []int32) 
 // Unmap implements Caller.
 func (p *Privcmd) Unmap(mem []byte) error { return unix.Munmap(mem) }
 
-// Close implements Caller.
+// Close implements Caller. It waits for calls under way.
 func (p *Privcmd) Close() error {
+	if !p.gate.Shut() {
+		return nil
+	}
+	p.gate.Wait()
 	return errors.Join(p.pool.Close(), unix.Close(p.fd))
 }
 
