@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/xen-hvi/hvi/lab/boot"
 	"github.com/xen-hvi/hvi/lab/kernel"
@@ -39,31 +40,49 @@ type Images struct {
 	P2MShrunk    bool   // Dom0Kernel was changed by kernel.ShrinkP2M
 }
 
-// Images builds what every machine needs.
+// Images builds what every machine needs, what it can at a time.
 func (b *Builder) Images(ctx context.Context) (Images, error) {
 	var im Images
-	xen, err := b.tree(ctx, treeXen)
+	var xen, dom0, guest, module string
+	err := parallel(
+		func() (err error) {
+			if xen, err = b.tree(ctx, treeXen); err != nil {
+				return err
+			}
+			return b.hypervisor(ctx, xen, &im)
+		},
+		func() (err error) {
+			if dom0, err = b.tree(ctx, treeDom0Kernel); err != nil {
+				return err
+			}
+			return b.dom0Kernel(ctx, dom0, &im)
+		},
+		func() (err error) {
+			if guest, err = b.tree(ctx, treeGuestKernel); err != nil {
+				return err
+			}
+			module, err = b.module(ctx, guest)
+			return err
+		},
+	)
 	if err != nil {
 		return im, err
 	}
-	dom0, err := b.tree(ctx, treeDom0Kernel)
-	if err != nil {
-		return im, err
+	return im, parallel(
+		func() error { return b.base(ctx, xen, dom0, &im) },
+		func() error { return b.guest(ctx, xen, guest, module, &im) },
+	)
+}
+
+// parallel calls functions at the same time and joins their errors.
+func parallel(fs ...func() error) error {
+	errs := make([]error, len(fs))
+	var wg sync.WaitGroup
+	for i, f := range fs {
+		wg.Go(func() { errs[i] = f() })
 	}
-	guest, err := b.tree(ctx, treeGuestKernel)
-	if err != nil {
-		return im, err
-	}
-	if err := b.hypervisor(ctx, xen, &im); err != nil {
-		return im, err
-	}
-	if err := b.dom0Kernel(ctx, dom0, &im); err != nil {
-		return im, err
-	}
-	if err := b.base(ctx, xen, dom0, &im); err != nil {
-		return im, err
-	}
-	return im, b.guest(ctx, xen, guest, &im)
+	wg.Wait()
+	return errors.Join(errs...)
 }
 
 func (b *Builder) hypervisor(ctx context.Context, tree string, im *Images) error {
@@ -234,11 +253,7 @@ var guestFiles = map[string]string{
 	"sbin/reboot":   "guest-reboot",
 }
 
-func (b *Builder) guest(ctx context.Context, xen, tree string, im *Images) error {
-	module, err := b.module(ctx, tree)
-	if err != nil {
-		return err
-	}
+func (b *Builder) guest(ctx context.Context, xen, tree, module string, im *Images) error {
 	inputs := []string{filepath.Base(xen), filepath.Base(tree), filepath.Base(module)}
 	for name, src := range guestFiles {
 		inputs = append(inputs, name+" "+hash(source(src)))
@@ -384,6 +399,16 @@ func (b *Builder) Loader(ctx context.Context) ([]byte, error) {
 		return nil, err
 	}
 	return os.ReadFile(filepath.Join(dir, "loader"))
+}
+
+// Everything builds all that this package can.
+func (b *Builder) Everything(ctx context.Context) error {
+	return parallel(
+		func() error { _, err := b.Images(ctx); return err },
+		func() error { _, err := b.Loader(ctx); return err },
+		func() error { _, err := b.Bochs(ctx); return err },
+		func() error { _, err := b.QEMU(ctx); return err },
+	)
 }
 
 // Bochs returns the folder of Bochs and the libraries it needs.

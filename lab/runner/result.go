@@ -26,7 +26,6 @@ type Seconds struct {
 	Boot     float64 `json:"boot"`     // from power-on until the control domain is ready
 	Run      float64 `json:"run"`      // the scenario
 	Emulated float64 `json:"emulated"` // the scenario, by the machine's clock
-	DiskSize int64   `json:"-"`
 }
 
 // Result is what lab/out/NAME.json holds.
@@ -40,6 +39,7 @@ type Result struct {
 	Dom0Kernel  string                     `json:"dom0_kernel"`
 	GuestKernel string                     `json:"guest_kernel"`
 	XenOptions  []string                   `json:"xen_options,omitempty"` // what the scenario added to Xen's command line
+	Changes     []string                   `json:"changes,omitempty"`     // what the lab changed in Debian's binaries
 	Facts       map[string]json.RawMessage `json:"facts"`
 	Checks      []Check                    `json:"checks"`
 	Seconds     Seconds                    `json:"seconds"`

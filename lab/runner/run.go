@@ -41,7 +41,7 @@ type Runner struct {
 func (r *Runner) Run(ctx context.Context, list []scenario.Scenario) ([]*Result, error) {
 	start := time.Now()
 	groups := group(list)
-	im, err := r.Builder.Images(ctx)
+	im, err := r.prepare(ctx, list)
 	if err != nil {
 		return nil, err
 	}
@@ -73,6 +73,25 @@ func (r *Runner) Run(ctx context.Context, list []scenario.Scenario) ([]*Result, 
 		}
 	}
 	return out, errors.Join(fails...)
+}
+
+// prepare builds the images, and beside them the emulators that will be asked
+// for.
+func (r *Runner) prepare(ctx context.Context, list []scenario.Scenario) (im image.Images, err error) {
+	var wg sync.WaitGroup
+	var bochs, qemu error
+	uses := func(e scenario.Emulator) bool {
+		return slices.ContainsFunc(list, func(s scenario.Scenario) bool { return s.Emulator == e })
+	}
+	if uses(scenario.Bochs) {
+		wg.Go(func() { _, bochs = r.Builder.Bochs(ctx) })
+	}
+	if uses(scenario.QEMU) {
+		wg.Go(func() { _, qemu = r.Builder.QEMU(ctx) })
+	}
+	im, err = r.Builder.Images(ctx)
+	wg.Wait()
+	return im, errors.Join(err, bochs, qemu)
 }
 
 // group collects scenarios that can share a boot, each once, in their order.
@@ -117,7 +136,7 @@ func (r *Runner) boot(ctx context.Context, im image.Images, list []scenario.Scen
 	if err := r.Builder.Payload(ctx, payload, names, bare); err != nil {
 		return nil, err
 	}
-	command, err := r.command(ctx, im, dir, payload, list[0])
+	command, changes, err := r.command(ctx, im, dir, payload, list[0])
 	if err != nil {
 		return nil, err
 	}
@@ -151,6 +170,7 @@ func (r *Runner) boot(ctx context.Context, im image.Images, list []scenario.Scen
 	f.finish(decoder.Lost(), time.Now())
 	for i, x := range f.results {
 		x.Seconds.Images, x.Seconds.Payload = seconds(images), seconds(ready)
+		x.Changes = changes
 		if err := x.write(r.Out, f.logOf(i)); err != nil {
 			return f.results, err
 		}
@@ -158,36 +178,44 @@ func (r *Runner) boot(ctx context.Context, im image.Images, list []scenario.Scen
 	return f.results, nil
 }
 
-// command prepares the emulator that a scenario asks for.
-func (r *Runner) command(ctx context.Context, im image.Images, dir, payload string, s scenario.Scenario) (machine.Command, error) {
+// command prepares the emulator that a scenario asks for and says in what it is
+// not Debian's.
+func (r *Runner) command(ctx context.Context, im image.Images, dir, payload string, s scenario.Scenario) (c machine.Command, changes []string, err error) {
 	ramdisk := []string{im.Base, im.Guest, payload}
+	if im.P2MShrunk {
+		changes = append(changes, "dom0's kernel prepares for 8 GiB of memory instead of 512")
+	}
 	switch s.Emulator {
 	case scenario.Bochs:
 		tree, err := r.Builder.Bochs(ctx)
 		if err != nil {
-			return machine.Command{}, err
+			return c, nil, err
 		}
 		disk := filepath.Join(dir, "disk.img")
 		if err := r.disk(ctx, disk, im, ramdisk, machine.XenArgs(true, s.Xen)); err != nil {
-			return machine.Command{}, err
+			return c, nil, err
 		}
-		return machine.Bochs{Tree: tree, Disk: disk, Dir: dir}.Command()
+		c, err = machine.Bochs{Tree: tree, Disk: disk, Dir: dir}.Command()
+		return c, changes, err
 	case scenario.QEMU:
 		q, err := r.Builder.QEMU(ctx)
 		if err != nil {
-			return machine.Command{}, err
+			return c, nil, err
+		}
+		if q.SeesINT3 {
+			changes = append(changes, "QEMU shows a guest's INT3 to the hypervisor")
 		}
 		initrd := filepath.Join(dir, "initrd")
 		if err := concat(initrd, ramdisk); err != nil {
-			return machine.Command{}, err
+			return c, nil, err
 		}
 		return machine.QEMU{
 			Tree: q.Tree, Program: q.Program, Dir: dir,
 			Kernel: im.Xen, Args: machine.XenArgs(false, s.Xen),
 			Module: im.Dom0Kernel, ModuleArgs: machine.Dom0Args(), Ramdisk: initrd,
-		}.Command(), nil
+		}.Command(), changes, nil
 	}
-	return machine.Command{}, fmt.Errorf("no emulator is called %q", s.Emulator)
+	return c, nil, fmt.Errorf("no emulator is called %q", s.Emulator)
 }
 
 // disk writes the disk that Bochs boots from.

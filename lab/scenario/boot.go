@@ -54,13 +54,17 @@ func boot(t *T) error {
 	if err := g.Load(true); err != nil {
 		return err
 	}
-	for _, mode := range []string{"text", "alias", "rep", "lstar"} {
+	for _, a := range []Attack{
+		{Mode: "text"}, {Mode: "alias"}, {Mode: "rep"}, {Mode: "lstar"}, {Mode: "star"}, {Mode: "cstar"}, {Mode: "sysenter-eip"},
+		{Mode: "text", Symbol: "kernel_halt"},
+	} {
+		name := strings.TrimSuffix(a.Mode+"-"+a.Symbol, "-")
 		var v Verdict
-		if err := t.Step("attack-"+mode, func() (err error) { v, err = g.Attack(Attack{Mode: mode}); return err }); err != nil {
+		if err := t.Step("attack-"+name, func() (err error) { v, err = g.Attack(a); return err }); err != nil {
 			return err
 		}
-		t.Fact("attack."+mode, v)
-		t.Check(v.Written, "attack %s succeeds where nothing guards", mode)
+		t.Fact("attack."+name, v)
+		t.Check(v.Written && v.After == v.Tried, "attack %s succeeds where nothing guards", name)
 	}
 	if err := g.Load(false); err != nil {
 		return err

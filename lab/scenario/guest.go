@@ -155,7 +155,12 @@ func (t *T) OpenGuest(name string) (*Guest, error) {
 	if err != nil {
 		return nil, err
 	}
-	g.console, err = openConsole(tty, func(l string) { t.Logf("[%s] %s", name, l) })
+	g.console, err = openConsole(tty, func(l string) {
+		// What frames answers is for Run, not for people.
+		if l = strings.TrimSpace(l); l != "" && !strings.HasPrefix(l, "@@BEGIN ") && !strings.HasPrefix(l, "@@RC ") {
+			t.Logf("[%s] %s", name, l)
+		}
+	})
 	return g, err
 }
 

@@ -81,19 +81,11 @@ func imagesCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			_, err = b.Images(cmd.Context())
-			if err != nil {
+			if err := b.Everything(cmd.Context()); err != nil {
 				return err
 			}
-			if _, err := b.Loader(cmd.Context()); err != nil {
-				return err
-			}
-			if _, err := b.Bochs(cmd.Context()); err != nil {
-				return err
-			}
-			_, err = b.QEMU(cmd.Context())
 			p.line("images are ready in %s", b.CacheDir)
-			return err
+			return nil
 		},
 	}
 }
