@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -70,11 +71,15 @@ func (p *progress) archive(e archive.Event) {
 		return
 	}
 	what := map[archive.Kind]string{archive.Index: "index of", archive.Download: "downloading", archive.Unpack: "unpacking"}[e.Kind]
-	line := fmt.Sprintf("%s %s", what, e.Name)
-	if e.ItemsTotal > 0 {
-		line = fmt.Sprintf("%s, %d of %d packages", line, e.Items, e.ItemsTotal)
+	parts := []string{what}
+	if e.Name != "" {
+		parts[0] += " " + e.Name
 	}
-	line = fmt.Sprintf("%s, %.1f of %.1f MB, %.1f s", line, float64(e.Done)/1e6, float64(e.Total)/1e6, e.Elapsed.Seconds())
+	if e.ItemsTotal > 0 {
+		parts = append(parts, fmt.Sprintf("%d of %d packages", e.Items, e.ItemsTotal))
+	}
+	parts = append(parts, fmt.Sprintf("%.1f of %.1f MB", float64(e.Done)/1e6, float64(e.Total)/1e6), fmt.Sprintf("%.1f s", e.Elapsed.Seconds()))
+	line := strings.Join(parts, ", ")
 	if e.Text != "" {
 		line += " (" + e.Text + ")"
 	}
