@@ -1,0 +1,185 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/xen-hvi/hvi/control"
+	"github.com/xen-hvi/hvi/engine"
+	"github.com/xen-hvi/hvi/engine/journal"
+	"github.com/xen-hvi/hvi/engine/policy"
+	"github.com/xen-hvi/hvi/engine/xen"
+)
+
+// api answers the control socket from the engine. It implements
+// control.Engine.
+type api struct {
+	engine  *engine.Engine
+	resolve engine.Resolver
+	doctor  func() []control.Check
+	journal *journal.Journal
+	xen     string
+	started time.Time
+}
+
+func (a *api) Version(context.Context) (control.Version, error) {
+	return control.Version{
+		Build: control.ThisBuild(), API: "v1", PID: os.Getpid(),
+		Run: a.journal.Run(), StartedAt: a.started, Xen: a.xen,
+	}, nil
+}
+
+func (a *api) Domains(context.Context) ([]control.DomainStatus, error) {
+	all := a.engine.Status()
+	out := make([]control.DomainStatus, len(all))
+	for i, st := range all {
+		out[i] = domainStatus(st)
+	}
+	return out, nil
+}
+
+func (a *api) Domain(_ context.Context, dom control.DomainRef) (control.DomainStatus, error) {
+	for _, st := range a.engine.Status() {
+		if uint16(st.Info.ID) == dom.ID {
+			return domainStatus(st), nil
+		}
+	}
+	return control.DomainStatus{}, &control.Problem{
+		Code: control.CodeNoSuchDomain, What: fmt.Sprintf("domain %d has gone", dom.ID), Fix: "run: hvictl list",
+	}
+}
+
+func (a *api) Attach(ctx context.Context, dom control.DomainRef, req control.AttachRequest) (control.DomainStatus, error) {
+	decl, err := a.declaration(dom, req)
+	if err != nil {
+		return control.DomainStatus{}, err
+	}
+	err = a.engine.Attach(xen.DomID(dom.ID), decl)
+	switch {
+	case errors.Is(err, engine.ErrAttached):
+		return control.DomainStatus{}, &control.Problem{
+			Code: control.CodeConflict, What: "already attached", Where: where(dom), Err: err,
+			Fix: "to change its policy, run: hvictl detach " + string(dom.Name) + ", then attach again",
+		}
+	case errors.Is(err, engine.ErrClosing):
+		return control.DomainStatus{}, &control.Problem{Code: control.CodeUnavailable, What: "hvid is stopping", Where: where(dom), Err: err}
+	case err != nil:
+		p := &control.Problem{Code: control.CodeNotPossible, What: err.Error(), Where: where(dom), Err: err}
+		if st, e := a.Domain(ctx, dom); e == nil && st.Failure != nil {
+			p.Fix = st.Failure.Fix
+		}
+		return control.DomainStatus{}, p
+	}
+	return a.Domain(ctx, dom)
+}
+
+// declaration is the policy an attach request asks for; an empty request means
+// what the domain's own configuration declares.
+func (a *api) declaration(dom control.DomainRef, req control.AttachRequest) (engine.Declaration, error) {
+	bad := func(err error) error {
+		return &control.Problem{Code: control.CodeBadRequest, What: err.Error(), Where: where(dom), Err: err}
+	}
+	if req.Mode == "" && len(req.Guards) == 0 {
+		info, err := a.info(dom)
+		if err != nil {
+			return engine.Declaration{}, err
+		}
+		decl, found, err := a.resolve(info, string(dom.Name))
+		if err != nil {
+			return decl, bad(err)
+		}
+		if !found || decl.Spec.Mode == policy.ModeOff {
+			return decl, &control.Problem{
+				Code: control.CodeBadRequest, What: "the domain's configuration asks for no protection", Where: where(dom),
+				Fix: "say what to do: hvictl attach " + string(dom.Name) + " --mode enforce",
+			}
+		}
+		return decl, nil
+	}
+	at := policy.Origin{Source: "hvictl attach"}
+	var b policy.Builder
+	mode := req.Mode
+	if mode == "" {
+		mode = policy.ModeObserve.String()
+	}
+	b.Mode(mode, at)
+	for _, g := range req.Guards {
+		b.Guard(g.Name, g.Action, at)
+	}
+	spec, err := b.Build()
+	if err != nil {
+		return engine.Declaration{}, bad(err)
+	}
+	if spec.Mode == policy.ModeOff {
+		return engine.Declaration{}, &control.Problem{
+			Code: control.CodeBadRequest, What: "mode off protects nothing", Where: where(dom),
+			Fix: "to end a domain's protection, run: hvictl detach " + string(dom.Name),
+		}
+	}
+	return engine.Declaration{Spec: spec, Source: "hvictl attach"}, nil
+}
+
+func (a *api) info(dom control.DomainRef) (xen.DomainInfo, error) {
+	for _, st := range a.engine.Status() {
+		if uint16(st.Info.ID) == dom.ID {
+			return st.Info, nil
+		}
+	}
+	return xen.DomainInfo{}, &control.Problem{Code: control.CodeNoSuchDomain, What: fmt.Sprintf("domain %d has gone", dom.ID)}
+}
+
+func (a *api) Detach(ctx context.Context, dom control.DomainRef) (control.DomainStatus, error) {
+	err := a.engine.Detach(xen.DomID(dom.ID))
+	if errors.Is(err, engine.ErrNotAttached) {
+		return control.DomainStatus{}, &control.Problem{Code: control.CodeConflict, What: "not attached", Where: where(dom), Err: err}
+	}
+	if err != nil {
+		return control.DomainStatus{}, err
+	}
+	return a.Domain(ctx, dom)
+}
+
+func (a *api) Doctor(context.Context) (control.DoctorReport, error) {
+	r := control.DoctorReport{Checks: a.doctor()}
+	for _, st := range a.engine.Status() {
+		r.Domains = append(r.Domains, domainReport(st))
+	}
+	return r, nil
+}
+
+func where(dom control.DomainRef) string { return fmt.Sprintf("domain %d, %s", dom.ID, dom.Name) }
+
+// domainStatus is a session's status in the words of the socket.
+func domainStatus(st engine.Status) control.DomainStatus {
+	out := control.DomainStatus{
+		ID: uint16(st.Info.ID), Name: journal.Escape(st.Name), UUID: st.Info.UUID.String(), Type: st.Info.Type.String(),
+		State: control.State(st.State), Mode: st.Policy.Mode.String(),
+		Tier: control.Tier(st.Tier), TierReason: st.TierReason,
+		Guards:     []control.GuardStatus{},
+		AttachedAt: st.AttachedAt, PolicySource: st.PolicySource,
+		Counters: control.Counters{RingEvents: st.Events, RecordsLost: st.Unrecorded},
+	}
+	if !st.AttachedAt.IsZero() {
+		out.AttachPC = &st.AttachPC
+	}
+	if k := st.Kernel; k != nil {
+		out.GuestKernel = &control.GuestKernel{
+			Release: journal.Escape(k.Release), Banner: journal.Escape(k.Banner), Base: k.Base, SymbolCount: k.Symbols,
+		}
+	}
+	for _, g := range st.Guards {
+		out.Guards = append(out.Guards, control.GuardStatus{
+			Name: string(g.Name), Action: g.Action.String(), State: control.GuardState(g.State), Reason: g.Reason,
+			Events: g.Violations, Blocked: g.Blocked, Passed: g.Passed,
+		})
+		out.Counters.Blocked += g.Blocked
+		out.Counters.Alerted += g.Violations - g.Blocked
+	}
+	if f := st.Failure; f != nil {
+		out.Failure = &control.Failure{Stage: f.Stage, Got: f.Err.Error(), Fix: f.Fix}
+	}
+	return out
+}

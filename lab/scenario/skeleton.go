@@ -1,0 +1,378 @@
+package scenario
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/xen-hvi/hvi/control"
+	"github.com/xen-hvi/hvi/engine/journal"
+	"github.com/xen-hvi/hvi/engine/x86"
+)
+
+func init() {
+	Register(Scenario{
+		Name:     "skeleton-intel",
+		Brief:    "From xl create to xl shutdown on Intel: both guards armed before init, every attack blocked and reported",
+		Emulator: Bochs,
+		Timeout:  15 * time.Minute,
+		Run:      skeletonIntel,
+	})
+	Register(Scenario{
+		Name:     "skeleton-amd",
+		Brief:    "The same on AMD, where Xen has no per-page access: syscall-entry blocks, kernel-text says why it cannot",
+		Emulator: QEMU,
+		Timeout:  15 * time.Minute,
+		Run:      skeletonAMD,
+	})
+	Register(Scenario{
+		Name:     "guards-off",
+		Brief:    "The control: the same attacks succeed with the guards off, and under observe are reported and let pass",
+		Emulator: Bochs,
+		Timeout:  15 * time.Minute,
+		Run:      guardsOff,
+	})
+}
+
+// enforce is what a user writes to have a guest protected.
+var enforce = GuestConfig{
+	Name:   "web",
+	Altp2m: "external",
+	Lines:  []string{`introspection = "enforce"`},
+}
+
+// textAttacks and entryAttacks are all the module can do.
+var (
+	textAttacks  = []string{"text", "alias", "rep"}
+	entryAttacks = []string{"lstar", "star", "cstar", "sysenter-eip"}
+)
+
+// victim is a function whose code is overwritten: part of every Linux, and
+// called by nobody in the lab.
+const victim = "machine_power_off"
+
+// attackMSR is the register an attack mode writes.
+var attackMSR = map[string]string{"lstar": "LSTAR", "star": "STAR", "cstar": "CSTAR", "sysenter-eip": "SYSENTER_EIP"}
+
+func skeletonIntel(t *T) error {
+	hvid, err := t.StartHVID()
+	if err != nil {
+		return err
+	}
+	g, st, err := t.protectedGuest(enforce, control.StateProtecting)
+	if err != nil {
+		return err
+	}
+	t.Check(st.Tier == control.TierViews, "tier is views: %s %s", st.Tier, st.TierReason)
+	for _, name := range []string{"kernel-text", "syscall-entry"} {
+		gs := guardStatus(st, name)
+		t.Check(gs.State == control.GuardArmed && gs.Action == "block", "guard %s is armed and blocks: %+v", name, gs)
+	}
+	for _, mode := range append(textAttacks, entryAttacks...) {
+		if err := g.attackIsBlocked(mode); err != nil {
+			return err
+		}
+	}
+	if err := g.selfPatching(); err != nil {
+		return err
+	}
+	if err := g.lifeGoesOn(); err != nil {
+		return err
+	}
+	if err := t.Step("shutdown", g.Shutdown); err != nil {
+		return err
+	}
+	if err := g.nothingLeft(); err != nil {
+		return err
+	}
+	return t.Step("stop-hvid", func() error { return hvid.Stop(hvidLimit) })
+}
+
+func skeletonAMD(t *T) error {
+	if _, err := t.StartHVID(); err != nil {
+		return err
+	}
+	c := enforce
+	c.Altp2m = "" // xl refuses it where the processor has none
+	g, st, err := t.protectedGuest(c, control.StateDegraded)
+	if err != nil {
+		return err
+	}
+	t.Check(st.Tier == control.TierRegisters, "tier is registers: %s", st.Tier)
+	text := guardStatus(st, "kernel-text")
+	t.Check(text.State == control.GuardUnavailable, "kernel-text is unavailable: %s", text.State)
+	t.Check(strings.Contains(text.Reason, "VT-x"), "and says what it needs: %q", text.Reason)
+	t.Fact("kernel_text_reason", text.Reason)
+	entry := guardStatus(st, "syscall-entry")
+	t.Check(entry.State == control.GuardArmed, "syscall-entry is armed: %s", entry.State)
+	for _, mode := range entryAttacks {
+		if err := g.attackIsBlocked(mode); err != nil {
+			return err
+		}
+	}
+	v, err := g.Attack(Attack{Mode: "text", Symbol: victim})
+	if err != nil {
+		return err
+	}
+	t.Check(v.Written, "with kernel-text unavailable the write to kernel text lands, as its status implies")
+	if err := g.lifeGoesOn(); err != nil {
+		return err
+	}
+	if err := t.Step("shutdown", g.Shutdown); err != nil {
+		return err
+	}
+	return g.nothingLeft()
+}
+
+func guardsOff(t *T) error {
+	if _, err := t.StartHVID(); err != nil {
+		return err
+	}
+	// No protection at all: every attack succeeds.
+	off := enforce
+	off.Name, off.Lines = "off", []string{`introspection = "off"`}
+	g, err := t.StartGuest(off)
+	if err != nil {
+		return err
+	}
+	if _, err := g.WaitUp(); err != nil {
+		return err
+	}
+	st, err := g.WaitState(hvidLimit, control.StateUnprotected)
+	if err != nil {
+		return err
+	}
+	t.Check(st.AttachedAt.IsZero(), "hvid has not attached to a guest whose introspection is off")
+	for _, mode := range append(textAttacks, entryAttacks...) {
+		v, err := g.Attack(Attack{Mode: mode, Symbol: symbolFor(mode)})
+		if err != nil {
+			return err
+		}
+		t.Check(v.Written, "attack %s succeeds with introspection off", mode)
+	}
+	if err := g.Shutdown(); err != nil {
+		return err
+	}
+
+	// Observe: reported, and let pass.
+	observe := enforce
+	observe.Name, observe.Lines = "observe", []string{`introspection = 1`}
+	g, _, err = t.protectedGuest(observe, control.StateProtecting)
+	if err != nil {
+		return err
+	}
+	for _, mode := range []string{"text", "rep", "lstar"} {
+		before, err := g.Events()
+		if err != nil {
+			return err
+		}
+		v, err := g.Attack(Attack{Mode: mode, Symbol: symbolFor(mode)})
+		if err != nil {
+			return err
+		}
+		t.Check(v.Written, "attack %s succeeds under observe", mode)
+		after, err := g.Events()
+		if err != nil {
+			return err
+		}
+		if t.Check(len(after) > len(before), "and is reported: %d events, then %d", len(before), len(after)) {
+			t.Check(after[len(before)].Action == journal.Alerted, "as alerted: %s", after[len(before)].Action)
+		}
+	}
+	if err := g.lifeGoesOn(); err != nil {
+		return err
+	}
+	return g.Shutdown()
+}
+
+// protectedGuest starts a guest, waits until it is up and in a state, and
+// checks what must hold of every guest hvid protects.
+func (t *T) protectedGuest(c GuestConfig, want control.State) (g *Guest, st control.DomainStatus, err error) {
+	if err = t.Step("create", func() (err error) { g, err = t.StartGuest(c); return err }); err != nil {
+		return nil, st, err
+	}
+	if err = t.Step("protecting", func() (err error) { st, err = g.WaitState(protectLimit, want); return err }); err != nil {
+		return nil, st, err
+	}
+	var release string
+	if err = t.Step("guest-up", func() (err error) { release, err = g.WaitUp(); return err }); err != nil {
+		return nil, st, err
+	}
+	t.Fact("guest_kernel", st.GuestKernel)
+	if t.Check(st.GuestKernel != nil, "the guest's kernel was identified") {
+		t.Check(string(st.GuestKernel.Release) == release, "hvid names the release the guest names: %s, %s", st.GuestKernel.Release, release)
+	}
+	if err := g.checkSymbols(st); err != nil {
+		return nil, st, err
+	}
+	return g, st, g.checkEntry(st)
+}
+
+// checkSymbols compares what hvid read from the guest's memory with what the
+// guest's own /proc/kallsyms says of the kernel image.
+func (g *Guest) checkSymbols(st control.DomainStatus) error {
+	out, err := g.Run(`grep -c -v '\[' /proc/kallsyms; grep -w _text /proc/kallsyms`)
+	if err != nil {
+		return err
+	}
+	f := strings.Fields(out)
+	if len(f) < 2 || st.GuestKernel == nil {
+		return fmt.Errorf("unexpected kallsyms: %q", out)
+	}
+	g.t.Check(f[0] == strconv.Itoa(st.GuestKernel.SymbolCount), "hvid read every symbol of the kernel: %d, the guest says %s", st.GuestKernel.SymbolCount, f[0])
+	base, err := strconv.ParseUint(f[1], 16, 64)
+	if err != nil {
+		return err
+	}
+	g.t.Check(uint64(st.GuestKernel.Base) == base, "and its base: %s, the guest says %#x", st.GuestKernel.Base, base)
+	return nil
+}
+
+// checkEntry checks that hvid attached before the guest's first instruction.
+func (g *Guest) checkEntry(st control.DomainStatus) error {
+	entry, err := kernelEntry(GuestKernel)
+	if err != nil {
+		return err
+	}
+	pc := x86.VirtAddr(0)
+	if st.AttachPC != nil {
+		pc = *st.AttachPC
+	}
+	g.t.Check(pc == entry, "hvid attached before the first instruction: at %s, the entry point is %s", pc, entry)
+	return nil
+}
+
+func symbolFor(mode string) string {
+	if attackMSR[mode] != "" {
+		return ""
+	}
+	return victim
+}
+
+// attackIsBlocked attacks and checks that the attack failed, the guest's
+// memory is what it was, and one record tells all about it.
+func (g *Guest) attackIsBlocked(mode string) error {
+	t := g.t
+	before, err := g.Events()
+	if err != nil {
+		return err
+	}
+	var v Verdict
+	if err := t.Step("attack-"+mode, func() (err error) { v, err = g.Attack(Attack{Mode: mode, Symbol: symbolFor(mode)}); return err }); err != nil {
+		return err
+	}
+	t.Check(!v.Written && v.After == v.Before, "attack %s is blocked: before %#x, tried %#x, after %#x", mode, v.Before, v.Tried, v.After)
+	var events []journal.Record
+	err = t.Eventually(hvidLimit, "the attack is reported", func() (bool, error) {
+		all, err := g.Events()
+		if err != nil {
+			return false, err
+		}
+		events = all[len(before):]
+		return len(events) > 0, nil
+	})
+	if err != nil {
+		return err
+	}
+	t.Check(len(events) == 1, "attack %s makes one record: %d", mode, len(events))
+	r := events[0]
+	t.Fact("event."+mode, r)
+	t.Check(r.Action == journal.Blocked, "the record says blocked: %s", r.Action)
+	t.Check(r.Domain.UUID == g.UUID && int(r.Domain.ID) == g.ID && string(r.Domain.Name) == g.Name, "and which domain: %+v", r.Domain)
+	t.Check(r.Process.Comm == "insmod" && r.Process.PID > 1, "and which process: %+v", r.Process)
+	t.Check(r.RIP.Addr.KernelHalf() && r.RIP.Addr != 0, "and where the instruction is: %s", r.RIP)
+	t.Check(r.RIP.Module == "pwn", "which lies in the module: %s", r.RIP)
+	if msr := attackMSR[mode]; msr != "" {
+		t.Check(r.Guard == "syscall-entry" && r.Target.MSR != nil && r.Target.MSR.Name == msr, "and the register: %s", r.Target)
+		t.Check(r.Attempted.Number != nil && uint64(*r.Attempted.Number) == v.Tried, "and the value tried: %s, the module says %#x", r.Attempted, v.Tried)
+		t.Check(r.Before.Number != nil && uint64(*r.Before.Number) == v.Before, "and the value before: %s, the module says %#x", r.Before, v.Before)
+		return nil
+	}
+	t.Check(r.Guard == "kernel-text" && r.Target.Memory != nil && string(r.Target.Memory.Symbol) == victim, "and the function: %s", r.Target)
+	t.Check(len(r.Attempted.Bytes) > 0 && uint64(r.Attempted.Bytes[0]) == v.Tried&0xff, "and the bytes tried: %s, the module says %#x", r.Attempted, v.Tried)
+	t.Check(len(r.Before.Bytes) > 0 && uint64(r.Before.Bytes[0]) == v.Before&0xff, "and the bytes before: %s, the module says %#x", r.Before, v.Before)
+	return nil
+}
+
+// selfPatching has the kernel patch its own text: scheduler statistics are
+// behind static keys, and switching them writes hundreds of bytes.
+func (g *Guest) selfPatching() error {
+	t := g.t
+	before, err := g.Status()
+	if err != nil {
+		return err
+	}
+	for _, value := range []string{"1", "0"} {
+		err := t.Step("schedstats-"+value, func() error {
+			out, err := g.Run("echo " + value + " > /proc/sys/kernel/sched_schedstats && cat /proc/sys/kernel/sched_schedstats")
+			t.Check(out == value, "the kernel patches itself: sched_schedstats is %q, want %s", out, value)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	after, err := g.Status()
+	if err != nil {
+		return err
+	}
+	was, is := guardStatus(before, "kernel-text"), guardStatus(after, "kernel-text")
+	t.Fact("text_poke_writes_passed", is.Passed-was.Passed)
+	t.Check(is.Passed > was.Passed, "the guard saw the kernel's own writes and let them pass: %d", is.Passed-was.Passed)
+	t.Check(is.Events == was.Events, "and took none for an attack: %d", is.Events-was.Events)
+	return nil
+}
+
+// lifeGoesOn checks that the guest works under load and that nobody takes its
+// life for an attack.
+func (g *Guest) lifeGoesOn() error {
+	t := g.t
+	before, err := g.Events()
+	if err != nil {
+		return err
+	}
+	if err := g.Load(true); err != nil {
+		return err
+	}
+	out, err := g.Run("i=0; while [ $i -lt 20 ]; do /bin/busybox true; i=$((i+1)); done; echo $i")
+	if err != nil {
+		return err
+	}
+	t.Check(out == "20", "the guest goes on: %q", out)
+	if err := g.Load(false); err != nil {
+		return err
+	}
+	after, err := g.Events()
+	if err != nil {
+		return err
+	}
+	t.Check(len(after) == len(before), "and its ordinary life raises no alarm: %d", len(after)-len(before))
+	return nil
+}
+
+// nothingLeft checks, once the domain is gone, that nothing of it or of hvid's
+// remains: no zombie, no ledger, and hvid has forgotten it.
+func (g *Guest) nothingLeft() error {
+	t := g.t
+	out, err := t.XL("list")
+	if err != nil {
+		return err
+	}
+	t.Check(!strings.Contains(out.Stdout, "(null)") && strings.Count(strings.TrimSpace(out.Stdout), "\n") == 1,
+		"xl list shows dom0 alone, no zombie: %q", out.Stdout)
+	err = t.Eventually(hvidLimit, "hvid forgets the domain", func() (bool, error) {
+		_, err := g.Status()
+		return err != nil, nil
+	})
+	if err != nil {
+		return err
+	}
+	left, err := os.ReadDir("/run/hvi/ledger")
+	if err != nil {
+		return err
+	}
+	t.Check(len(left) == 0, "no change of Xen's state is outstanding: %v", left)
+	return nil
+}
