@@ -30,7 +30,8 @@ func (b *Builder) Payload(ctx context.Context, file string, plan []string, bare 
 	defer os.RemoveAll(dir)
 	l := newLayer()
 	defer l.close()
-	args := []string{"build", "-trimpath", "-ldflags=-s -w", "-o", dir + string(filepath.Separator)}
+	// Without the commit in them, they are not linked anew for each one.
+	args := []string{"build", "-buildvcs=false", "-trimpath", "-ldflags=-s -w", "-o", dir + string(filepath.Separator)}
 	for i, p := range programs {
 		if bare && i > 0 {
 			break
