@@ -18,7 +18,6 @@ type Hypervisor interface {
 	Registers(dom xen.DomID, vcpu int) (x86.Registers, error)
 	RingFrame(xen.DomID) (x86.GFN, error)
 	PageFrameType(xen.DomID, x86.GFN) (xen.PageType, error)
-	MaxGFN(xen.DomID) (x86.GFN, error)
 	ProbeMemAccess(xen.DomID) error
 	AltP2M(xen.DomID) (xen.AltP2M, error)
 	MapRing(xen.DomID, x86.GFN) (RingPage, error)

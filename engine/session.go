@@ -162,7 +162,9 @@ func (s *Session) do(f func()) bool {
 // than once.
 func (s *Session) Detach() error {
 	var err error
-	s.do(func() { err = s.detach() })
+	if s.do(func() { err = s.detach() }) {
+		<-s.quit
+	}
 	return err
 }
 
@@ -170,7 +172,9 @@ func (s *Session) Detach() error {
 // what keeps it a zombie is only our mappings.
 func (s *Session) Release() error {
 	var err error
-	s.do(func() { err = s.release() })
+	if s.do(func() { err = s.release() }) {
+		<-s.quit
+	}
 	return err
 }
 
@@ -477,17 +481,13 @@ func (s *Session) arm() error {
 	if err != nil {
 		return fail(err)
 	}
-	maxGFN, err := s.hv.MaxGFN(s.info.ID)
-	if err != nil {
-		return fail(err)
-	}
 	actions := make(map[policy.GuardName]policy.Action)
 	for _, g := range s.Status().Guards {
 		if g.State == GuardPending {
 			actions[g.Name] = g.Action
 		}
 	}
-	set, err := guard.NewSet(&guard.Target{Kernel: s.kernel, Boot: regs}, s.memory, maxGFN, actions)
+	set, err := guard.NewSet(&guard.Target{Kernel: s.kernel, Boot: regs}, s.memory, actions)
 	for _, e := range prepareErrors(err) {
 		s.setGuard(e.Guard, GuardDegraded, e.Err.Error())
 	}

@@ -12,8 +12,6 @@ import (
 	"github.com/xen-hvi/hvi/engine/x86"
 )
 
-const maxGFN = 40_959
-
 type fixture struct {
 	guest  *linuxtest.Guest
 	kernel *linux.Kernel
@@ -30,7 +28,7 @@ func arm(t testing.TB, actions map[policy.GuardName]policy.Action) fixture {
 	}
 	boot := g.Regs[0]
 	boot.STAR, boot.CSTAR, boot.SysenterEIP = 0x23001000000000, uint64(g.Base)+0x2000, uint64(g.Base)+0x3000
-	set, err := guard.NewSet(&guard.Target{Kernel: k, Boot: boot}, g.Memory(), maxGFN, actions)
+	set, err := guard.NewSet(&guard.Target{Kernel: k, Boot: boot}, g.Memory(), actions)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -201,15 +199,16 @@ func TestStormIsBounded(t *testing.T) {
 	}
 }
 
-// TestFramesBeyondGuest checks that page tables which place the kernel above
-// the guest's highest frame do not make the guard take memory for them.
-func TestFramesBeyondGuest(t *testing.T) {
+// TestUnpreparedGuard checks that a guard which cannot be prepared is named,
+// and does not keep the others from being armed.
+func TestUnpreparedGuard(t *testing.T) {
 	g := linuxtest.New(linuxtest.Config{})
+	g.SetPoking(linuxtest.Relative61, 0, 0) // as before poking_init
 	k, err := linux.Identify(g.Memory(), g.Regs[0])
 	if err != nil {
 		t.Fatal(err)
 	}
-	set, err := guard.NewSet(&guard.Target{Kernel: k, Boot: g.Regs[0]}, g.Memory(), 3, both(policy.ActionBlock))
+	set, err := guard.NewSet(&guard.Target{Kernel: k, Boot: g.Regs[0]}, g.Memory(), both(policy.ActionBlock))
 	var p *guard.PrepareError
 	if !errors.As(err, &p) || p.Guard != policy.GuardKernelText {
 		t.Errorf("error %v, want one of kernel-text", err)
