@@ -76,7 +76,7 @@ func (e *OpError) Error() string {
 	} else {
 		b.WriteString(e.Errno.Error())
 	}
-	if name := unix.ErrnoName(e.Errno); name != "" {
+	if name := errnoName(e.Errno); name != "" {
 		fmt.Fprintf(&b, " (%s)", name)
 	}
 	return b.String()
@@ -101,13 +101,21 @@ func (e *OpError) Format(f fmt.State, verb rune) {
 	if e.Detail != "" {
 		fmt.Fprintf(f, "  operand: %s\n", e.Detail)
 	}
-	fmt.Fprintf(f, "  errno:   %d %s (%s)\n", int(e.Errno), unix.ErrnoName(e.Errno), e.Errno.Error())
+	fmt.Fprintf(f, "  errno:   %d %s (%s)\n", int(e.Errno), errnoName(e.Errno), e.Errno.Error())
 	if e.Release != (Release{}) {
 		fmt.Fprintf(f, "  Xen:     %s\n", e.Release)
 	}
 	if e.Hint != "" {
 		fmt.Fprintf(f, "  hint:    %s\n", e.Hint)
 	}
+}
+
+// errnoName returns the name that Xen's sources use.
+func errnoName(errno syscall.Errno) string {
+	if errno == unix.EOPNOTSUPP {
+		return "EOPNOTSUPP" // Linux has two names for it
+	}
+	return unix.ErrnoName(errno)
 }
 
 // NotSupportedError says that a feature is missing, and what it needs. It
@@ -181,7 +189,7 @@ func mapMeaning(errno syscall.Errno) string {
 	case unix.ENOMEM:
 		return "out of memory (ENOMEM)"
 	}
-	return fmt.Sprintf("%s (%s)", errno.Error(), unix.ErrnoName(errno))
+	return fmt.Sprintf("%s (%s)", errno.Error(), errnoName(errno))
 }
 
 // meaning is what an errno says for one call.

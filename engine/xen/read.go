@@ -13,7 +13,9 @@ import (
 
 // Registers returns the registers of a vCPU, all fields filled. Xen pauses the
 // vCPU while it reads them, so they are consistent, but unless the caller
-// holds a pause they are the past when they arrive.
+// holds a pause they are the past when they arrive. While a vCPU waits for an
+// answer its RIP can be behind the instruction that caused the event, where
+// the event itself still has it at the instruction.
 //
 // It fails with an error that matches ErrNoVCPU, or ErrVCPUOffline for one
 // that has not been started.

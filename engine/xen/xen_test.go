@@ -425,6 +425,9 @@ func TestOpError(t *testing.T) {
 	if _, err := h.Domain(5); err == nil || err.Error() != "domctl(getdomaininfo) on domain 5: invalid cross-device link (EXDEV)" {
 		t.Errorf("an errno without a meaning: %v", err)
 	}
+	if s := xen.NewOpError("altp2m(set_domain_state)", unix.EOPNOTSUPP).Error(); !strings.HasSuffix(s, "(EOPNOTSUPP)") {
+		t.Errorf("not Xen's name: %s", s)
+	}
 	hv.FailNext("sysctl(physinfo)", unix.EPERM)
 	if _, err := h.PhysInfo(); err == nil || strings.Contains(err.Error(), "domain 32") || !errors.Is(err, xen.ErrNotControl) {
 		t.Errorf("a call about no domain: %v", err)

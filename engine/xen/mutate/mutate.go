@@ -96,7 +96,7 @@ func (m *Mutator) reserve(op string, cmd uint64, dom xen.DomID, gfn x86.GFN, fai
 // VMEventEnable connects the monitor ring of a domain, which must lie, empty,
 // behind the frame that xen.Host.RingFrame names, and returns the port to
 // bind. One listener at a time can be connected: it matches xen.ErrRingTaken
-// if there is one. From here on, a listener that does not answer halts the
+// if there is one, and xen.ErrNoDomain if the domain is dying. From here on, a listener that does not answer halts the
 // guest.
 //
 // Undone by VMEventDisable.
@@ -122,12 +122,17 @@ func (m *Mutator) VMEventEnable(dom xen.DomID) (port uint32, err error) {
 	if err := m.c.Domctl(b); err != nil {
 		return 0, m.fail(op, dom, err, "")
 	}
-	return b.U32(u + l.VMEventOp.Port), nil
+	if port = b.U32(u + l.VMEventOp.Port); port == 0 {
+		// Xen does nothing on a dying domain and calls that a success.
+		return 0, m.fail(op, dom, unix.ESRCH, "the domain is dying")
+	}
+	return port, nil
 }
 
 // VMEventDisable disconnects the monitor ring of a domain. It also switches
 // every monitored event off and forgets what answers left to be done: vCPUs
-// that wait for one stay paused, so answer them first. Accesses, views and
+// that wait for one stay paused, so answer them first, and a deferred register
+// write of a vCPU that has not run since its answer is lost. Accesses, views and
 // single-stepping stay as they are. Switch events off with Monitor before it:
 // Xen forgets them here without telling the processors, which then go on to
 // exit for control registers and descriptor tables to no purpose. It fails
@@ -268,8 +273,10 @@ func (m *Mutator) Monitor(dom xen.DomID, o MonitorOp) error {
 
 // DeferRegisterWrites makes Xen hold back a monitored write of a control
 // register or MSR until the answer, so that the answer can deny it. Before
-// 4.14 it always does, and this does nothing. A listener that disconnects
-// before it answers loses the write, so switch it on only to deny.
+// 4.14 it always does, and this does nothing. The write happens when the vCPU
+// next runs after the answer, not with it: until then xen.Host.Registers shows
+// the old value, and disconnecting loses the write. So switch it on only to
+// deny.
 //
 // Undone only by VMEventDisable.
 func (m *Mutator) DeferRegisterWrites(dom xen.DomID) error {

@@ -147,6 +147,9 @@ func TestVMEvent(t *testing.T) {
 		// On a dying domain there is nothing to undo.
 		d.Kill()
 		check(t, "disable on a dying domain", m.VMEventDisable(1))
+		if port, err := m.VMEventEnable(1); !errors.Is(err, xen.ErrNoDomain) || !strings.Contains(err.Error(), "dying") {
+			t.Errorf("enable on a dying domain: port %d, %v", port, err)
+		}
 	})
 }
 
