@@ -178,13 +178,53 @@ func (w *world) boot() {
 	if st := w.status(); st.Kernel == nil || st.State != engine.StateIdentifying {
 		w.t.Fatalf("after the kernel's entry: %s, kernel %v, %+v", st.State, st.Kernel, st.Failure)
 	}
-	w.switchTo(0x5000)
-	if st := w.status(); st.State != engine.StateIdentifying {
-		w.t.Errorf("armed before the kernel's boot was over: %s", st.State)
+	if w.status().Tier == engine.TierRegisters {
+		w.switchTo(0x5000)
+		w.stillBooting()
+		w.setState(linuxtest.Running)
+		w.copyMemory()
+		w.switchTo(0x6000)
+		return
+	}
+	for state := byte(0); state < linuxtest.Running-1; state++ {
+		if f := w.storeState(state, 0); f != abi.VMEventFlagVCPUPaused|abi.VMEventFlagEmulate {
+			w.t.Errorf("system_state's store after %d answered with flags %#x", state, f)
+		}
+		w.stillBooting()
+	}
+	w.storeState(linuxtest.Running-1, 8) // a neighbour
+	w.stillBooting()
+	// The last store is carried out by the guest itself once its page is free.
+	if f := w.storeState(linuxtest.Running-1, 0); f != abi.VMEventFlagVCPUPaused {
+		w.t.Errorf("system_state's last store answered with flags %#x", f)
 	}
 	w.setState(linuxtest.Running)
 	w.copyMemory()
-	w.switchTo(0x6000)
+}
+
+func (w *world) stillBooting() {
+	w.t.Helper()
+	if st := w.status(); st.State != engine.StateIdentifying {
+		w.t.Errorf("armed before the kernel's boot was over: %s", st.State)
+	}
+}
+
+// storeState is a store beside system_state, which holds now, by its kernel.
+func (w *world) storeState(now byte, beside uint64) uint32 {
+	w.t.Helper()
+	w.setState(now)
+	w.copyMemory()
+	as := w.guest.AddressSpace()
+	tr, err := as.Translate(w.guest.Addr("system_state"))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	l := &w.layout.VMEvent.MemAccess
+	return w.send(abi.VMEventReasonMemAccess, w.guest.Regs[0], func(put func(int, uint64)) {
+		put(l.GFN, uint64(tr.Phys.GFN()))
+		put(l.Offset, tr.Phys.Offset()+beside)
+		put(l.Flags, abi.MemAccessR|abi.MemAccessW)
+	})
 }
 
 func (w *world) switchTo(cr3 uint64) {

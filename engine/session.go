@@ -440,19 +440,32 @@ func (s *Session) identify(regs x86.Registers) error {
 }
 
 func (s *Session) awaitBootEnd() error {
-	s.boot = &bootEnd{kernel: s.kernel, moment: make(chan moment, 1)}
-	s.stages.set(s.boot)
-	if err := s.ledger.Monitor(cr3Write); err != nil {
-		s.fail("watch for the end of the guest's boot", "", err)
+	const stage = "watch for the end of the guest's boot"
+	state, err := s.kernel.SystemStateAddr()
+	if err != nil {
+		s.fail(stage, identifyFix, err)
 		return err
 	}
-	return nil
+	s.boot = &bootEnd{kernel: s.kernel, state: state, moment: make(chan moment, 1)}
+	s.stages.set(s.boot)
+	if s.Status().Tier == TierRegisters {
+		err = s.ledger.Monitor(cr3Write)
+	} else {
+		err = s.ledger.Restrict(xen.AccessRX, state.GFN(), 1)
+	}
+	if err != nil {
+		s.fail(stage, "", err)
+	}
+	return err
 }
 
-// bootEnded runs with the vCPU held at init's first address space.
+// bootEnded runs with the vCPU held at the end of its kernel's boot.
 func (s *Session) bootEnded(m moment) {
 	s.boot = nil
 	err := s.ledger.Unmonitor(cr3Write)
+	if err == nil {
+		err = s.ledger.Undo(ledger.OpAccess)
+	}
 	if err == nil {
 		err = s.arm()
 	}

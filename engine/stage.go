@@ -62,26 +62,40 @@ func (k *kernelEntry) HandleEvent(ev *vmevent.Event) vmevent.Verdict {
 	return vmevent.Hold
 }
 
-// bootEnd waits for the first change of address space after the kernel has
-// declared its boot over, which is init's, and holds that vCPU: the kernel has
-// sealed its text and init has not run yet.
+// bootEnd waits for the end of the kernel's boot and holds the vCPU there: the
+// kernel has sealed its text and init has not run yet.
+//
+// Where pages can be guarded it is the store that makes system_state
+// SYSTEM_RUNNING, seen as a write to its page, which little else writes. Where
+// they cannot, it is the first change of address space after that store, which
+// is init's; it costs an event for each of the many changes before.
 type bootEnd struct {
 	letPass
 	kernel *linux.Kernel
+	// state is the physical address of system_state, 4 bytes.
+	state  x86.PhysAddr
 	seen   atomic.Bool
 	moment chan moment // capacity one
 }
 
 func (b *bootEnd) HandleEvent(ev *vmevent.Event) vmevent.Verdict {
-	if ev.Reason != vmevent.ReasonWriteCtrlReg || ev.CR.Reg != vmevent.CR3 || b.seen.Load() {
+	if b.seen.Load() || !b.reached(ev) || b.seen.Swap(true) {
 		return b.letPass.HandleEvent(ev)
-	}
-	if running, err := b.kernel.Running(); err != nil || !running {
-		return vmevent.Continue
-	}
-	if b.seen.Swap(true) {
-		return vmevent.Continue
 	}
 	b.moment <- moment{vcpu: ev.VCPU, regs: ev.Regs}
 	return vmevent.Hold
+}
+
+func (b *bootEnd) reached(ev *vmevent.Event) bool {
+	switch {
+	case ev.Reason == vmevent.ReasonWriteCtrlReg && ev.CR.Reg == vmevent.CR3:
+		running, err := b.kernel.Running()
+		return err == nil && running
+	case ev.Reason == vmevent.ReasonMemAccess && ev.Mem.Phys() == b.state && ev.Mem.Flags&vmevent.AccessWrite != 0:
+		// The states are entered one after the other, so what is stored
+		// now is the next.
+		s, err := b.kernel.SystemState()
+		return err == nil && uint32(s)+1 == b.kernel.Offsets.SystemRunning
+	}
+	return false
 }

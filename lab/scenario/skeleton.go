@@ -356,19 +356,19 @@ func (g *Guest) lifeGoesOn() error {
 // remains: no zombie, no ledger, and hvid has forgotten it.
 func (g *Guest) nothingLeft() error {
 	t := g.t
-	out, err := t.XL("list")
-	if err != nil {
-		return err
-	}
-	t.Check(!strings.Contains(out.Stdout, "(null)") && strings.Count(strings.TrimSpace(out.Stdout), "\n") == 1,
-		"xl list shows dom0 alone, no zombie: %q", out.Stdout)
-	err = t.Eventually(hvidLimit, "hvid forgets the domain", func() (bool, error) {
+	err := t.Eventually(hvidLimit, "hvid forgets the domain", func() (bool, error) {
 		_, err := g.Status()
 		return err != nil, nil
 	})
 	if err != nil {
 		return err
 	}
+	out, err := t.XL("list")
+	if err != nil {
+		return err
+	}
+	t.Check(!strings.Contains(out.Stdout, "(null)") && strings.Count(strings.TrimSpace(out.Stdout), "\n") == 1,
+		"xl list shows dom0 alone, no zombie: %q", out.Stdout)
 	left, err := os.ReadDir("/run/hvi/ledger")
 	if err != nil {
 		return err

@@ -115,6 +115,19 @@ func (k *Kernel) SystemState() (SystemState, error) {
 	return SystemState(v), nil
 }
 
+// SystemStateAddr returns where in physical memory system_state lies: a store
+// there that makes it Offsets.SystemRunning is the end of the kernel's boot.
+func (k *Kernel) SystemStateAddr() (x86.PhysAddr, error) {
+	if k.addr.systemState == 0 || k.Offsets.SystemRunning == 0 {
+		return 0, &ReadError{What: "system_state", Err: ErrUnsupported}
+	}
+	t, err := k.as.Translate(k.addr.systemState)
+	if err != nil {
+		return 0, &ReadError{What: "system_state", Err: err}
+	}
+	return t.Phys, nil
+}
+
 // Running reports whether boot is over: system_state is SYSTEM_RUNNING or
 // beyond (halting, rebooting, suspending). From there on kernel text and
 // read-only data are sealed (mark_readonly comes before it in kernel_init) and
