@@ -146,19 +146,18 @@ func (t *T) waitFailed(g *Guest) (control.DomainStatus, error) {
 // creator's: one unpause starts it.
 func (g *Guest) runsAndGoes() error {
 	t := g.t
-	left, err := t.leftovers(g.ID)
+	paused, err := t.paused(g.ID)
 	if err != nil {
 		return err
 	}
-	t.Check(left.paused, "%s: still held by its creator", g.Name)
+	t.Check(paused, "%s: still held by its creator", g.Name)
 	if _, err := t.XL("unpause", g.Name); err != nil {
 		return err
 	}
-	left, err = t.leftovers(g.ID)
-	if err != nil {
+	if paused, err = t.paused(g.ID); err != nil {
 		return err
 	}
-	t.Check(!left.paused, "%s: one unpause lets it run: hvid holds nothing", g.Name)
+	t.Check(!paused, "%s: one unpause lets it run: hvid holds nothing", g.Name)
 	if err := g.Destroy(); err != nil {
 		return err
 	}

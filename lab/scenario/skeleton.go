@@ -1,6 +1,8 @@
 package scenario
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -78,6 +80,9 @@ func skeletonIntel(t *T) error {
 	if err := g.selfPatching(); err != nil {
 		return err
 	}
+	if err := g.doctor(control.TierViews, 0); err != nil {
+		return err
+	}
 	if err := g.lifeGoesOn(); err != nil {
 		return err
 	}
@@ -114,6 +119,9 @@ func skeletonAMD(t *T) error {
 	}
 	v, err := g.Attack(Attack{Mode: "text", Symbol: victim})
 	if err != nil {
+		return err
+	}
+	if err := g.doctor(control.TierRegisters, 7); err != nil {
 		return err
 	}
 	t.Check(v.Written, "with kernel-text unavailable the write to kernel text lands, as its status implies")
@@ -322,6 +330,35 @@ func (g *Guest) selfPatching() error {
 	t.Fact("text_poke_writes_passed", is.Passed-was.Passed)
 	t.Check(is.Passed > was.Passed, "the guard saw the kernel's own writes and let them pass: %d", is.Passed-was.Passed)
 	t.Check(is.Events == was.Events, "and took none for an attack: %d", is.Events-was.Events)
+	return nil
+}
+
+// doctor checks what `hvictl doctor` says of the host and of the guest, and its
+// exit code: 7 where something asked for is not to be had.
+func (g *Guest) doctor(tier control.Tier, code int) error {
+	t := g.t
+	out, err := t.Exec("hvictl", "-o", "json", "doctor")
+	got := 0
+	var exit *ExecError
+	if errors.As(err, &exit) {
+		got = exit.Code
+	} else if err != nil {
+		return err
+	}
+	t.Check(got == code, "hvictl doctor ends with %d: %d", code, got)
+	var r control.DoctorReport
+	if err := json.Unmarshal([]byte(out.Stdout), &r); err != nil {
+		return fmt.Errorf("hvictl doctor: %w in %.200q", err, out.Stdout)
+	}
+	t.Fact("doctor", r)
+	for _, c := range r.Checks {
+		t.Check(c.Status == control.CheckOK || c.Fix != "" && c.Detail != "", "%s: %s, or what and how to mend it: %q %q", c.Name, c.Status, c.Detail, c.Fix)
+	}
+	t.Check(len(r.Checks) > 3 && strings.Contains(r.Checks[0].Detail, "4.17"), "it names Xen's release: %+v", r.Checks[0])
+	if t.Check(len(r.Domains) == 1, "it examines the guest: %d", len(r.Domains)) {
+		d := r.Domains[0]
+		t.Check(d.UUID == g.UUID && d.Tier == tier && (tier == control.TierViews || d.TierReason != ""), "and its tier: %s %q", d.Tier, d.TierReason)
+	}
 	return nil
 }
 

@@ -18,6 +18,17 @@ type leftovers struct {
 	restricted int  // of them, those that may not be read, written and executed
 }
 
+// paused asks Xen whether a domain is paused, by a toolstack or by hvi.
+func (t *T) paused(id int) (bool, error) {
+	h, err := xen.Open()
+	if err != nil {
+		return false, err
+	}
+	defer h.Close()
+	info, err := h.Domain(xen.DomID(id))
+	return info.Paused, err
+}
+
 // leftovers asks Xen about a domain, as a listener of its own: where another is
 // still connected it fails with xen.ErrRingTaken.
 func (t *T) leftovers(id int) (left leftovers, err error) {
@@ -32,18 +43,13 @@ func (t *T) leftovers(id int) (left leftovers, err error) {
 		return left, err
 	}
 	left.paused = info.Paused
-	if h.ProbeMemAccess(dom) != nil {
-		return left, nil // no page can be restricted here
-	}
-	max, err := h.MaxGFN(dom)
-	if err != nil {
-		return left, err
-	}
 	disconnect, err := t.connectRing(h, info)
 	if err != nil {
 		return left, err
 	}
-	for gfn := range max + 1 {
+	// A PVH guest's memory lies in one piece from frame 0 on; the few special
+	// frames above it are nobody's code.
+	for gfn := range x86.GFN(info.Pages) {
 		access, err := h.MemAccess(dom, gfn)
 		if errors.Is(err, xen.ErrNoPage) {
 			continue

@@ -1,0 +1,106 @@
+package scenario
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/xen-hvi/hvi/control"
+)
+
+func init() {
+	Register(Scenario{
+		Name:     "demo",
+		Brief:    "What hvi does, told step by step: one line in an xl config, and a kernel rootkit fails",
+		Emulator: Bochs,
+		Timeout:  10 * time.Minute,
+		Run:      demo,
+	})
+}
+
+// demo is the skeleton told to a newcomer. Its checks are few and in words; the
+// skeleton scenarios hold the many.
+func demo(t *T) error {
+	say := func(format string, args ...any) {
+		for _, line := range strings.Split(strings.TrimRight(fmt.Sprintf(format, args...), "\n"), "\n") {
+			t.Logf("    %s", line)
+		}
+	}
+	run := func(name string, args ...string) error {
+		t.Logf("dom0# %s %s", name, strings.Join(args, " "))
+		out, err := t.Exec(name, args...)
+		say("%s", out.String())
+		return err
+	}
+
+	t.Logf("1. A real Xen runs in an emulated machine. hvid, the daemon, is started in its control domain.")
+	if _, err := t.StartHVID(); err != nil {
+		return err
+	}
+	t.Logf("2. A guest is started with plain xl. Its config has one line for hvi:")
+	path, err := t.WriteConfig(enforce)
+	if err != nil {
+		return err
+	}
+	if err := run("cat", path); err != nil {
+		return err
+	}
+	g, err := t.StartGuest(enforce)
+	if err != nil {
+		return err
+	}
+	if _, err := g.WaitState(protectLimit, control.StateProtecting); err != nil {
+		return err
+	}
+	release, err := g.WaitUp()
+	if err != nil {
+		return err
+	}
+	t.Logf("3. The guest is up. Nothing of hvi is in it; from outside it looks like this:")
+	if err := run("hvictl", "status", g.Name); err != nil {
+		return err
+	}
+	st, err := g.Status()
+	if err != nil {
+		return err
+	}
+	if err := g.checkEntry(st); err != nil {
+		return err
+	}
+	t.Check(st.GuestKernel != nil && string(st.GuestKernel.Release) == release, "hvi read the guest's kernel from its memory alone: %s", release)
+
+	t.Logf("4. Now root in the guest loads a kernel module that attacks the kernel: it clears CR0.WP, patches")
+	t.Logf("   the code of %s, and then redirects every system call by rewriting LSTAR.", victim)
+	for _, mode := range []string{"text", "lstar"} {
+		v, err := g.Attack(Attack{Mode: mode, Symbol: symbolFor(mode)})
+		if err != nil {
+			return err
+		}
+		t.Check(!v.Written, "attack on %s: the module wrote %#x and reads back %#x, what was there before", mode, v.Tried, v.After)
+	}
+	t.Logf("5. Both were blocked, and reported with the instruction, the process and the bytes:")
+	if err := run("hvictl", "events"); err != nil {
+		return err
+	}
+	events, err := g.Events()
+	if err != nil {
+		return err
+	}
+	t.Check(len(events) == 2, "two attacks, two records: %d", len(events))
+	alive, err := g.Run("echo alive, $(uname -r)")
+	if err != nil {
+		return err
+	}
+	t.Check(alive == "alive, "+release, "the guest never noticed: it says %q", alive)
+
+	t.Logf("6. The guest is shut down. hvid lets go of it:")
+	if err := g.Shutdown(); err != nil {
+		return err
+	}
+	if err := g.nothingLeft(); err != nil {
+		return err
+	}
+	t.Logf("That was real Xen, real xl and a real Debian kernel. `make test` does this and much more;")
+	t.Logf("README.md says how to install hvi on a host of yours.")
+	return nil
+}
