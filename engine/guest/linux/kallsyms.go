@@ -150,7 +150,7 @@ func (r *reader) findKallsyms(base, hint x86.VirtAddr) (*Symbols, error) {
 	var sym *Symbols
 	tried := 0
 	var furthest error // of those that at least had a token table
-	last := error(errNoTable)
+	last := errNoTable
 	seqs := false
 	try := func(va x86.VirtAddr) bool {
 		s, hadTokens, err := r.parseKallsyms(base, va, seqs)
@@ -314,7 +314,7 @@ type markersAt struct {
 
 // findNames finds num_syms, names and markers, which end at the token table.
 func (r *reader) findNames(table x86.VirtAddr) (nameTable, error) {
-	last := error(errNoTable)
+	last := errNoTable
 	buf, err := r.before(table, maxMarkers*8+8)
 	if err != nil {
 		return nameTable{}, err

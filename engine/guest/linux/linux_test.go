@@ -473,7 +473,7 @@ func TestCurrentTask(t *testing.T) {
 }
 
 func TestCurrentTaskErrors(t *testing.T) {
-	g, k := identified(t, linuxtest.Config{Layout: linuxtest.Relative61})
+	g, _ := identified(t, linuxtest.Config{Layout: linuxtest.Relative61})
 	area := x86.VirtAddr(g.Regs[0].GSBase)
 	for name, c := range map[string]struct {
 		spoil func(*x86.Registers)
@@ -491,6 +491,7 @@ func TestCurrentTaskErrors(t *testing.T) {
 			g.WriteUint64(area+g.Addr("current_task"), 0xffff_c900_0000_0000)
 		}, guest.ErrNotPresent},
 	} {
+		var k *Kernel
 		g, k = identified(t, linuxtest.Config{Layout: linuxtest.Relative61})
 		regs := g.Regs[0]
 		c.spoil(&regs)
