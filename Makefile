@@ -6,8 +6,8 @@ PREFIX ?= /usr/local
 VERSION ?=
 
 # The scenario of make demo, and those of make test, in this order.
-DEMO  ?= skeleton-intel
-SUITE ?= boot-intel skeleton-intel guards-off hvid-stopped bad-input first-instruction boot-amd skeleton-amd
+DEMO  ?= demo
+SUITE ?= boot-intel demo skeleton-intel guards-off hvid-stopped hvid-killed bad-input first-instruction boot-amd skeleton-amd
 
 # Go asks git which commit this is, and fails where git can't tell.
 VCS := $(shell git rev-parse HEAD >/dev/null 2>&1 || echo -buildvcs=false)
