@@ -351,6 +351,15 @@ func TestBTFOffsets(t *testing.T) {
 		if l >= linuxtest.Seqs62 && l.Absolute() {
 			w.PCPUHot = PCPUHotOffsets{CurrentTask: linuxtest.HotTask, CPUNumber: linuxtest.HotNumber}
 		}
+		w.Module = ModuleOffsets{
+			List: linuxtest.ModuleList, Name: linuxtest.ModuleName, MemSize: linuxtest.RegionSize,
+			Base: linuxtest.RegionBase, RegionSize: linuxtest.RegionBytes,
+			CoreLayout: linuxtest.ModuleMem, InitLayout: linuxtest.ModuleMem + linuxtest.RegionSize, Mem: NoOffset,
+		}
+		if l >= linuxtest.After64 {
+			w.Module.CoreLayout, w.Module.InitLayout = NoOffset, NoOffset
+			w.Module.Mem, w.Module.MemTypes = linuxtest.ModuleMem, linuxtest.Regions
+		}
 		if k.Offsets != w {
 			t.Errorf("%v: %+v, want %+v", l, k.Offsets, w)
 		}

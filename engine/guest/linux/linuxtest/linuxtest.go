@@ -47,18 +47,28 @@ const (
 
 // Offsets of the members in the guest's structures, in bytes.
 const (
-	TaskSize    = 3072
-	TaskState   = 24
-	TaskFlags   = 44
-	TaskTasks   = 1200
-	TaskMM      = 1280
-	TaskPID     = 1344
-	TaskTGID    = 1348
-	TaskComm    = 2048
-	MMPGD       = 72
-	HotTask     = 0
-	HotNumber   = 12
-	Running     = 3
+	TaskSize  = 3072
+	TaskState = 24
+	TaskFlags = 44
+	TaskTasks = 1200
+	TaskMM    = 1280
+	TaskPID   = 1344
+	TaskTGID  = 1348
+	TaskComm  = 2048
+	MMPGD     = 72
+	HotTask   = 0
+	HotNumber = 12
+	Running   = 3
+
+	ModuleList = 8
+	ModuleName = 24
+	// ModuleMem is core_layout, with init_layout behind it, before 6.4 and the
+	// array mem from then on; RegionSize is the size of each.
+	ModuleMem   = 320
+	RegionBase  = 0
+	RegionBytes = 8
+	RegionSize  = 80
+	Regions     = 7
 	currentTask = 0x2_1c0
 	cpuNumber   = 0x2_1a8
 	hot         = 0x2_200
@@ -196,6 +206,7 @@ func (g *Guest) layOut(c Config) {
 	data(ROData+0x100, "linux_banner")
 	data(Data, "init_top_pgt")
 	data(Data+0x3000, "system_state")
+	data(Data+0x2f00, "modules")
 	poking := [2]string{"poking_mm", "poking_addr"}
 	if !c.Layout.Absolute() {
 		poking = [2]string{"text_poke_mm", "text_poke_mm_addr"}
@@ -338,7 +349,29 @@ func types(l Layout) []byte {
 		{Name: "SYSTEM_BOOTING", Value: 0}, {Name: "SYSTEM_SCHEDULING", Value: 1},
 		{Name: "SYSTEM_FREEING_INITMEM", Value: 2}, {Name: "SYSTEM_RUNNING", Value: Running},
 	}}
-	all := []btf.Type{task, mm, states}
+	region := &btf.Struct{Size: RegionSize, Members: []btf.Member{
+		{Name: "base", Type: &btf.Pointer{Target: &btf.Void{}}, Offset: at(RegionBase)},
+		{Name: "size", Type: integer, Offset: at(RegionBytes)},
+	}}
+	module := &btf.Struct{Name: "module", Size: 1024, Members: []btf.Member{
+		{Name: "list", Type: list, Offset: at(ModuleList)},
+		{Name: "name", Type: &btf.Array{Type: char, Index: integer, Nelems: 56}, Offset: at(ModuleName)},
+	}}
+	all := []btf.Type{task, mm, states, module}
+	if l >= After64 {
+		region.Name = "module_memory"
+		module.Members = append(module.Members, btf.Member{
+			Name: "mem", Type: &btf.Array{Type: region, Index: integer, Nelems: Regions}, Offset: at(ModuleMem),
+		})
+		all = append(all, &btf.Enum{Name: "mod_mem_type", Size: 4, Values: []btf.EnumValue{
+			{Name: "MOD_TEXT", Value: 0}, {Name: "MOD_MEM_NUM_TYPES", Value: Regions},
+		}})
+	} else {
+		region.Name = "module_layout"
+		module.Members = append(module.Members,
+			btf.Member{Name: "core_layout", Type: region, Offset: at(ModuleMem)},
+			btf.Member{Name: "init_layout", Type: region, Offset: at(ModuleMem + RegionSize)})
+	}
 	if l >= Seqs62 && l.Absolute() {
 		all = append(all, &btf.Struct{Name: "pcpu_hot", Size: 64, Members: []btf.Member{
 			{Type: &btf.Union{Size: 64, Members: []btf.Member{{Type: &btf.Struct{Size: 16, Members: []btf.Member{
