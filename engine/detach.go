@@ -180,3 +180,22 @@ func (s *Session) recordRest() {
 		}
 	}
 }
+
+// waitQuiet returns when no event has arrived for a while with the domain
+// running, so that every answer given has been acted upon, or when ctx ends.
+func (s *Session) waitQuiet(ctx context.Context) {
+	const calm = 20 * time.Millisecond
+	last := s.server.Total()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(calm):
+		}
+		if now := s.server.Total(); now == last {
+			return
+		} else {
+			last = now
+		}
+	}
+}

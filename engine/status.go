@@ -100,7 +100,9 @@ type Status struct {
 	AttachedAt time.Time
 	// AttachPC is vCPU 0's instruction pointer at that moment.
 	AttachPC x86.VirtAddr
-	Failure  *Failure
+	// Failure is set in StateFailed, and in StateAttached after a kernel entry
+	// at which no known kernel was found.
+	Failure *Failure
 	// Events counts requests read from the ring, Stray those nobody asked
 	// for, Unrecorded violations acted upon without a record.
 	Events, Stray, Unrecorded uint64

@@ -1,0 +1,98 @@
+package engine
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/xen-hvi/hvi/engine/guard"
+	"github.com/xen-hvi/hvi/engine/ledger"
+	"github.com/xen-hvi/hvi/engine/policy"
+	"github.com/xen-hvi/hvi/engine/xen/abi"
+)
+
+// arm puts the guards in force. The domain is paused meanwhile so that no vCPU
+// runs between the first page restricted and the last.
+func (s *Session) arm() error {
+	const stage = "arm the guards"
+	fail := func(err error) error {
+		s.fail(stage, "", err)
+		return fmt.Errorf("%s: %w", stage, err)
+	}
+	if err := s.ledger.Pause(); err != nil {
+		return fail(err)
+	}
+	regs, err := s.hv.Registers(s.info.ID, 0)
+	if err != nil {
+		return fail(err)
+	}
+	actions := make(map[policy.GuardName]policy.Action)
+	for _, g := range s.Status().Guards {
+		if g.State == GuardPending {
+			actions[g.Name] = g.Action
+		}
+	}
+	set, err := guard.NewSet(&guard.Target{Kernel: s.kernel, Boot: regs}, s.memory, actions)
+	for _, e := range prepareErrors(err) {
+		s.setGuard(e.Guard, GuardDegraded, e.Err.Error())
+	}
+	s.set = set
+	s.setRef.Store(set)
+	s.stages.set(set)
+	denies := false
+	for _, a := range set.Armed() {
+		if err := s.enforce(a); err != nil {
+			s.setGuard(a.Guard.Name, GuardDegraded, err.Error())
+			continue
+		}
+		s.setGuard(a.Guard.Name, GuardArmed, "")
+		denies = denies || a.Action == policy.ActionBlock && len(a.Watch.MSRs) > 0
+	}
+	if denies {
+		if err := s.ledger.DeferRegisterWrites(); err != nil {
+			return fail(err)
+		}
+	}
+	if err := s.ledger.Unpause(); err != nil {
+		return fail(err)
+	}
+	state := StateProtecting
+	for _, g := range s.Status().Guards {
+		if g.State == GuardDegraded || g.State == GuardUnavailable {
+			state = StateDegraded
+		}
+	}
+	s.setState(state)
+	return nil
+}
+
+// enforce asks Xen for what a guard watches.
+func (s *Session) enforce(a *guard.Armed) error {
+	for _, f := range a.Watch.Frames {
+		if err := s.ledger.Restrict(a.Watch.Access, f.First, f.N); err != nil {
+			return err
+		}
+	}
+	for _, msr := range a.Watch.MSRs {
+		op := ledger.MonitorOp{Event: abi.MonitorEventMovToMSR, MSR: msr, OnChangeOnly: true}
+		if err := s.ledger.Monitor(op); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// prepareErrors lists the guards guard.NewSet could not prepare.
+func prepareErrors(err error) []*guard.PrepareError {
+	var out []*guard.PrepareError
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		return nil
+	}
+	for _, e := range joined.Unwrap() {
+		var p *guard.PrepareError
+		if errors.As(e, &p) {
+			out = append(out, p)
+		}
+	}
+	return out
+}

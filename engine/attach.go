@@ -1,0 +1,141 @@
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/xen-hvi/hvi/engine/guard"
+	"github.com/xen-hvi/hvi/engine/ledger"
+	"github.com/xen-hvi/hvi/engine/policy"
+	"github.com/xen-hvi/hvi/engine/vmevent"
+	"github.com/xen-hvi/hvi/engine/x86"
+	"github.com/xen-hvi/hvi/engine/xen"
+)
+
+// attach connects to the domain. It is called with the domain paused by a
+// reference in the ledger, and drops that reference at the end.
+func (s *Session) attach() error {
+	err := s.connect()
+	if err == nil {
+		err = s.choose()
+	}
+	if err == nil {
+		err = s.ledger.Undo(ledger.OpPause)
+	}
+	if err != nil {
+		return errors.Join(err, s.withdraw(StateFailed))
+	}
+	return nil
+}
+
+// connect sets the monitor ring up, in the order Xen wants it: the frame is in
+// the guest's memory while the ring is enabled and out of it afterwards, where
+// the guest can't write it.
+func (s *Session) connect() error {
+	const stage = "attach to the monitor ring"
+	fail := func(fix string, err error) error {
+		s.fail(stage, fix, err)
+		return fmt.Errorf("%s: %w", stage, err)
+	}
+	if s.info.Type == xen.PV {
+		return fail("run the guest as HVM or PVH (type=\"pvh\" in its xl config): Xen offers no introspection of PV guests",
+			errors.New("the domain is a PV guest"))
+	}
+	gfn, err := placeRing(s.hv, s.ledger)
+	if err != nil {
+		return fail("", err)
+	}
+	if s.page, err = s.hv.MapRing(s.info.ID, gfn); err != nil {
+		return fail("", err)
+	}
+	if s.ring, err = vmevent.NewRing(s.page.Bytes(), s.hv.Layout()); err != nil {
+		return fail("", err)
+	}
+	port, err := s.ledger.EnableRing()
+	if err != nil {
+		return fail(enableFix(err), err)
+	}
+	if err := s.ledger.ReleaseRingPage(); err != nil {
+		return fail("", err)
+	}
+	if s.channel, err = s.hv.BindInterdomain(s.info.ID, port); err != nil {
+		return fail("", err)
+	}
+	s.stages.set(letPass{})
+	s.serve()
+
+	s.memory = s.hv.OpenMemory(s.info.ID)
+	regs, err := s.hv.Registers(s.info.ID, 0)
+	if err != nil {
+		return fail("", err)
+	}
+	s.update(func(st *Status) {
+		st.AttachedAt, st.AttachPC = time.Now(), x86.VirtAddr(regs.RIP)
+	})
+	s.probe()
+	s.setState(StateAttached)
+	return nil
+}
+
+func (s *Session) serve() {
+	s.server = vmevent.NewServer(s.ring, s.channel, &s.stages)
+	s.serverRef.Store(s.server)
+	go s.server.Run() // its error is the server's Stop's, or ringLost's
+}
+
+func enableFix(err error) string {
+	if errors.Is(err, xen.ErrRingTaken) {
+		return "another program listens to this domain's monitor ring: stop it (LibVMI, DRAKVUF, xen-access, a second hvid), then run: hvictl attach"
+	}
+	return ""
+}
+
+// placeRing sees to it that the frame set aside for the monitor ring is in the
+// guest's memory, where it must be while the ring is enabled.
+func placeRing(hv Hypervisor, l *ledger.Ledger) (x86.GFN, error) {
+	gfn, err := hv.RingFrame(l.Domain())
+	if err != nil {
+		return 0, err
+	}
+	t, err := hv.PageFrameType(l.Domain(), gfn)
+	if err != nil {
+		return 0, err
+	}
+	if t.Present() {
+		return gfn, l.AdoptRingPage(gfn)
+	}
+	return gfn, l.PopulateRingPage(gfn)
+}
+
+// Probe finds the best tier a domain can have, and why it is not a better one.
+func Probe(hv Hypervisor, info xen.DomainInfo) (tier Tier, reason string) {
+	if info.Type == xen.PV {
+		return TierNone, "Xen offers no introspection of PV guests"
+	}
+	if err := hv.ProbeMemAccess(info.ID); err != nil {
+		return TierRegisters, err.Error()
+	}
+	a, err := hv.AltP2M(info.ID)
+	switch {
+	case err != nil:
+		return TierAccess, err.Error()
+	case a.Mode != xen.AltP2MExternal:
+		return TierAccess, fmt.Sprintf("altp2m of the domain is %s: set altp2m=\"external\" in its xl config", a.Mode)
+	}
+	return TierViews, ""
+}
+
+// probe finds the domain's tier and marks the guards it cannot carry.
+func (s *Session) probe() {
+	tier, reason := Probe(s.hv, s.info)
+	s.update(func(st *Status) { st.Tier, st.TierReason = tier, reason })
+	if tier != TierRegisters {
+		return
+	}
+	for _, g := range guard.All() {
+		if g.Needs&guard.NeedMemAccess != 0 && s.policy.Action(g.Name) != policy.ActionOff {
+			s.setGuard(g.Name, GuardUnavailable, "needs per-page access control (Intel VT-x with HAP): "+reason)
+		}
+	}
+}
