@@ -38,7 +38,7 @@ func kernelEntry(path string) (x86.VirtAddr, error) {
 
 // findNote returns the value, of 4 or 8 bytes, of an ELF note.
 func findNote(data []byte, owner string, typ uint32) (uint64, bool) {
-	align := func(n uint32) int { return int(n+3) &^ 3 }
+	align := func(n uint32) int { return (int(n) + 3) &^ 3 }
 	for len(data) >= 12 {
 		namesz, descsz, t := binary.LittleEndian.Uint32(data), binary.LittleEndian.Uint32(data[4:]), binary.LittleEndian.Uint32(data[8:])
 		data = data[12:]
