@@ -20,6 +20,8 @@ type api struct {
 	engine  *engine.Engine
 	resolve engine.Resolver
 	doctor  func() []control.Check
+	// probe finds the tier of a domain nobody has attached to.
+	probe   func(xen.DomainInfo) (engine.Tier, string)
 	journal *journal.Journal
 	xen     string
 	started time.Time
@@ -145,6 +147,9 @@ func (a *api) Detach(ctx context.Context, dom control.DomainRef) (control.Domain
 func (a *api) Doctor(context.Context) (control.DoctorReport, error) {
 	r := control.DoctorReport{Checks: a.doctor()}
 	for _, st := range a.engine.Status() {
+		if st.Tier == "" {
+			st.Tier, st.TierReason = a.probe(st.Info)
+		}
 		r.Domains = append(r.Domains, domainReport(st))
 	}
 	return r, nil

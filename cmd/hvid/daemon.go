@@ -76,6 +76,7 @@ func run(ctx context.Context, opt options) (err error) {
 	server := control.NewServer(control.ServerOptions{
 		Engine: &api{
 			engine: e, resolve: resolve, journal: events, xen: host.Release().String(), started: started,
+			probe:  func(info xen.DomainInfo) (engine.Tier, string) { return engine.Probe(hv, info) },
 			doctor: func() []control.Check { return examineHost(host, opt.ledgerDir) },
 		},
 		Journal: events, Logger: opt.log,

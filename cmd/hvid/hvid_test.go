@@ -168,6 +168,11 @@ func TestDeclaration(t *testing.T) {
 			}
 		})
 	}
+	a.doctor = func() []control.Check { return nil }
+	a.probe = func(xen.DomainInfo) (engine.Tier, string) { return engine.TierAccess, "no altp2m" }
+	if r, err := a.Doctor(context.Background()); err != nil || len(r.Domains) != 1 || r.Domains[0].Tier != control.TierAccess || r.Domains[0].TierReason != "no altp2m" {
+		t.Errorf("doctor on a domain nobody attached to: %+v, %v", r.Domains, err)
+	}
 	if _, err := a.Detach(context.Background(), dom); !errors.Is(err, &control.Problem{Code: control.CodeConflict}) {
 		t.Errorf("detach of a domain that is not attached: %v", err)
 	}

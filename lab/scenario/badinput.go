@@ -3,6 +3,7 @@ package scenario
 import (
 	"context"
 	"errors"
+	"os"
 	"os/exec"
 	"strings"
 	"syscall"
@@ -44,6 +45,16 @@ func badInput(t *T) error {
 	code, text = t.fails("hvictl", "status", "nosuchdomain")
 	t.Check(code == 4 && strings.Contains(text, "nosuchdomain"), "an unknown domain: exit code %d, %q", code, text)
 
+	// A config that xl itself cannot read.
+	path, err := t.WriteConfig(GuestConfig{Name: "broken", Text: "name = \"broken\"\nmemory = [ 64\nintrospection = \"enforce\"\n"})
+	if err != nil {
+		return err
+	}
+	_, err = t.XL("create", path)
+	t.Check(err != nil, "xl refuses a broken config: %v", err)
+	code, _ = t.fails("hvictl", "status", "broken")
+	t.Check(code == 4, "and hvid has seen no such domain: exit code %d", code)
+
 	// Policies that cannot be honoured: the guest runs, unprotected, and its
 	// status says why. The domains are created paused so that they cost
 	// nothing.
@@ -74,7 +85,7 @@ func badInput(t *T) error {
 	}
 
 	// A PV guest.
-	path, err := t.WriteConfig(GuestConfig{Name: "pv", Text: "name=\"pv\"\ntype=\"pv\"\nkernel=\"" + pvKernel + "\"\nmemory=32\nintrospection=\"enforce\"\n"})
+	path, err = t.WriteConfig(GuestConfig{Name: "pv", Text: "name=\"pv\"\ntype=\"pv\"\nkernel=\"" + pvKernel + "\"\nmemory=32\nintrospection=\"enforce\"\n"})
 	if err != nil {
 		return err
 	}
@@ -122,6 +133,13 @@ func (t *T) secondListener() error {
 	if err := release(); err != nil {
 		return err
 	}
+	// A config that was broken after the guest had started: attaching as it
+	// declares fails, and says where.
+	if err := os.WriteFile(c.Path(), []byte("name = \"taken\"\nintrospection = [ \"enforce\"\n"), 0o644); err != nil {
+		return err
+	}
+	code, text = t.fails("hvictl", "attach", g.Name)
+	t.Check(code != 0 && strings.Contains(text, c.Path()+":"), "a config broken since: exit code %d, %q", code, text)
 	if _, err := t.Exec("hvictl", "attach", g.Name, "--mode", "enforce"); err != nil {
 		return err
 	}

@@ -72,11 +72,26 @@ func skeletonIntel(t *T) error {
 		gs := guardStatus(st, name)
 		t.Check(gs.State == control.GuardArmed && gs.Action == "block", "guard %s is armed and blocks: %+v", name, gs)
 	}
+	follower, err := t.Start("hvictl", "events", "-f")
+	if err != nil {
+		return err
+	}
 	for _, mode := range append(textAttacks, entryAttacks...) {
 		if err := g.attackIsBlocked(mode); err != nil {
 			return err
 		}
 	}
+	for _, want := range []string{victim, "LSTAR", "SYSENTER_EIP"} {
+		t.Check(strings.Contains(follower.Log(), want), "hvictl events -f has shown the attack on %s", want)
+	}
+	if err := follower.Signal(os.Interrupt); err != nil {
+		return err
+	}
+	list, err := t.Exec("hvictl", "list")
+	if err != nil {
+		return err
+	}
+	t.Check(strings.Contains(list.Stdout, g.Name) && strings.Contains(list.Stdout, "protecting"), "hvictl list shows the guest: %q", list.Stdout)
 	if err := g.selfPatching(); err != nil {
 		return err
 	}
