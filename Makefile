@@ -7,7 +7,7 @@ VERSION ?=
 
 # The scenario of make demo, and those of make test, in this order.
 DEMO  ?= demo
-SUITE ?= boot-intel demo skeleton-intel guards-off hvid-stopped hvid-killed bad-input first-instruction boot-amd skeleton-amd
+SUITE ?= boot-intel demo skeleton-intel guest-pti guards-off hvid-stopped hvid-killed bad-input first-instruction boot-amd skeleton-amd
 
 # Go asks git which commit this is, and fails where git can't tell.
 VCS := $(shell git rev-parse HEAD >/dev/null 2>&1 || echo -buildvcs=false)

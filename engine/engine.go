@@ -15,7 +15,8 @@ import (
 // Declaration is what the toolstack's configuration says about a domain.
 type Declaration struct {
 	Spec policy.Spec
-	// Source is where it was found, for people: "/etc/xen/web.cfg (xl create, pid 812)".
+	// Source is where it was found, for people, or where it was looked for in
+	// vain: "xl config /etc/xen/web.cfg".
 	Source string
 }
 

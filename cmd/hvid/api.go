@@ -95,8 +95,9 @@ func (a *api) declaration(dom control.DomainRef, req control.AttachRequest) (eng
 		}
 		if !found || decl.Spec.Mode == policy.ModeOff {
 			return decl, &control.Problem{
-				Code: control.CodeBadRequest, What: "the domain's configuration asks for no protection", Where: where(dom),
-				Fix: "say what to do: hvictl attach " + string(dom.Name) + " --mode enforce",
+				Code: control.CodeBadRequest, What: "the domain's configuration asks for no protection",
+				Where: where(dom) + "; " + decl.Source,
+				Fix:   "say what to do: hvictl attach " + string(dom.Name) + " --mode enforce",
 			}
 		}
 		return decl, nil

@@ -133,7 +133,9 @@ func follow(ctx context.Context, e *engine.Engine, w *xlplugin.Watcher, served <
 func resolve(info xen.DomainInfo, name string) (engine.Declaration, bool, error) {
 	found, err := (&xlplugin.Resolver{}).Resolve(xlplugin.Domain{ID: info.ID, Name: name, UUID: info.UUID})
 	if errors.Is(err, xlplugin.ErrNoConfig) {
-		return engine.Declaration{}, false, nil
+		// No mistake by itself (the guest may not be xl's), but when it is,
+		// status must say what was looked at.
+		return engine.Declaration{Source: err.Error()}, false, nil
 	}
 	d := engine.Declaration{Spec: found.Spec}
 	if found.ConfigPath != "" {

@@ -30,6 +30,13 @@ func init() {
 		Run:      skeletonAMD,
 	})
 	Register(Scenario{
+		Name:     "guest-pti",
+		Brief:    "A guest with page-table isolation and all mitigations on, as distributions boot it, and one that reboots",
+		Emulator: Bochs,
+		Timeout:  15 * time.Minute,
+		Run:      guestPTI,
+	})
+	Register(Scenario{
 		Name:     "guards-off",
 		Brief:    "The control: the same attacks succeed with the guards off, and under observe are reported and let pass",
 		Emulator: Bochs,
@@ -63,7 +70,9 @@ func skeletonIntel(t *T) error {
 	if err != nil {
 		return err
 	}
-	g, st, err := t.protectedGuest(enforce, control.StateProtecting)
+	c := enforce
+	c.Lines = append(c.Lines, preserve)
+	g, st, err := t.protectedGuest(c, control.StateProtecting)
 	if err != nil {
 		return err
 	}
@@ -101,10 +110,7 @@ func skeletonIntel(t *T) error {
 	if err := g.lifeGoesOn(); err != nil {
 		return err
 	}
-	if err := t.Step("shutdown", g.Shutdown); err != nil {
-		return err
-	}
-	if err := g.nothingLeft(); err != nil {
+	if err := t.Step("shutdown", func() error { _, err := g.letGo(); return err }); err != nil {
 		return err
 	}
 	return t.Step("stop-hvid", func() error { return hvid.Stop(hvidLimit) })
@@ -144,6 +150,75 @@ func skeletonAMD(t *T) error {
 		return err
 	}
 	if err := t.Step("shutdown", g.Shutdown); err != nil {
+		return err
+	}
+	return g.nothingLeft()
+}
+
+// guestPTI protects a guest that isolates its page tables, where most of the
+// guest's life is spent on tables that do not map its kernel. Then the guest
+// reboots, which makes a new domain of the same UUID.
+func guestPTI(t *T) error {
+	if _, err := t.StartHVID(); err != nil {
+		return err
+	}
+	c := enforce
+	c.KernelArgs = []string{"pti=on", "mitigations=auto"}
+	g, _, err := t.protectedGuest(c, control.StateProtecting)
+	if err != nil {
+		return err
+	}
+	out, err := g.Run("cat /sys/devices/system/cpu/vulnerabilities/meltdown")
+	if err != nil {
+		return err
+	}
+	t.Check(strings.Contains(out, "PTI"), "the guest isolates its page tables: %q", out)
+	attacks := func() error {
+		for _, mode := range []string{"text", "alias", "lstar"} {
+			if err := g.attackIsBlocked(mode); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if err := attacks(); err != nil {
+		return err
+	}
+	if err := g.selfPatching(); err != nil {
+		return err
+	}
+	if err := g.lifeGoesOn(); err != nil {
+		return err
+	}
+	before := g.ID
+	if _, err := t.XL("reboot", g.Name); err != nil {
+		return err
+	}
+	if err := g.WaitGone(shutLimit); err != nil {
+		return err
+	}
+	err = t.Eventually(hvidLimit, "xl has made the guest anew", func() (bool, error) {
+		g, err = t.OpenGuest(c.Name)
+		return err == nil, nil
+	})
+	if err != nil {
+		return err
+	}
+	t.Check(g.ID != before, "it is another domain: %d, then %d", before, g.ID)
+	st, err := g.WaitState(protectLimit, control.StateProtecting)
+	if err != nil {
+		return err
+	}
+	if _, err := g.WaitUp(); err != nil {
+		return err
+	}
+	if err := g.checkEntry(st); err != nil {
+		return err
+	}
+	if err := attacks(); err != nil {
+		return err
+	}
+	if err := g.Shutdown(); err != nil {
 		return err
 	}
 	return g.nothingLeft()
@@ -402,6 +477,36 @@ func (g *Guest) lifeGoesOn() error {
 	}
 	t.Check(len(after) == len(before), "and its ordinary life raises no alarm: %d", len(after)-len(before))
 	return nil
+}
+
+// preserve keeps a domain that has powered off, so that Xen can be asked about
+// it afterwards. A later line of a config replaces an earlier one.
+const preserve = `on_poweroff = "preserve"`
+
+// letGo shuts a guest down whose domain is kept, and checks through Xen itself
+// that hvid has let go of it: a new listener can be connected and no page is
+// restricted. Then it destroys the domain and checks that it goes.
+func (g *Guest) letGo() (leftovers, error) {
+	t := g.t
+	if _, err := t.XL("shutdown", strconv.Itoa(g.ID)); err != nil {
+		return leftovers{}, err
+	}
+	if _, err := g.WaitState(shutLimit, control.StateDetached); err != nil {
+		return leftovers{}, err
+	}
+	left, err := t.leftovers(g.ID)
+	if !t.Check(err == nil, "a new listener can be connected to the guest that was shut down: %v", err) {
+		return left, err
+	}
+	t.Check(left.frames > 0 && left.restricted == 0, "Xen restricts none of its pages: %d of %d", left.restricted, left.frames)
+	t.Check(!left.paused, "and nobody holds it paused")
+	if err := g.Destroy(); err != nil {
+		return left, err
+	}
+	if err := g.WaitGone(hvidLimit); err != nil {
+		return left, err
+	}
+	return left, g.nothingLeft()
 }
 
 // nothingLeft checks, once the domain is gone, that nothing of it or of hvid's
