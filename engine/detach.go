@@ -176,6 +176,7 @@ func (s *Session) recordRest() {
 		case e := <-s.set.Violations():
 			s.report(&e)
 		default:
+			s.flush()
 			return
 		}
 	}

@@ -412,6 +412,30 @@ func TestRingTaken(t *testing.T) {
 	w.checkClean(1)
 }
 
+// TestStorm attacks in a loop: each attack is blocked, and dom0 gets a handful
+// of records that stand for all of them.
+func TestStorm(t *testing.T) {
+	w := newWorld(t, xentest.Config{}, xentest.Spec{})
+	w.appearRunning()
+	const storm = 500
+	for range storm {
+		if f := w.writeText(); f&abi.VMEventFlagEmulateNoWrite == 0 {
+			t.Fatalf("answered with flags %#x", f)
+		}
+	}
+	st := w.status()
+	if err := w.engine.Detach(7); err != nil {
+		t.Fatal(err)
+	}
+	total := st.Unrecorded
+	for _, r := range w.events.all {
+		total += 1 + r.Detail.Repeats
+	}
+	if n := len(w.events.all); total != storm || n < 2 || n > storm/2 {
+		t.Errorf("%d records stand for %d violations, of %d", n, total, storm)
+	}
+}
+
 // TestPV refuses a PV guest without touching it.
 func TestPV(t *testing.T) {
 	w := newWorld(t, xentest.Config{}, xentest.Spec{Type: xen.PV, NoHAP: true, Pauses: 1})

@@ -2,7 +2,10 @@ package engine
 
 import (
 	"errors"
+	"log/slog"
 
+	"github.com/xen-hvi/hvi/engine/guard"
+	"github.com/xen-hvi/hvi/engine/guest/linux"
 	"github.com/xen-hvi/hvi/engine/ledger"
 	"github.com/xen-hvi/hvi/engine/vmevent"
 )
@@ -22,3 +25,15 @@ func ConnectForTest(hv Hypervisor, l *ledger.Ledger) (RingPage, error) {
 	_, enableErr := l.EnableRing()
 	return page, errors.Join(err, enableErr, l.ReleaseRingPage())
 }
+
+// Reporter is a session reduced to its reports.
+type Reporter struct{ s Session }
+
+// NewReporter returns one for a guest with that kernel.
+func NewReporter(rec Recorder, k *linux.Kernel) *Reporter {
+	return &Reporter{Session{record: rec, kernel: k, log: slog.New(slog.DiscardHandler)}}
+}
+
+func (r *Reporter) Report(e guard.Evidence) { r.s.report(&e) }
+func (r *Reporter) Flush()                  { r.s.flush() }
+func (r *Reporter) Unrecorded() uint64      { return r.s.unrecorded.Load() }

@@ -9,18 +9,6 @@ import (
 	"github.com/xen-hvi/hvi/engine/x86"
 )
 
-// report writes the record of a violation.
-func (s *Session) report(e *guard.Evidence) {
-	r := newRecord(e, s.kernel)
-	r.Domain = journal.Domain{UUID: s.info.UUID.String(), Name: journal.Escape(s.name), ID: uint16(s.info.ID)}
-	r.Mode = s.policy.Mode.String()
-	r, err := s.record.Append(r)
-	if err != nil {
-		s.log.Error("a violation could not be written to the journal", "err", err, "violation", r.Summary())
-	}
-	s.log.Warn("violation", "id", r.ID, "guard", r.Guard, "action", r.Action, "summary", r.Summary())
-}
-
 // newRecord gives the evidence its meaning: symbols, the process, the bytes.
 func newRecord(e *guard.Evidence, k *linux.Kernel) journal.Record {
 	r := journal.Record{

@@ -48,7 +48,11 @@ type Session struct {
 	entry    *kernelEntry
 	boot     *bootEnd
 	tries    int
+	fold     folder
 	finished bool
+
+	// unrecorded counts violations beyond maxRecords.
+	unrecorded atomic.Uint64
 
 	status    atomic.Pointer[Status]
 	statusMu  sync.Mutex // serialises updates
@@ -95,7 +99,7 @@ func (s *Session) Status() Status {
 		st.Events = srv.Total()
 	}
 	if set := s.setRef.Load(); set != nil {
-		st.Stray, st.Unrecorded = set.Stray(), set.Unrecorded()
+		st.Stray, st.Unrecorded = set.Stray(), set.Unrecorded()+s.unrecorded.Load()
 		for _, a := range set.Armed() {
 			for i := range st.Guards {
 				if g := &st.Guards[i]; g.Name == a.Guard.Name {
@@ -200,6 +204,8 @@ func (s *Session) run(attached chan<- error) {
 			s.bootEnded(m)
 		case e := <-violations:
 			s.report(&e)
+		case <-s.fold.flushDue():
+			s.flush()
 		case <-s.server.Done():
 			s.ringLost()
 		}

@@ -1,0 +1,84 @@
+package engine_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/xen-hvi/hvi/engine"
+	"github.com/xen-hvi/hvi/engine/guard"
+	"github.com/xen-hvi/hvi/engine/guest/linux"
+	"github.com/xen-hvi/hvi/engine/guest/linux/linuxtest"
+	"github.com/xen-hvi/hvi/engine/journal"
+	"github.com/xen-hvi/hvi/engine/policy"
+	"github.com/xen-hvi/hvi/engine/vmevent"
+	"github.com/xen-hvi/hvi/engine/x86"
+)
+
+func newReporter(t *testing.T) (*engine.Reporter, *records) {
+	t.Helper()
+	g := linuxtest.New(linuxtest.Config{})
+	k, err := linux.Identify(g.Memory(), g.Regs[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	rec := &records{got: make(chan journal.Record, 10_000)}
+	return engine.NewReporter(rec, k), rec
+}
+
+// rewrite is a rewrite of LSTAR to a value, at a time after an epoch.
+func rewrite(value uint64, after time.Duration) guard.Evidence {
+	return guard.Evidence{
+		Time: int64(1_700_000_000*time.Second + after), Guard: policy.GuardSyscallEntry, Action: policy.ActionBlock,
+		Reason: vmevent.ReasonMovToMSR, MSR: vmevent.MSRWrite{MSR: x86.MSRLSTAR, New: value},
+	}
+}
+
+// TestRepetitionsFold repeats one violation within a second: the first is
+// recorded at once, the others by one record that says how many it stands for.
+func TestRepetitionsFold(t *testing.T) {
+	r, rec := newReporter(t)
+	for i := range 500 {
+		r.Report(rewrite(1, time.Duration(i)*time.Millisecond))
+	}
+	if len(rec.all) != 1 || rec.all[0].Detail.Repeats != 0 {
+		t.Fatalf("%d records before the window is over, want the first", len(rec.all))
+	}
+	r.Flush()
+	r.Flush()
+	if len(rec.all) != 2 || rec.all[1].Detail.Repeats != 498 || rec.all[1].Time.Sub(rec.all[0].Time) != 499*time.Millisecond {
+		t.Fatalf("%d records, %+v", len(rec.all), rec.all[len(rec.all)-1])
+	}
+	// A second later the same is news again.
+	r.Report(rewrite(1, 2*time.Second))
+	if len(rec.all) != 3 || rec.all[2].Detail.Repeats != 0 {
+		t.Errorf("%d records, want 3", len(rec.all))
+	}
+}
+
+// TestOthersDoNotFold alternates two violations: each is recorded.
+func TestOthersDoNotFold(t *testing.T) {
+	r, rec := newReporter(t)
+	for i := range 10 {
+		r.Report(rewrite(uint64(i%2), time.Duration(i)*time.Millisecond))
+	}
+	r.Flush()
+	if len(rec.all) != 10 || r.Unrecorded() != 0 {
+		t.Errorf("%d records, %d unrecorded, of 10", len(rec.all), r.Unrecorded())
+	}
+}
+
+// TestRecordsAreBounded varies a violation each time: a second has room for 100
+// records, what is beyond is counted, and the next second has room again.
+func TestRecordsAreBounded(t *testing.T) {
+	r, rec := newReporter(t)
+	for i := range 500 {
+		r.Report(rewrite(uint64(i), time.Duration(i)*time.Millisecond))
+	}
+	if len(rec.all) != 100 || r.Unrecorded() != 400 {
+		t.Errorf("%d records, %d unrecorded; want 100, 400", len(rec.all), r.Unrecorded())
+	}
+	r.Report(rewrite(1000, 1100*time.Millisecond))
+	if len(rec.all) != 101 {
+		t.Errorf("%d records after the second was over, want 101", len(rec.all))
+	}
+}
