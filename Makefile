@@ -2,6 +2,7 @@
 
 GO     ?= go
 PREFIX ?= /usr/local
+UNITDIR ?= /etc/systemd/system
 # A release sets VERSION; otherwise the binaries say which commit they are of.
 VERSION ?=
 
@@ -33,10 +34,12 @@ build: ## the static binaries, into bin/
 	@mkdir -p bin
 	CGO_ENABLED=0 $(GO) build -trimpath $(VCS) $(if $(VERSION),-ldflags '-X github.com/xen-hvi/hvi/control.buildVersion=$(VERSION)') -o bin/ ./cmd/...
 
-install: build ## hvid and hvictl, below PREFIX (and DESTDIR)
+install: build ## hvid, hvictl and the systemd unit, below PREFIX (and DESTDIR)
 	install -d '$(DESTDIR)$(PREFIX)/sbin' '$(DESTDIR)$(PREFIX)/bin'
 	install -m 0755 bin/hvid '$(DESTDIR)$(PREFIX)/sbin/hvid'
 	install -m 0755 bin/hvictl '$(DESTDIR)$(PREFIX)/bin/hvictl'
+	install -d '$(DESTDIR)$(UNITDIR)'
+	sed 's|/usr/local/sbin|$(PREFIX)/sbin|' packaging/systemd/hvid.service > '$(DESTDIR)$(UNITDIR)/hvid.service'
 
 unit: ## unit tests: no root, no Xen
 	@GO='$(GO)' tools/test unit

@@ -37,7 +37,8 @@
 //
 // # Who owns what
 //
-// A [Listener] owns the socket's name and a lock beside it; Close removes both.
+// A [Listener] owns the socket's name and a lock beside it; Close removes the
+// name and gives the lock up.
 // A [Server] owns the connections; Shutdown ends the event streams, then waits
 // for the other requests. It owns neither Engine nor journal. A [Client] owns
 // idle connections, released by Close; an [EventStream] must be closed.

@@ -103,11 +103,11 @@ type DomainStatus struct {
 	// guest's entry point if that was before its first instruction. nil while
 	// not attached.
 	AttachPC *x86.VirtAddr `json:"attach_pc,omitempty"`
-	// Failure is set in StateFailed and says why; it may be set in
-	// StateDegraded.
+	// Failure is set in StateFailed and says why, and in StateAttached after a
+	// kernel entry at which no known kernel was found.
 	Failure *Failure `json:"failure,omitempty"`
-	// PolicySource is where the policy was found: "xl.cfg:/etc/xen/web1.cfg",
-	// "hvictl", empty for none.
+	// PolicySource is where the policy was found, or looked for in vain, in
+	// words for people: `xl config "/etc/xen/web1.cfg"`, "hvictl attach".
 	PolicySource string   `json:"policy_source,omitempty"`
 	Counters     Counters `json:"counters"`
 }
@@ -154,7 +154,7 @@ type GuardStatus struct {
 
 // Failure says what went wrong in a session and what to do.
 type Failure struct {
-	// Stage is what was being done: "attach", "identify", "arm kernel-text".
+	// Stage is what was being done: "attach to the monitor ring".
 	Stage    string `json:"stage"`
 	Expected string `json:"expected,omitempty"`
 	Got      string `json:"got"`
@@ -172,8 +172,8 @@ type Counters struct {
 	RecordsLost uint64 `json:"records_lost"`
 }
 
-// AttachRequest asks for a domain's protection. Empty members are taken from
-// the domain's declared policy, or the defaults if it has none.
+// AttachRequest asks for a domain's protection. An empty one means the policy
+// that is declared for the domain; guards without a mode are refused.
 type AttachRequest struct {
 	Mode   string         `json:"mode,omitempty"`
 	Guards []GuardRequest `json:"guards,omitempty"`

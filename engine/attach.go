@@ -11,6 +11,7 @@ import (
 	"github.com/xen-hvi/hvi/engine/vmevent"
 	"github.com/xen-hvi/hvi/engine/x86"
 	"github.com/xen-hvi/hvi/engine/xen"
+	"github.com/xen-hvi/hvi/engine/xen/abi"
 )
 
 // attach connects to the domain. It is called with the domain paused by a
@@ -126,16 +127,24 @@ func Probe(hv Hypervisor, info xen.DomainInfo) (tier Tier, reason string) {
 	return TierViews, ""
 }
 
-// probe finds the domain's tier and marks the guards it cannot carry.
+// probe finds the domain's tier and marks the guards that can't be had with it.
 func (s *Session) probe() {
 	tier, reason := Probe(s.hv, s.info)
 	s.update(func(st *Status) { st.Tier, st.TierReason = tier, reason })
-	if tier != TierRegisters {
-		return
+	missing := make(map[guard.Need]string)
+	if tier == TierRegisters {
+		missing[guard.NeedMemAccess] = "needs per-page access control (Intel VT-x with HAP): " + reason
+	}
+	if caps, err := s.hv.MonitorCapabilities(s.info.ID); err != nil {
+		missing[guard.NeedMSRWrite] = "needs events of register writes: " + err.Error()
+	} else if !caps.Has(abi.MonitorEventMovToMSR) {
+		missing[guard.NeedMSRWrite] = "needs events of register writes, which Xen does not offer for this domain"
 	}
 	for _, g := range guard.All() {
-		if g.Needs&guard.NeedMemAccess != 0 && s.policy.Action(g.Name) != policy.ActionOff {
-			s.setGuard(g.Name, GuardUnavailable, "needs per-page access control (Intel VT-x with HAP): "+reason)
+		for need, why := range missing {
+			if g.Needs&need != 0 && s.policy.Action(g.Name) != policy.ActionOff {
+				s.setGuard(g.Name, GuardUnavailable, why)
+			}
 		}
 	}
 }

@@ -72,10 +72,7 @@ func (s *Session) report(e *guard.Evidence) {
 		return
 	}
 	s.flush()
-	if !within(f.budget, e.When()) {
-		f.budget, f.records = e.When(), 0
-	}
-	if f.records++; f.records > maxRecords {
+	if !s.affordable(e.When()) {
 		s.unrecorded.Add(1)
 		return
 	}
@@ -90,11 +87,28 @@ func within(begin, t time.Time) bool {
 	return d >= 0 && d < foldWindow
 }
 
+// affordable reports whether the domain may have another record at that time,
+// and counts it.
+func (s *Session) affordable(at time.Time) bool {
+	f := &s.fold
+	if !within(f.budget, at) {
+		f.budget, f.records = at, 0
+	}
+	f.records++
+	return f.records <= maxRecords
+}
+
 // flush records the repetitions gathered.
 func (s *Session) flush() {
 	f := &s.fold
 	if f.repeats > 0 {
 		f.timer.Stop()
+		if !s.affordable(f.when) {
+			s.unrecorded.Add(f.repeats)
+			f.repeats = 0
+		}
+	}
+	if f.repeats > 0 {
 		r := f.last
 		r.ID, r.Time, r.Detail.Repeats = "", f.when, f.repeats-1
 		s.write(r)

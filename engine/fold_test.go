@@ -77,6 +77,15 @@ func TestRecordsAreBounded(t *testing.T) {
 	if len(rec.all) != 100 || r.Unrecorded() != 400 {
 		t.Errorf("%d records, %d unrecorded; want 100, 400", len(rec.all), r.Unrecorded())
 	}
+	// Pairs of the same make a record and a fold each: the bound holds all the same.
+	pairs, rec2 := newReporter(t)
+	for i := range 500 {
+		pairs.Report(rewrite(uint64(i/2), time.Duration(i)*time.Millisecond))
+	}
+	pairs.Flush()
+	if n := uint64(len(rec2.all)); n != 100 || n+pairs.Unrecorded() != 500 {
+		t.Errorf("pairs: %d records, %d unrecorded; want 100, 400", n, pairs.Unrecorded())
+	}
 	r.Report(rewrite(1000, 1100*time.Millisecond))
 	if len(rec.all) != 101 {
 		t.Errorf("%d records after the second was over, want 101", len(rec.all))

@@ -19,6 +19,7 @@ type Hypervisor interface {
 	RingFrame(xen.DomID) (x86.GFN, error)
 	PageFrameType(xen.DomID, x86.GFN) (xen.PageType, error)
 	ProbeMemAccess(xen.DomID) error
+	MonitorCapabilities(xen.DomID) (xen.MonitorCaps, error)
 	AltP2M(xen.DomID) (xen.AltP2M, error)
 	MapRing(xen.DomID, x86.GFN) (RingPage, error)
 	OpenMemory(xen.DomID) GuestMemory

@@ -17,8 +17,8 @@ func (a *app) attachCommand() *cobra.Command {
 		Use:   "attach DOM",
 		Short: "Begin to protect a running domain",
 		Long: `Begin to protect a running domain. Without flags hvid takes the policy that was
-declared for the domain. --mode and --guard replace it for as long as the
-domain runs; they are not written to its configuration.
+declared for the domain. --mode, and --guard with it, replace it for as long as
+the domain runs; they are not written to its configuration.
 
 Only root may attach.`,
 		Example: `  hvictl attach web1
@@ -42,7 +42,7 @@ Only root may attach.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&mode, "mode", "", "observe: alert only; enforce: guards may block")
-	f.StringArrayVar(&guards, "guard", nil, "set one guard's action, `NAME=ACTION`; can be given again")
+	f.StringArrayVar(&guards, "guard", nil, "with --mode, set one guard's action, `NAME=ACTION`; can be given again")
 	// The flags exist: it can't fail.
 	_ = cmd.RegisterFlagCompletionFunc("mode", cobra.FixedCompletions(attachModes(), cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("guard", cobra.FixedCompletions(guardWords(), cobra.ShellCompDirectiveNoFileComp))

@@ -46,6 +46,13 @@ events that were dropped.`, linesAtOnce, linesFollowing),
 		Args:              argCount(0, 0, ""),
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if q.Guard != "" {
+				if _, err := policy.ParseGuardName(q.Guard); err != nil {
+					p := usage(cmd, err.Error())
+					p.Fix = "run: hvictl help events"
+					return p
+				}
+			}
 			var err error
 			if q.Since, err = a.parseSince(cmd, since); err != nil {
 				return err

@@ -21,7 +21,9 @@ type api struct {
 	resolve engine.Resolver
 	doctor  func() []control.Check
 	// probe finds the tier of a domain nobody has attached to.
-	probe   func(xen.DomainInfo) (engine.Tier, string)
+	probe func(xen.DomainInfo) (engine.Tier, string)
+	// events lists what Xen can report of a domain.
+	events  func(xen.DomainInfo) (xen.MonitorCaps, error)
 	journal *journal.Journal
 	xen     string
 	started time.Time
@@ -104,11 +106,9 @@ func (a *api) declaration(dom control.DomainRef, req control.AttachRequest) (eng
 	}
 	at := policy.Origin{Source: "hvictl attach"}
 	var b policy.Builder
-	mode := req.Mode
-	if mode == "" {
-		mode = policy.ModeObserve.String()
+	if req.Mode != "" {
+		b.Mode(req.Mode, at)
 	}
-	b.Mode(mode, at)
 	for _, g := range req.Guards {
 		b.Guard(g.Name, g.Action, at)
 	}
@@ -151,9 +151,26 @@ func (a *api) Doctor(context.Context) (control.DoctorReport, error) {
 		if st.Tier == "" {
 			st.Tier, st.TierReason = a.probe(st.Info)
 		}
-		r.Domains = append(r.Domains, domainReport(st))
+		d := domainReport(st)
+		d.Checks = append(d.Checks, a.monitorEvents(st.Info))
+		r.Domains = append(r.Domains, d)
 	}
 	return r, nil
+}
+
+// monitorEvents says which of a domain's events Xen can report.
+func (a *api) monitorEvents(info xen.DomainInfo) control.Check {
+	c := control.Check{Name: "monitor events", Status: control.CheckOK}
+	caps, err := a.events(info)
+	switch {
+	case err != nil:
+		c.Status, c.Detail, c.Fix = control.CheckMissing, err.Error(), "run a Xen that was built with CONFIG_VM_EVENT"
+	case caps == 0:
+		c.Status, c.Detail, c.Fix = control.CheckMissing, "none: this is a "+info.Type.String()+" domain", "run the guest as HVM or PVH"
+	default:
+		c.Detail = caps.String()
+	}
+	return c
 }
 
 func where(dom control.DomainRef) string { return fmt.Sprintf("domain %d, %s", dom.ID, dom.Name) }

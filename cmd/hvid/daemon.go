@@ -76,8 +76,9 @@ func run(ctx context.Context, opt options) (err error) {
 	server := control.NewServer(control.ServerOptions{
 		Engine: &api{
 			engine: e, resolve: resolve, journal: events, xen: host.Release().String(), started: started,
+			events: func(info xen.DomainInfo) (xen.MonitorCaps, error) { return host.MonitorCapabilities(info.ID) },
 			probe:  func(info xen.DomainInfo) (engine.Tier, string) { return engine.Probe(hv, info) },
-			doctor: func() []control.Check { return examineHost(host, opt.ledgerDir) },
+			doctor: func() []control.Check { return examineHost(host, opt.ledgerDir, e.Status()) },
 		},
 		Journal: events, Logger: opt.log,
 	})

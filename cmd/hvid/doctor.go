@@ -9,11 +9,14 @@ import (
 	"github.com/xen-hvi/hvi/control"
 	"github.com/xen-hvi/hvi/engine"
 	"github.com/xen-hvi/hvi/engine/journal"
+	"github.com/xen-hvi/hvi/engine/ledger"
 	"github.com/xen-hvi/hvi/engine/xen"
 )
 
 // examineHost checks what hvi needs of this host.
-func examineHost(h *xen.Host, ledgerDir string) []control.Check {
+// ledgerDir is where hvid keeps its ledgers, attached the domains it is attached
+// to now.
+func examineHost(h *xen.Host, ledgerDir string, attached []engine.Status) []control.Check {
 	checks := []control.Check{{
 		Name: "Xen release", Status: control.CheckOK,
 		Detail: h.Release().String() + ", known to this hvi",
@@ -22,7 +25,7 @@ func examineHost(h *xen.Host, ledgerDir string) []control.Check {
 	for _, dev := range []string{"/dev/xen/privcmd", "/dev/xen/evtchn", "/dev/xen/hypercall"} {
 		checks = append(checks, device(dev))
 	}
-	return append(checks, leftover(ledgerDir))
+	return append(checks, leftover(ledgerDir, attached))
 }
 
 func processor(h *xen.Host) control.Check {
@@ -85,11 +88,28 @@ func device(path string) control.Check {
 	return c
 }
 
-// leftover looks for changes of Xen's state that an earlier hvid did not undo.
-func leftover(dir string) control.Check {
+// leftover looks for changes of Xen's state that an earlier hvid made and that
+// could not be undone: ledgers of domains this hvid is not attached to.
+func leftover(dir string, attached []engine.Status) control.Check {
 	c := control.Check{Name: "ledgers", Status: control.CheckOK, Detail: "every change of Xen's state is accounted for"}
-	if _, err := os.ReadDir(dir); err != nil && !os.IsNotExist(err) {
+	files, err := os.ReadDir(dir)
+	if err != nil && !os.IsNotExist(err) {
 		c.Status, c.Detail, c.Fix = control.CheckFail, err.Error(), "make "+dir+" readable for hvid"
+		return c
+	}
+	mine := make(map[string]bool)
+	for _, st := range attached {
+		mine[ledger.FileName(st.Info.ID, st.Info.UUID)] = true
+	}
+	var left []string
+	for _, f := range files {
+		if !mine[f.Name()] {
+			left = append(left, f.Name())
+		}
+	}
+	if len(left) > 0 {
+		c.Status, c.Detail = control.CheckFail, "changes that an earlier hvid made are not undone: "+strings.Join(left, ", ")
+		c.Fix = "stop hvid, run: hvid recover, and start it again"
 	}
 	return c
 }

@@ -13,8 +13,10 @@ import (
 
 	"github.com/xen-hvi/hvi/control"
 	"github.com/xen-hvi/hvi/engine"
+	"github.com/xen-hvi/hvi/engine/ledger"
 	"github.com/xen-hvi/hvi/engine/policy"
 	"github.com/xen-hvi/hvi/engine/xen"
+	"github.com/xen-hvi/hvi/engine/xen/abi"
 	"github.com/xen-hvi/hvi/engine/xen/xentest"
 )
 
@@ -37,7 +39,7 @@ func TestNotOnXen(t *testing.T) {
 }
 
 func TestExplain(t *testing.T) {
-	for want, err := range map[string]error{"as root": xen.ErrNotRoot, "under Xen": xen.ErrNotXen, "plain": errors.New("plain")} {
+	for want, err := range map[string]error{"as root": xen.ErrNotRoot, "under Xen": xen.ErrNotXen, "in dom0": xen.ErrNotControl, "4.99": &abi.UnknownReleaseError{Major: 4, Minor: 99}, "plain": errors.New("plain")} {
 		if got := explain(err); !strings.Contains(got, want) || !strings.Contains(got, err.Error()) {
 			t.Errorf("%v: %q, want %q in it", err, got, want)
 		}
@@ -80,7 +82,7 @@ func TestDoctor(t *testing.T) {
 				t.Fatal(err)
 			}
 			found := false
-			for _, got := range examineHost(h, t.TempDir()) {
+			for _, got := range examineHost(h, t.TempDir(), nil) {
 				if got.Name != c.check {
 					continue
 				}
@@ -96,6 +98,27 @@ func TestDoctor(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// TestLeftover finds the ledger of a domain nobody is attached to.
+func TestLeftover(t *testing.T) {
+	dir := t.TempDir()
+	for _, id := range []xen.DomID{7, 8} {
+		if err := os.WriteFile(filepath.Join(dir, ledger.FileName(id, xen.UUID{byte(id)})), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	seven := engine.Status{Info: xen.DomainInfo{ID: 7, UUID: xen.UUID{7}}}
+	eight := engine.Status{Info: xen.DomainInfo{ID: 8, UUID: xen.UUID{8}}}
+	if c := leftover(dir, []engine.Status{seven, eight}); c.Status != control.CheckOK {
+		t.Errorf("both attached: %+v", c)
+	}
+	if c := leftover(dir, []engine.Status{seven}); c.Status != control.CheckFail || !strings.Contains(c.Detail, "8-") || strings.Contains(c.Detail, "7-") || c.Fix == "" {
+		t.Errorf("domain 8 is nobody's: %+v", c)
+	}
+	if c := leftover(filepath.Join(dir, "none"), nil); c.Status != control.CheckOK {
+		t.Errorf("no directory: %+v", c)
 	}
 }
 
@@ -147,7 +170,7 @@ func TestDeclaration(t *testing.T) {
 	}{
 		{"enforce", control.AttachRequest{Mode: "enforce"}, policy.ModeEnforce, ""},
 		{"one guard", control.AttachRequest{Mode: "enforce", Guards: []control.GuardRequest{{Name: "kernel-text", Action: "alert"}}}, policy.ModeEnforce, ""},
-		{"guards alone mean observe", control.AttachRequest{Guards: []control.GuardRequest{{Name: "kernel-text", Action: "alert"}}}, policy.ModeObserve, ""},
+		{"guards without a mode", control.AttachRequest{Guards: []control.GuardRequest{{Name: "kernel-text", Action: "alert"}}}, 0, "mode"},
 		{"unknown mode", control.AttachRequest{Mode: "enfroce"}, 0, "enforce"},
 		{"unknown guard", control.AttachRequest{Mode: "enforce", Guards: []control.GuardRequest{{Name: "kernel-txt", Action: "block"}}}, 0, "kernel-text"},
 		{"block under observe", control.AttachRequest{Mode: "observe", Guards: []control.GuardRequest{{Name: "kernel-text", Action: "block"}}}, 0, "enforce"},
@@ -169,9 +192,17 @@ func TestDeclaration(t *testing.T) {
 		})
 	}
 	a.doctor = func() []control.Check { return nil }
+	a.events = func(xen.DomainInfo) (xen.MonitorCaps, error) { return 1 << abi.MonitorEventMovToMSR, nil }
 	a.probe = func(xen.DomainInfo) (engine.Tier, string) { return engine.TierAccess, "no altp2m" }
 	if r, err := a.Doctor(context.Background()); err != nil || len(r.Domains) != 1 || r.Domains[0].Tier != control.TierAccess || r.Domains[0].TierReason != "no altp2m" {
 		t.Errorf("doctor on a domain nobody attached to: %+v, %v", r.Domains, err)
+	}
+	if c := a.monitorEvents(xen.DomainInfo{}); c.Status != control.CheckOK || c.Detail == "" {
+		t.Errorf("%+v", c)
+	}
+	a.events = func(xen.DomainInfo) (xen.MonitorCaps, error) { return 0, nil }
+	if c := a.monitorEvents(xen.DomainInfo{Type: xen.PV}); c.Status != control.CheckMissing || !strings.Contains(c.Detail, "PV") {
+		t.Errorf("%+v", c)
 	}
 	if _, err := a.Detach(context.Background(), dom); !errors.Is(err, &control.Problem{Code: control.CodeConflict}) {
 		t.Errorf("detach of a domain that is not attached: %v", err)

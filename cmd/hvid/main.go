@@ -17,6 +17,7 @@ import (
 	"github.com/xen-hvi/hvi/engine"
 	"github.com/xen-hvi/hvi/engine/ledger"
 	"github.com/xen-hvi/hvi/engine/xen"
+	"github.com/xen-hvi/hvi/engine/xen/abi"
 	"github.com/xen-hvi/hvi/engine/xen/mutate"
 )
 
@@ -37,6 +38,12 @@ func explain(err error) string {
 		return err.Error() + ": boot this machine under Xen, and run hvid in its control domain (dom0)"
 	case errors.Is(err, xen.ErrNotRoot):
 		return err.Error() + ": start hvid as root"
+	case errors.Is(err, xen.ErrNotControl):
+		return err.Error() + ": run hvid in dom0"
+	}
+	var unknown *abi.UnknownReleaseError
+	if errors.As(err, &unknown) {
+		return err.Error() + ": install a newer hvi; this one will not guess at another release's interface"
 	}
 	return err.Error()
 }

@@ -50,13 +50,3 @@ type Guard struct {
 
 // All returns every guard, in the order they are armed and shown.
 func All() []Guard { return []Guard{KernelText(), SyscallEntry()} }
-
-// ByName returns the guard of that name.
-func ByName(name policy.GuardName) (Guard, bool) {
-	for _, g := range All() {
-		if g.Name == name {
-			return g, true
-		}
-	}
-	return Guard{}, false
-}

@@ -40,6 +40,9 @@ type Mutator interface {
 	SetMemAccess(dom xen.DomID, access xen.Access, first x86.GFN, n uint64) error
 }
 
+// FileName returns the name of a domain's ledger in its directory.
+func FileName(dom xen.DomID, uuid xen.UUID) string { return fmt.Sprintf("%d-%s.jsonl", dom, uuid) }
+
 // Ledger is the list of what hvi has changed of one domain.
 type Ledger struct {
 	domain xen.DomID
@@ -57,7 +60,7 @@ func Open(dir string, dom xen.DomID, uuid xen.UUID, m Mutator) (*Ledger, error) 
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("ledger: %w", err)
 	}
-	l := &Ledger{domain: dom, uuid: uuid, xen: m, path: filepath.Join(dir, fmt.Sprintf("%d-%s.jsonl", dom, uuid))}
+	l := &Ledger{domain: dom, uuid: uuid, xen: m, path: filepath.Join(dir, FileName(dom, uuid))}
 	f, err := os.OpenFile(l.path, os.O_WRONLY|os.O_CREATE|os.O_EXCL|os.O_APPEND, 0o600)
 	if errors.Is(err, os.ErrExist) {
 		return nil, fmt.Errorf("ledger: %s is left from an earlier run: it must be recovered before domain %d is touched again: %w", l.path, dom, err)

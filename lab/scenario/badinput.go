@@ -27,21 +27,16 @@ func badInput(t *T) error {
 	code, text := t.fails("hvictl", "status")
 	t.Check(code == 3 && strings.Contains(text, "hvid"), "hvictl without hvid: exit code %d, %q", code, text)
 
-	// Not root.
-	for _, name := range []string{"hvid", "hvictl"} {
-		args := []string{}
-		if name == "hvictl" {
-			args = []string{"list"}
-		}
-		code, text := t.failsAs(nobody, name, args...)
-		t.Check(code != 0 && (strings.Contains(text, "root") || strings.Contains(text, "hvid")), "%s as nobody: exit code %d, %q", name, code, text)
-	}
+	code, text = t.failsAs(nobody, "hvid")
+	t.Check(code == 1 && strings.Contains(text, "start hvid as root"), "hvid as nobody: exit code %d, %q", code, text)
 
 	if _, err := t.StartHVID(); err != nil {
 		return err
 	}
 	code, text = t.fails("hvid")
-	t.Check(code != 0 && strings.Contains(text, "hvid"), "a second hvid: exit code %d, %q", code, text)
+	t.Check(code == 1 && strings.Contains(text, "another process serves it"), "a second hvid: exit code %d, %q", code, text)
+	code, text = t.failsAs(nobody, "hvictl", "list")
+	t.Check(code == 5 && strings.Contains(text, "root"), "hvictl as nobody: exit code %d, %q", code, text)
 	code, text = t.fails("hvictl", "status", "nosuchdomain")
 	t.Check(code == 4 && strings.Contains(text, "nosuchdomain"), "an unknown domain: exit code %d, %q", code, text)
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -73,7 +74,9 @@ func (c GuestConfig) String() string {
 	line("extra = %q", strings.Join(append([]string{guestCmdline}, c.KernelArgs...), " "))
 	line("memory = %d", memory)
 	line("vcpus = %d", vcpus)
-	line("on_poweroff = \"destroy\"")
+	if !slices.Contains(c.Lines, preserve) {
+		line("on_poweroff = \"destroy\"")
+	}
 	line("on_reboot = \"restart\"")
 	line("on_crash = \"preserve\"")
 	if c.Altp2m != "" {
@@ -156,8 +159,8 @@ func (t *T) OpenGuest(name string) (*Guest, error) {
 		return nil, err
 	}
 	g.console, err = openConsole(tty, func(l string) {
-		// What frames answers is for Run, not for people.
-		if l = strings.TrimSpace(l); l != "" && !strings.HasPrefix(l, "@@BEGIN ") && !strings.HasPrefix(l, "@@RC ") {
+		// The words of the guest's command loop are not for people.
+		if l = strings.TrimSpace(l); l != "" && !strings.HasPrefix(l, "@@") {
 			t.Logf("[%s] %s", name, l)
 		}
 	})

@@ -31,7 +31,7 @@ func init() {
 	})
 	Register(Scenario{
 		Name:     "guest-pti",
-		Brief:    "A guest with page-table isolation and all mitigations on, as distributions boot it, and one that reboots",
+		Brief:    "A guest with page-table isolation and all mitigations on, which then reboots",
 		Emulator: Bochs,
 		Timeout:  15 * time.Minute,
 		Run:      guestPTI,
@@ -122,6 +122,7 @@ func skeletonAMD(t *T) error {
 	}
 	c := enforce
 	c.Altp2m = "" // xl refuses it where the processor has none
+	c.Lines = append(c.Lines, preserve)
 	g, st, err := t.protectedGuest(c, control.StateDegraded)
 	if err != nil {
 		return err
@@ -149,10 +150,7 @@ func skeletonAMD(t *T) error {
 	if err := g.lifeGoesOn(); err != nil {
 		return err
 	}
-	if err := t.Step("shutdown", g.Shutdown); err != nil {
-		return err
-	}
-	return g.nothingLeft()
+	return t.Step("shutdown", func() error { _, err := g.letGo(); return err })
 }
 
 // guestPTI protects a guest that isolates its page tables, where most of the
@@ -480,7 +478,7 @@ func (g *Guest) lifeGoesOn() error {
 }
 
 // preserve keeps a domain that has powered off, so that Xen can be asked about
-// it afterwards. A later line of a config replaces an earlier one.
+// it afterwards.
 const preserve = `on_poweroff = "preserve"`
 
 // letGo shuts a guest down whose domain is kept, and checks through Xen itself
@@ -491,14 +489,16 @@ func (g *Guest) letGo() (leftovers, error) {
 	if _, err := t.XL("shutdown", strconv.Itoa(g.ID)); err != nil {
 		return leftovers{}, err
 	}
-	if _, err := g.WaitState(shutLimit, control.StateDetached); err != nil {
+	st, err := g.WaitState(shutLimit, control.StateDetached)
+	if err != nil {
 		return leftovers{}, err
 	}
 	left, err := t.leftovers(g.ID)
-	if !t.Check(err == nil, "a new listener can be connected to the guest that was shut down: %v", err) {
-		return left, err
+	if err != nil {
+		return left, fmt.Errorf("connect a new listener to the guest that was shut down: %w", err)
 	}
-	t.Check(left.frames > 0 && left.restricted == 0, "Xen restricts none of its pages: %d of %d", left.restricted, left.frames)
+	t.Check(true, "a new listener can be connected to the guest that was shut down")
+	t.Check((left.frames > 0 || st.Tier == control.TierRegisters) && left.restricted == 0, "Xen restricts none of its pages: %d of %d", left.restricted, left.frames)
 	t.Check(!left.paused, "and nobody holds it paused")
 	if err := g.Destroy(); err != nil {
 		return left, err
@@ -525,11 +525,11 @@ func (g *Guest) nothingLeft() error {
 		return err
 	}
 	t.Check(!strings.Contains(out.Stdout, "(null)") && strings.Count(strings.TrimSpace(out.Stdout), "\n") == 1,
-		"xl list shows dom0 alone, no zombie: %q", out.Stdout)
+		"xl list shows dom0 alone, no zombie: %d lines", strings.Count(out.Stdout, "\n"))
 	left, err := os.ReadDir("/run/hvi/ledger")
 	if err != nil {
 		return err
 	}
-	t.Check(len(left) == 0, "no change of Xen's state is outstanding: %v", left)
+	t.Check(len(left) == 0, "no change of Xen's state is outstanding: %d ledgers", len(left))
 	return nil
 }

@@ -49,7 +49,11 @@ func (t *T) leftovers(id int) (left leftovers, err error) {
 	}
 	// A PVH guest's memory lies in one piece from frame 0 on; the few special
 	// frames above it are nobody's code.
-	for gfn := range x86.GFN(info.Pages) {
+	frames := info.Pages
+	if h.ProbeMemAccess(dom) != nil {
+		frames = 0 // no page can be restricted here
+	}
+	for gfn := range x86.GFN(frames) {
 		access, err := h.MemAccess(dom, gfn)
 		if errors.Is(err, xen.ErrNoPage) {
 			continue

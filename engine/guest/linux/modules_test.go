@@ -84,3 +84,25 @@ func TestImageAddr(t *testing.T) {
 		}
 	}
 }
+
+// FuzzModuleAt lets a guest fill its list of modules with anything.
+func FuzzModuleAt(f *testing.F) {
+	f.Add([]byte{1, 2, 3, 4, 5, 6, 7, 8}, uint64(coreBase))
+	f.Fuzz(func(t *testing.T, data []byte, va uint64) {
+		g := linuxtest.New(linuxtest.Config{Layout: linuxtest.After64})
+		k, err := Identify(g.Memory(), g.Regs[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := g.Base + linuxtest.Data + 0x10000
+		if len(data) > 0x4000 {
+			data = data[:0x4000]
+		}
+		g.WriteUint64(g.Addr("modules"), uint64(at+linuxtest.ModuleList))
+		g.Write(at, data)
+		var m Module
+		if k.ModuleAt(x86.VirtAddr(va), &m) && (m.Base > x86.VirtAddr(va) || x86.VirtAddr(va)-m.Base >= maxModuleSize) {
+			t.Errorf("%#x in a module at %v", va, m.Base)
+		}
+	})
+}

@@ -8,5 +8,8 @@
 // package xen. Methods that the ring's thread calls (SetMemAccess,
 // InjectEvent, SingleStep) do not allocate unless they fail.
 //
+// Some methods have no operation in the ledger yet. Nothing can reach them until
+// one, with its undo, is written.
+//
 // A Mutator does not own its Host; close the Host after the last use.
 package mutate
