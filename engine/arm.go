@@ -38,19 +38,21 @@ func (s *Session) arm() error {
 	s.set = set
 	s.setRef.Store(set)
 	s.stages.set(set)
-	denies := false
+	for _, a := range set.Armed() {
+		if a.Action == policy.ActionBlock && len(a.Watch.MSRs) > 0 {
+			// Before the first write can be denied.
+			if err := s.ledger.DeferRegisterWrites(); err != nil {
+				return fail(err)
+			}
+			break
+		}
+	}
 	for _, a := range set.Armed() {
 		if err := s.enforce(a); err != nil {
 			s.setGuard(a.Guard.Name, GuardDegraded, err.Error())
 			continue
 		}
 		s.setGuard(a.Guard.Name, GuardArmed, "")
-		denies = denies || a.Action == policy.ActionBlock && len(a.Watch.MSRs) > 0
-	}
-	if denies {
-		if err := s.ledger.DeferRegisterWrites(); err != nil {
-			return fail(err)
-		}
 	}
 	if err := s.ledger.Unpause(); err != nil {
 		return fail(err)

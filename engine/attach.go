@@ -92,8 +92,11 @@ func enableFix(err error) string {
 	return ""
 }
 
-// placeRing sees to it that the frame set aside for the monitor ring is in the
-// guest's memory, where it must be while the ring is enabled.
+// placeRing puts a new page behind the frame set aside for the monitor ring,
+// where it must be while the ring is enabled. A page that is there is taken
+// away first: a guest that has run may have put one there that it can reach by
+// another way too, and who can write the ring can answer in our name, and worse.
+// The domain must be paused.
 func placeRing(hv Hypervisor, l *ledger.Ledger) (x86.GFN, error) {
 	gfn, err := hv.RingFrame(l.Domain())
 	if err != nil {
@@ -104,7 +107,9 @@ func placeRing(hv Hypervisor, l *ledger.Ledger) (x86.GFN, error) {
 		return 0, err
 	}
 	if t.Present() {
-		return gfn, l.AdoptRingPage(gfn)
+		if err := errors.Join(l.AdoptRingPage(gfn), l.ReleaseRingPage()); err != nil {
+			return 0, err
+		}
 	}
 	return gfn, l.PopulateRingPage(gfn)
 }

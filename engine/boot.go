@@ -65,7 +65,7 @@ const identifyFix = "hvi reads Linux kernels with kallsyms and BTF (CONFIG_KALLS
 // kernelEntered runs with the vCPU held at its first write of LSTAR.
 func (s *Session) kernelEntered(m moment) {
 	entry := s.entry
-	s.entry = nil
+	s.entry, s.held = nil, &m
 	s.setState(StateIdentifying)
 	err := s.identify(m.regs)
 	if err == nil {
@@ -83,7 +83,7 @@ func (s *Session) kernelEntered(m moment) {
 		entry.seen.Store(false)
 		s.entry = entry
 		s.setState(StateAttached)
-		s.server.Release(m.vcpu, vmevent.Continue)
+		s.letRun(m)
 		return
 	}
 	if err != nil {
@@ -93,7 +93,7 @@ func (s *Session) kernelEntered(m moment) {
 		}
 		return
 	}
-	s.server.Release(m.vcpu, vmevent.Continue)
+	s.letRun(m)
 }
 
 func (s *Session) identify(regs x86.Registers) error {
@@ -137,7 +137,7 @@ func (s *Session) awaitBootEnd() error {
 
 // bootEnded runs with the vCPU held at the end of its kernel's boot.
 func (s *Session) bootEnded(m moment) {
-	s.boot = nil
+	s.boot, s.held = nil, &m
 	err := s.ledger.Unmonitor(cr3Write)
 	if err == nil {
 		err = s.ledger.Undo(ledger.OpAccess)
@@ -152,5 +152,11 @@ func (s *Session) bootEnded(m moment) {
 		}
 		return
 	}
+	s.letRun(m)
+}
+
+// letRun lets a held vCPU go on.
+func (s *Session) letRun(m moment) {
+	s.held = nil
 	s.server.Release(m.vcpu, vmevent.Continue)
 }

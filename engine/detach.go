@@ -66,7 +66,11 @@ func (s *Session) withdraw(final State) error {
 	}
 	errs = append(errs, s.ledger.Close())
 	err := errors.Join(errs...)
-	if final != StateFailed {
+	switch {
+	case final == StateFailed: // it says why already
+	case err != nil:
+		s.fail("detach", "restart hvid: it undoes what is left", err)
+	default:
 		s.setState(final)
 	}
 	return err
@@ -75,6 +79,9 @@ func (s *Session) withdraw(final State) error {
 // heldMoments takes what the ring thread has reported and nobody has acted on.
 func (s *Session) heldMoments() []moment {
 	var out []moment
+	if s.held != nil {
+		out, s.held = append(out, *s.held), nil
+	}
 	if s.entry != nil {
 		select {
 		case m := <-s.entry.moment:
@@ -95,15 +102,23 @@ func (s *Session) heldMoments() []moment {
 // closeRing disables the ring with the domain paused and everything answered.
 func (s *Session) closeRing() error {
 	for try := 1; ; try++ {
+		before := s.server.Total()
 		if err := s.ledger.Pause(); err != nil {
 			return err
 		}
 		stopErr := s.server.Stop()
-		err := s.ledger.Undo(ledger.OpRing)
-		if err == nil || !errors.Is(err, syscall.EBUSY) || try == disableTries {
-			return errors.Join(stopErr, err)
+		// What was answered after the pause has not been acted upon: its
+		// vCPU must run once more, or the answer goes with the ring.
+		late := s.server.Total() != before && try < disableTries
+		var err error
+		if !late {
+			err = s.ledger.Undo(ledger.OpRing)
+			if err == nil || !errors.Is(err, syscall.EBUSY) || try == disableTries {
+				return errors.Join(stopErr, err)
+			}
 		}
-		// A vCPU waits for room in the ring: it must run to leave its event.
+		// A vCPU may also wait for room in the ring: it must run to leave its
+		// event.
 		s.serve()
 		if err := s.ledger.Unpause(); err != nil {
 			return err
@@ -124,9 +139,13 @@ func (s *Session) release() error {
 }
 
 // gone reports whether the domain is being destroyed or has been.
-func (s *Session) gone() bool {
-	info, err := s.hv.Domain(s.info.ID)
-	return errors.Is(err, xen.ErrNoDomain) || err == nil && (info.Dying || info.UUID != s.info.UUID)
+func (s *Session) gone() bool { return gone(s.hv, s.info) }
+
+// gone reports whether a domain is being destroyed, has been, or its number is
+// another's now.
+func gone(hv Hypervisor, was xen.DomainInfo) bool {
+	now, err := hv.Domain(was.ID)
+	return errors.Is(err, xen.ErrNoDomain) || err == nil && (now.Dying || now.UUID != was.UUID)
 }
 
 // forget drops everything of ours without asking Xen to undo what the domain
@@ -148,6 +167,11 @@ func (s *Session) forget(final State) error {
 // unmap gives back the event channel, the ring and the guest's memory.
 func (s *Session) unmap() error {
 	var errs []error
+	if s.server != nil {
+		// However we came here, nobody may serve what is unmapped now. The
+		// error is one that the server's user has had already.
+		_ = s.server.Stop()
+	}
 	if s.channel != nil {
 		errs = append(errs, s.channel.Close())
 		s.channel = nil

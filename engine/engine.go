@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/xen-hvi/hvi/engine/ledger"
 	"github.com/xen-hvi/hvi/engine/policy"
@@ -54,6 +55,8 @@ type domain struct {
 	ledger *ledger.Ledger // while gated, and handed to the session then
 	// over says that the domain has shut down or gone: nothing new begins.
 	over bool
+	// waiting is over, for who does not hold busy.
+	waiting atomic.Bool
 
 	mu      sync.Mutex // guards the fields below
 	status  Status     // when there is no session
@@ -79,6 +82,9 @@ func (e *Engine) Gate(info xen.DomainInfo, existing bool) {
 	if !hold {
 		d.status.State = StateUnprotected
 	}
+	// Whoever finds the domain from here on waits until it is held.
+	d.busy.Lock()
+	defer d.busy.Unlock()
 	e.mu.Lock()
 	if e.closing {
 		e.mu.Unlock()
@@ -94,8 +100,6 @@ func (e *Engine) Gate(info xen.DomainInfo, existing bool) {
 	if !hold {
 		return
 	}
-	d.busy.Lock()
-	defer d.busy.Unlock()
 	l, err := e.hold(info)
 	if err != nil {
 		e.opt.Log.Error("hold a new domain", "domid", info.ID, "uuid", info.UUID, "err", err)
@@ -149,22 +153,24 @@ func (e *Engine) Appeared(info xen.DomainInfo, name string) {
 		}
 		return
 	}
-	if err := d.letGo(); err != nil {
+	if err := e.letGo(d); err != nil {
 		log.Error("let the domain run", "err", err)
 	}
 }
 
 // letGo drops the gate's pause reference, which goes with the domain if that
 // has gone.
-func (d *domain) letGo() error {
+func (e *Engine) letGo(d *domain) error {
 	if d.ledger == nil {
 		return nil
 	}
 	l := d.ledger
 	d.ledger = nil
-	err := l.Undo(ledger.OpPause)
-	if errors.Is(err, xen.ErrNoDomain) {
+	var err error
+	if gone(e.opt.Hypervisor, d.info) {
 		err = l.Forget()
+	} else {
+		err = l.Undo(ledger.OpPause)
 	}
 	return errors.Join(err, l.Close())
 }
@@ -218,17 +224,45 @@ func (e *Engine) Gone(info xen.DomainInfo) {
 	}
 }
 
+// Resumed takes a domain up again that had shut down and runs on: a snapshot was
+// taken of it, or a migration was called off.
+func (e *Engine) Resumed(info xen.DomainInfo, name string) {
+	d := e.lookup(info)
+	if d == nil {
+		return
+	}
+	d.busy.Lock()
+	d.over = false
+	d.waiting.Store(false)
+	d.busy.Unlock()
+	e.Appeared(info, name)
+}
+
+// Waiting reports whether a domain has shut down and may yet run on, which Xen
+// does not announce.
+func (e *Engine) Waiting() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, d := range e.domains {
+		if d.waiting.Load() {
+			return true
+		}
+	}
+	return false
+}
+
 // finish ends what is done for a domain that has shut down or is gone.
 func (e *Engine) finish(d *domain, end func(*Session) error) {
 	d.busy.Lock()
 	defer d.busy.Unlock()
 	d.over = true
+	d.waiting.Store(true)
 	if s := d.current(); s != nil {
 		if err := end(s); err != nil {
 			e.opt.Log.Error("end session", "domid", d.info.ID, "err", err)
 		}
 	}
-	if err := d.letGo(); err != nil {
+	if err := e.letGo(d); err != nil {
 		e.opt.Log.Error("end gate", "domid", d.info.ID, "err", err)
 	}
 }
@@ -346,7 +380,7 @@ func (e *Engine) Close() error {
 			if s := d.current(); s != nil {
 				errs[i] = s.Detach()
 			}
-			errs[i] = errors.Join(errs[i], d.letGo())
+			errs[i] = errors.Join(errs[i], e.letGo(d))
 		})
 	}
 	wg.Wait()

@@ -557,38 +557,8 @@ func (w *world) appearRunning() {
 // answer, with a page restricted and a pause held: the guest must run again.
 func TestRecover(t *testing.T) {
 	w := newWorld(t, xentest.Config{}, xentest.Spec{VCPUs: 20})
-	dead, err := ledger.Open(w.dir, 7, w.info.UUID, mutate.New(w.host))
-	if err != nil {
-		t.Fatal(err)
-	}
+	w.dieWithEvent(13)
 	hv := engine.OnXen(w.host)
-	page, err := engine.ConnectForTest(hv, dead)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, err := range []error{
-		dead.Monitor(ledger.MonitorOp{Event: abi.MonitorEventMovToMSR, MSR: x86.MSRLSTAR}),
-		dead.Restrict(xen.AccessRX, 0x10, 5), dead.Pause(),
-	} {
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	l := &w.layout.VMEvent
-	e := make([]byte, l.Size)
-	binary.LittleEndian.PutUint32(e[l.OffFlags:], abi.VMEventFlagVCPUPaused)
-	binary.LittleEndian.PutUint32(e[l.OffReason:], abi.VMEventReasonMovToMSR)
-	binary.LittleEndian.PutUint32(e[l.OffVCPU:], 13)
-	if err := w.dom.Send(e); err != nil {
-		t.Fatal(err)
-	}
-	if w.dom.EventPauses(13) != 1 {
-		t.Fatal("the fake did not stop vCPU 13")
-	}
-	if err := page.Close(); err != nil { // as the process's death does
-		t.Fatal(err)
-	}
-
 	done, err := engine.Recover(hv, mutate.New(w.host), w.dir, slog.New(slog.DiscardHandler))
 	if err != nil || len(done) != 1 {
 		t.Fatalf("recovered %q, %v", done, err)
@@ -598,6 +568,81 @@ func TestRecover(t *testing.T) {
 	}
 	w.checkClean(0)
 	w.appearRunning() // and a new attach works
+}
+
+// TestRecoverInterrupted lets recovery itself die between taking the old ring
+// away and answering on a new one: the next one still answers.
+func TestRecoverInterrupted(t *testing.T) {
+	w := newWorld(t, xentest.Config{}, xentest.Spec{VCPUs: 3})
+	w.dieWithEvent(2)
+	w.xen.FailNext("evtchn(bind_interdomain)", 12)
+	hv, log := engine.OnXen(w.host), slog.New(slog.DiscardHandler)
+	if _, err := engine.Recover(hv, mutate.New(w.host), w.dir, log); err == nil {
+		t.Fatal("recovery did not notice that it could not answer")
+	}
+	if w.dom.EventPauses(2) != 1 {
+		t.Fatal("vCPU 2 was answered by nobody")
+	}
+	if _, err := engine.Recover(hv, mutate.New(w.host), w.dir, log); err != nil {
+		t.Fatal(err)
+	}
+	if n := w.dom.EventPauses(2); n != 0 {
+		t.Errorf("vCPU 2 still waits for %d answers", n)
+	}
+	w.checkClean(0)
+}
+
+// TestRingPageIsNew checks that the page the ring lies in is never one that was
+// in the guest's memory before: the guest may have kept another way to it.
+func TestRingPageIsNew(t *testing.T) {
+	w := newWorld(t, xentest.Config{}, xentest.Spec{})
+	w.appearRunning()
+	if err := w.engine.Detach(7); err != nil {
+		t.Fatal(err)
+	}
+	w.dom.AddPage(xentest.DefaultRingFrame) // the guest's own
+	w.xen.Log()
+	if err := w.engine.Attach(7, w.decl); err != nil {
+		t.Fatal(err)
+	}
+	log := strings.Join(w.xen.Log(), "\n")
+	taken, put, enabled := strings.Index(log, "decrease_reservation"), strings.Index(log, "populate_physmap"), strings.Index(log, "vm_event_op(enable)")
+	if taken < 0 || put < taken || enabled < put {
+		t.Errorf("the guest's page was not replaced before the ring was enabled:\n%s", log)
+	}
+}
+
+// TestResumed takes up a domain that had shut down and runs on, as after a
+// snapshot.
+func TestResumed(t *testing.T) {
+	w := newWorld(t, xentest.Config{}, xentest.Spec{})
+	w.appearRunning()
+	w.engine.ShutDown(w.info)
+	if st := w.status(); st.State != engine.StateDetached || !w.engine.Waiting() {
+		t.Fatalf("after shutdown: %s, waiting %v", st.State, w.engine.Waiting())
+	}
+	w.engine.Resumed(w.info, "web")
+	if st := w.status(); st.State != engine.StateProtecting || w.engine.Waiting() {
+		t.Errorf("after it went on: %s, waiting %v", st.State, w.engine.Waiting())
+	}
+}
+
+// TestDetachFails says so when something could not be undone.
+func TestDetachFails(t *testing.T) {
+	w := newWorld(t, xentest.Config{}, xentest.Spec{})
+	w.appearRunning()
+	w.xen.FailNext("vm_event_op(disable)", 1) // EPERM
+	if err := w.engine.Detach(7); err == nil {
+		t.Fatal("no error")
+	}
+	if st := w.status(); st.State != engine.StateFailed || st.Failure.Stage != "detach" || st.Failure.Fix == "" {
+		t.Errorf("%s, %+v", st.State, st.Failure)
+	}
+	// As the fix says: the next hvid undoes it.
+	if _, err := engine.Recover(engine.OnXen(w.host), mutate.New(w.host), w.dir, slog.New(slog.DiscardHandler)); err != nil {
+		t.Fatal(err)
+	}
+	w.checkClean(0)
 }
 
 // TestRecoverGone finds the ledger of a domain that no longer is.
@@ -622,4 +667,42 @@ func TestRecoverGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.checkClean(0)
+}
+
+// dieWithEvent leaves what a hvid leaves that dies between an event of a vCPU
+// and its answer, with pages restricted and a pause held.
+func (w *world) dieWithEvent(vcpu uint32) {
+	w.t.Helper()
+	t := w.t
+	dead, err := ledger.Open(w.dir, 7, w.info.UUID, mutate.New(w.host))
+	if err != nil {
+		t.Fatal(err)
+	}
+	hv := engine.OnXen(w.host)
+	page, err := engine.ConnectForTest(hv, dead)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, err := range []error{
+		dead.Monitor(ledger.MonitorOp{Event: abi.MonitorEventMovToMSR, MSR: x86.MSRLSTAR}),
+		dead.Restrict(xen.AccessRX, 0x10, 5), dead.Pause(),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	l := &w.layout.VMEvent
+	e := make([]byte, l.Size)
+	binary.LittleEndian.PutUint32(e[l.OffFlags:], abi.VMEventFlagVCPUPaused)
+	binary.LittleEndian.PutUint32(e[l.OffReason:], abi.VMEventReasonMovToMSR)
+	binary.LittleEndian.PutUint32(e[l.OffVCPU:], vcpu)
+	if err := w.dom.Send(e); err != nil {
+		t.Fatal(err)
+	}
+	if w.dom.EventPauses(int(vcpu)) != 1 {
+		t.Fatal("the fake did not stop the vCPU")
+	}
+	if err := page.Close(); err != nil { // as the process's death does
+		t.Fatal(err)
+	}
 }

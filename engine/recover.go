@@ -38,20 +38,30 @@ func recoverDomain(hv Hypervisor, l *ledger.Ledger) error {
 	if err != nil {
 		return err
 	}
-	if !l.Has(ledger.OpRing) {
-		return errors.Join(l.Undo(ledger.OpAccess, ledger.OpMonitor, ledger.OpRingPage, ledger.OpPause), l.Close())
+	return errors.Join(undoDead(hv, l, info), l.Close())
+}
+
+// undoDead undoes everything in a ledger whose ring nobody serves any more. The
+// domain is paused meanwhile: pages are put into its memory and taken out.
+//
+// The order matters. With the old ring still connected pages can be freed, which
+// needs a ring; then the ring is exchanged for one we can answer on, and every
+// vCPU is told to go on. That they wait is written down before the old ring
+// goes, so that a death in between is recovered from as well.
+func undoDead(hv Hypervisor, l *ledger.Ledger, info xen.DomainInfo) error {
+	errs := []error{l.Pause()}
+	if l.Has(ledger.OpRing) && !l.Has(ledger.OpResume) {
+		errs = append(errs, l.OweResume())
 	}
-	// The order matters: with the old ring still connected pages can be
-	// freed, which needs a ring; then the ring is exchanged for one we can
-	// answer on, and every vCPU is told to go on.
-	errs := []error{l.Undo(ledger.OpAccess, ledger.OpMonitor, ledger.OpDeferWrites), l.Undo(ledger.OpRing, ledger.OpRingPage)}
-	if err := errors.Join(errs...); err != nil {
-		return err
+	errs = append(errs, l.Undo(ledger.OpAccess, ledger.OpMonitor, ledger.OpDeferWrites), l.Undo(ledger.OpRing, ledger.OpRingPage))
+	if l.Has(ledger.OpResume) {
+		err := resumeAll(hv, l, info)
+		if err == nil {
+			err = l.Undo(ledger.OpResume)
+		}
+		errs = append(errs, err, l.Undo(ledger.OpRing, ledger.OpRingPage))
 	}
-	if err := resumeAll(hv, l, info); err != nil {
-		return err
-	}
-	return errors.Join(l.Undo(ledger.OpRing, ledger.OpRingPage, ledger.OpPause), l.Close())
+	return errors.Join(append(errs, l.Undo(ledger.OpPause))...)
 }
 
 // resumeAll connects a fresh ring and answers, on it, for every vCPU.

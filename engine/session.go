@@ -49,6 +49,7 @@ type Session struct {
 	boot     *bootEnd
 	tries    int
 	fold     folder
+	held     *moment // the vCPU that is held now
 	finished bool
 
 	// unrecorded counts violations beyond maxRecords.
@@ -224,7 +225,9 @@ func (s *Session) ringLost() {
 		return
 	}
 	s.fail("serve the monitor ring", "restart hvid; the guest goes on unprotected until then", err)
-	if err := s.withdraw(StateFailed); err != nil {
+	s.finished = true
+	s.recordRest()
+	if err := errors.Join(s.unmap(), undoDead(s.hv, s.ledger, s.info), s.ledger.Close()); err != nil {
 		s.log.Error("withdraw", "err", err)
 	}
 }

@@ -103,8 +103,14 @@ func run(ctx context.Context, opt options) (err error) {
 func follow(ctx context.Context, e *engine.Engine, w *xlplugin.Watcher, served <-chan error, log *slog.Logger) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	rescan := time.NewTicker(time.Second)
+	defer rescan.Stop()
 	for {
 		select {
+		case <-rescan.C:
+			if e.Waiting() {
+				w.Rescan()
+			}
 		case <-ctx.Done():
 			return nil
 		case err := <-served:
@@ -121,6 +127,8 @@ func follow(ctx context.Context, e *engine.Engine, w *xlplugin.Watcher, served <
 				wg.Go(func() { e.Appeared(ev.Info, ev.Name) })
 			case xlplugin.ShutDown:
 				wg.Go(func() { e.ShutDown(ev.Info) })
+			case xlplugin.Resumed:
+				wg.Go(func() { e.Resumed(ev.Info, ev.Name) })
 			case xlplugin.Gone:
 				wg.Go(func() { e.Gone(ev.Info) })
 			case xlplugin.Trouble:

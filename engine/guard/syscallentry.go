@@ -1,6 +1,8 @@
 package guard
 
 import (
+	"fmt"
+
 	"github.com/xen-hvi/hvi/engine/policy"
 	"github.com/xen-hvi/hvi/engine/vmevent"
 	"github.com/xen-hvi/hvi/engine/x86"
@@ -19,6 +21,10 @@ func SyscallEntry() Guard {
 		},
 		Bind: func(t *Target) (func(*vmevent.Event) bool, error) {
 			boot := t.Boot
+			// A guest taken up while it runs may have been hooked already.
+			if e := x86.VirtAddr(boot.LSTAR); e < t.Kernel.TextStart || e >= t.Kernel.TextEnd {
+				return nil, fmt.Errorf("LSTAR (%s) points outside the kernel's code: system calls are hooked already", e)
+			}
 			return func(ev *vmevent.Event) bool {
 				if ev.Reason != vmevent.ReasonMovToMSR {
 					return false

@@ -30,6 +30,9 @@ const (
 	// OpDeferWrites makes Xen hold back register writes until they are
 	// answered, so that they can be denied. Only disabling the ring undoes it.
 	OpDeferWrites Op = "defer-writes"
+	// OpResume is owed: vCPUs wait for answers of a listener that is gone. It
+	// changes nothing in Xen; it outlives the ring whose loss made it so.
+	OpResume Op = "resume"
 	// OpAccess is a range of frames restricted on the host's own
 	// translation. Its undo permits everything again.
 	OpAccess Op = "access"

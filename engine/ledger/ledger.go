@@ -50,6 +50,7 @@ type Ledger struct {
 	xen    Mutator
 	path   string
 	file   *os.File
+	size   int64 // of the file, whole lines
 	seq    uint64
 	open   []Entry // outstanding, oldest first
 }
@@ -88,6 +89,11 @@ func Load(dir string, m Mutator) ([]*Ledger, error) {
 	var errs []error
 	for _, name := range names {
 		l, err := load(name, m)
+		if errors.Is(err, errUnborn) {
+			// Its writer died before it had changed anything.
+			errs = append(errs, os.Remove(name))
+			continue
+		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("ledger %s: %w", name, err))
 			continue
@@ -114,8 +120,16 @@ func load(path string, m Mutator) (*Ledger, error) {
 		return nil, errors.Join(err, f.Close())
 	}
 	l.xen, l.path, l.file = m, path, f
+	// What was torn off is overwritten by nothing: cut it.
+	l.size = int64(bytes.LastIndexByte(data, '\n') + 1)
+	if err := f.Truncate(l.size); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
 	return l, nil
 }
+
+// errUnborn is a file that ends before its first line does.
+var errUnborn = errors.New("empty")
 
 // parse rebuilds the list of outstanding entries.
 func parse(data []byte) (*Ledger, error) {
@@ -126,7 +140,10 @@ func parse(data []byte) (*Ledger, error) {
 	for n := 1; sc.Scan(); n++ {
 		var ln line
 		if err := json.Unmarshal(sc.Bytes(), &ln); err != nil {
-			if !first && !sc.Scan() {
+			if !sc.Scan() && !bytes.HasSuffix(data, []byte("\n")) {
+				if first {
+					return nil, errUnborn
+				}
 				break // torn by the death of the writer
 			}
 			return nil, fmt.Errorf("line %d: %w", n, err)
@@ -162,7 +179,7 @@ func parse(data []byte) (*Ledger, error) {
 		return nil, err
 	}
 	if first {
-		return nil, errors.New("empty")
+		return nil, errUnborn
 	}
 	return l, nil
 }
@@ -195,8 +212,9 @@ func (l *Ledger) PopulateRingPage(gfn x86.GFN) error {
 		func() error { return l.xen.PopulatePage(l.domain, gfn) })
 }
 
-// AdoptRingPage notes that the ring's frame was in the guest's memory already,
-// put there by the domain builder.
+// AdoptRingPage notes that a page lies behind the ring's frame already, put
+// there by the domain builder or the guest, so that ReleaseRingPage takes it
+// away.
 func (l *Ledger) AdoptRingPage(gfn x86.GFN) error {
 	return l.do(Entry{Op: OpRingPage, GFN: uint64(gfn), Count: 1}, func() error { return nil })
 }
@@ -231,6 +249,12 @@ func (l *Ledger) Unmonitor(op MonitorOp) error {
 		}
 	}
 	return nil
+}
+
+// OweResume notes that vCPUs may wait for an answer nobody will give, until
+// Undo(OpResume) is told that they have been resumed.
+func (l *Ledger) OweResume() error {
+	return l.do(Entry{Op: OpResume}, func() error { return nil })
 }
 
 // DeferRegisterWrites makes Xen hold monitored register writes back until they
@@ -317,8 +341,8 @@ func (l *Ledger) undo(e Entry) error {
 		err = l.xen.VMEventDisable(l.domain)
 	case OpMonitor:
 		err = l.xen.Monitor(l.domain, e.Monitor.Inverse())
-	case OpDeferWrites:
-		// Goes with the ring.
+	case OpDeferWrites, OpResume:
+		// Goes with the ring; is done by whoever says so.
 	case OpAccess:
 		err = l.xen.SetMemAccess(l.domain, xen.AccessRWX, x86.GFN(e.GFN), e.Count)
 	default:
@@ -336,7 +360,12 @@ func (l *Ledger) undo(e Entry) error {
 func neverWas(op Op, err error) bool {
 	switch op {
 	case OpMonitor:
-		return errors.Is(err, syscall.EEXIST)
+		return errors.Is(err, syscall.EEXIST) || errors.Is(err, xen.ErrNoRing)
+	case OpAccess:
+		// Without a listener Xen lifts a restriction at the first violation.
+		return errors.Is(err, xen.ErrNoRing)
+	case OpPause:
+		return errors.Is(err, syscall.EINVAL) // nobody holds a pause
 	case OpRing:
 		return errors.Is(err, xen.ErrNoRing)
 	case OpRingPage:
@@ -353,14 +382,17 @@ func (l *Ledger) strike(e Entry) error {
 // write appends one line and waits until it is durable.
 func (l *Ledger) write(ln line) error {
 	data, err := json.Marshal(ln)
+	n := 0
 	if err == nil {
-		_, err = l.file.Write(append(data, '\n'))
+		n, err = l.file.Write(append(data, '\n'))
 	}
 	if err == nil {
 		err = l.file.Sync()
 	}
 	if err != nil {
-		return fmt.Errorf("ledger %s: %w", l.path, err)
+		// Half a line would spoil the next one.
+		return fmt.Errorf("ledger %s: %w", l.path, errors.Join(err, l.file.Truncate(l.size)))
 	}
+	l.size += int64(n)
 	return nil
 }

@@ -254,8 +254,6 @@ func TestTornFile(t *testing.T) {
 		{"whole", head + pause, 1, false},
 		{"torn", head + pause + `{"phase":"intent","en`, 1, false},
 		{"undone", head + pause + `{"phase":"undone","entry":{"seq":1,"op":"pause"}}` + "\n", 0, false},
-		{"empty", "", 0, true},
-		{"torn head", `{"v":1,"dom`, 0, true},
 		{"damaged middle", head + "garbage\n" + pause, 0, true},
 		{"later version", `{"v":2,"domid":5,"uuid":"01020304-0000-0000-0000-000000000000"}` + "\n", 0, true},
 		{"no entry", head + `{"phase":"intent"}` + "\n", 0, true},
@@ -278,6 +276,69 @@ func TestTornFile(t *testing.T) {
 				t.Errorf("%d ledgers, %v; want one with %d outstanding", len(all), err, c.open)
 			}
 		})
+	}
+}
+
+// TestUnbornFile finds files whose writer died before the first line was whole,
+// and so before it had changed anything: they are removed.
+func TestUnbornFile(t *testing.T) {
+	for _, text := range []string{"", `{"v":1,"dom`} {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, ledger.FileName(5, uuid)), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		all, err := ledger.Load(dir, &calls{})
+		if err != nil || len(all) != 0 {
+			t.Errorf("%q: %d ledgers, %v", text, len(all), err)
+		}
+		if err := open(t, dir, &calls{}).Close(); err != nil {
+			t.Errorf("%q: the domain cannot be attached to: %v", text, err)
+		}
+	}
+}
+
+// TestTornLineIsCut goes on writing after a torn line: what follows must be
+// readable to the next process.
+func TestTornLineIsCut(t *testing.T) {
+	dir := t.TempDir()
+	if err := open(t, dir, &calls{}).Pause(); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, ledger.FileName(5, uuid))
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, append(data, `{"phase":"int`...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	first, err := ledger.Load(dir, &calls{})
+	if err != nil || len(first) != 1 {
+		t.Fatalf("%d ledgers, %v", len(first), err)
+	}
+	if err := first[0].OweResume(); err != nil {
+		t.Fatal(err)
+	}
+	again, err := ledger.Load(dir, &calls{})
+	if err != nil || len(again) != 1 || len(again[0].Outstanding()) != 2 {
+		t.Fatalf("%d ledgers, %v; want the pause and what is owed", len(again), err)
+	}
+}
+
+// TestUndoOfNothing recovers a pause that an admin has dropped meanwhile, and
+// pages restricted on a ring that is gone: that there is nothing to undo is the
+// end of it.
+func TestUndoOfNothing(t *testing.T) {
+	dir := t.TempDir()
+	attach(t, open(t, dir, &calls{}))
+	all, err := ledger.Load(dir, &calls{refuse: map[string]error{
+		"unpause 5": syscall.EINVAL, "access rwx 0x1000 3586": xen.ErrNoRing, "monitor 0xc0000082 false": xen.ErrNoRing, "disable": xen.ErrNoRing,
+	}})
+	if err != nil || len(all) != 1 {
+		t.Fatalf("%d ledgers, %v", len(all), err)
+	}
+	if err := errors.Join(undoAll(all[0]), all[0].Close()); err != nil {
+		t.Error(err)
 	}
 }
 

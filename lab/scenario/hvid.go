@@ -13,8 +13,10 @@ import (
 )
 
 const (
-	hvidLimit    = 20 * time.Second  // emulated; from start or SIGTERM
-	protectLimit = 120 * time.Second // emulated; from creation to init
+	hvidLimit = 20 * time.Second // emulated; from start or SIGTERM
+	// From creation to init. Bochs needs 4 s of its own time; QEMU's time is the
+	// host's, and the 17,000 events of an AMD guest's boot take it minutes.
+	protectLimit = 8 * time.Minute
 )
 
 // StartHVID starts the daemon and waits until it answers. It is stopped by
