@@ -43,10 +43,17 @@ func TestModuleAt(t *testing.T) {
 				t.Errorf("layout %d: base %v", layout, m.Base)
 			}
 		}
-		var m Module
-		if n := testing.AllocsPerRun(100, func() { k.ModuleAt(initBase, &m) }); n != 0 {
-			t.Errorf("layout %d: %v allocations, want 0", layout, n)
-		}
+	}
+}
+
+func TestModuleAtDoesNotAllocate(t *testing.T) {
+	g, k := identified(t, linuxtest.Config{Layout: linuxtest.After64})
+	head, mod := g.Addr("modules"), g.Base+linuxtest.Data+0x10000
+	loadModule(g, mod, head, head, "virtio", linuxtest.Regions-1, coreBase, 0x3000)
+	var m Module
+	found := false
+	if n := testing.AllocsPerRun(100, func() { found = k.ModuleAt(coreBase, &m) }); n != 0 || !found {
+		t.Errorf("%v allocations, want 0; found: %v", n, found)
 	}
 }
 
