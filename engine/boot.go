@@ -109,7 +109,7 @@ func (s *Session) identify(regs x86.Registers) error {
 	took := time.Since(begin)
 	s.update(func(st *Status) {
 		st.Failure = nil
-		st.Kernel = &KernelStatus{Release: k.Release, Banner: k.Banner, Base: k.Base, Symbols: k.Symbols.Len(), Took: took}
+		st.Kernel = &KernelStatus{Release: k.Release, Banner: k.Banner, Base: k.Base, Symbols: k.Symbols.Len()}
 	})
 	s.log.Info("kernel identified", "release", policy.Quote(k.Release), "base", k.Base, "symbols", k.Symbols.Len(), "took", took)
 	return nil

@@ -592,6 +592,26 @@ func TestRecoverInterrupted(t *testing.T) {
 	w.checkClean(0)
 }
 
+// TestRecoverNeedsPause checks that recovery does not touch a guest it could not
+// pause: the guest could write the ring's page meanwhile.
+func TestRecoverNeedsPause(t *testing.T) {
+	w := newWorld(t, xentest.Config{}, xentest.Spec{})
+	w.dieWithEvent(0)
+	w.xen.Log()
+	w.xen.FailNext("domctl(pausedomain)", 1)
+	hv, log := engine.OnXen(w.host), slog.New(slog.DiscardHandler)
+	if _, err := engine.Recover(hv, mutate.New(w.host), w.dir, log); err == nil {
+		t.Fatal("recovery did not notice that the domain could not be paused")
+	}
+	if calls := strings.Join(w.xen.Log(), "\n"); strings.Contains(calls, "populate_physmap") || strings.Contains(calls, "vm_event_op") {
+		t.Errorf("the ring of a running guest was touched:\n%s", calls)
+	}
+	if _, err := engine.Recover(hv, mutate.New(w.host), w.dir, log); err != nil {
+		t.Fatal(err)
+	}
+	w.checkClean(0)
+}
+
 // TestRingPageIsNew checks that the page the ring lies in is never one that was
 // in the guest's memory before: the guest may have kept another way to it.
 func TestRingPageIsNew(t *testing.T) {

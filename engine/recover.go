@@ -49,7 +49,12 @@ func recoverDomain(hv Hypervisor, l *ledger.Ledger) error {
 // vCPU is told to go on. That they wait is written down before the old ring
 // goes, so that a death in between is recovered from as well.
 func undoDead(hv Hypervisor, l *ledger.Ledger, info xen.DomainInfo) error {
-	errs := []error{l.Pause()}
+	// Not without the pause: a guest that runs could write the ring's page while
+	// it is in its memory.
+	if err := l.Pause(); err != nil {
+		return err
+	}
+	var errs []error
 	if l.Has(ledger.OpRing) && !l.Has(ledger.OpResume) {
 		errs = append(errs, l.OweResume())
 	}

@@ -81,8 +81,6 @@ type KernelStatus struct {
 	Banner  string
 	Base    x86.VirtAddr
 	Symbols int
-	// Took is how long reading it took, with the guest's vCPU held.
-	Took time.Duration
 }
 
 // Status is a snapshot of a session.
