@@ -13,13 +13,42 @@ import (
 const (
 	// KeyMode is the mode: "off", "observe" or "enforce"; 0 is off, 1 observe.
 	KeyMode = "introspection"
-	// KeyPolicy names a preset.
+	// KeyPolicy names a preset, or a policy of the admin's.
 	KeyPolicy = "introspection_policy"
 	// KeyGuards is a list of "guard=action".
 	KeyGuards = "introspection_guards"
+	// KeyRequireAttach says that the domain may run only while it is attached
+	// to: 1 or 0.
+	KeyRequireAttach = "introspection_require_attach"
 )
 
-var ourKeys = []string{KeyMode, KeyPolicy, KeyGuards}
+var ourKeys = []string{KeyMode, KeyPolicy, KeyGuards, KeyRequireAttach}
+
+// bareWords are what our keys are called elsewhere, without the prefix that xl
+// configs need. None is a key of xl's.
+var bareWords = map[string]string{
+	"mode":           KeyMode,
+	"policy":         KeyPolicy,
+	"guards":         KeyGuards,
+	"require_attach": KeyRequireAttach,
+}
+
+// meant returns the key of ours that was probably meant by one that is not
+// ours, or "".
+func meant(key string) string {
+	if k, ok := bareWords[key]; ok {
+		return k
+	}
+	if near := policy.Nearest(key, ourKeys); near != "" {
+		return near
+	}
+	// The other bare words are too short to guess at: a misspelt one may well
+	// be a key of xl's.
+	if policy.Nearest(key, []string{"require_attach"}) != "" {
+		return KeyRequireAttach
+	}
+	return ""
+}
 
 // Declared is what a config says about a domain, as far as hvi cares.
 type Declared struct {
@@ -42,11 +71,16 @@ type Declared struct {
 // then Name and UUID are set as far as they could be read, and Spec is zero.
 //
 // A key that begins with "introspection" and is none of ours is an error: xl
-// would ignore it, and the admin would believe in it.
-func FromConfig(cfg *Config) (Declared, error) {
+// would ignore it, and the admin would believe in it. So is, in a config that
+// has keys of ours, one that is nearly ours or lacks the prefix; in a config
+// that has none it is a warning, since it may be meant for somebody else.
+//
+// known are the policies that [KeyPolicy] may name beside the presets, or nil.
+func FromConfig(cfg *Config, known policy.Policies) (Declared, error) {
 	var d Declared
-	var b policy.Builder
+	b := policy.Builder{Policies: known}
 	b.Fail(d.identify(cfg))
+	ours := slices.ContainsFunc(cfg.Settings, func(s Setting) bool { return slices.Contains(ourKeys, s.Key) })
 
 	reported := map[string]bool{}
 	assigned := map[string]Setting{}
@@ -63,10 +97,12 @@ func FromConfig(cfg *Config) (Declared, error) {
 		}
 		if strings.HasPrefix(s.Key, KeyMode) {
 			b.Fail(policy.UnknownWord("setting", s.Key, ourKeys, s.Pos))
-		} else if near := policy.Nearest(s.Key, ourKeys); near != "" {
-			d.Warnings = append(d.Warnings, Warning{s.Pos, fmt.Sprintf("%s is not a setting of hvi; was %s meant?", policy.Quote(s.Key), near)})
-		} else {
+		} else if near := meant(s.Key); near == "" {
 			continue
+		} else if ours {
+			b.Fail(&policy.Error{Origin: s.Pos, What: "setting", Value: s.Key, Reason: "is none of hvi's, and xl ignores it", Nearest: near})
+		} else {
+			d.Warnings = append(d.Warnings, Warning{s.Pos, fmt.Sprintf("%s is not a setting of hvi; was %s meant?", policy.Quote(s.Key), near)})
 		}
 		reported[s.Key] = true
 	}
@@ -84,6 +120,13 @@ func FromConfig(cfg *Config) (Declared, error) {
 			b.Fail(problem)
 		} else {
 			b.Preset(s.Value.Text, s.Value.Pos)
+		}
+	}
+	if s, ok := cfg.Lookup(KeyRequireAttach); ok {
+		if problem := notAWord(s); problem != nil {
+			b.Fail(problem)
+		} else {
+			b.RequireAttach(s.Value.Text, s.Value.Pos)
 		}
 	}
 	if s, ok := cfg.Lookup(KeyGuards); ok {

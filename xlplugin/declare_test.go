@@ -26,7 +26,7 @@ func describe(name string, data []byte) string {
 		lines("syntax error", err)
 		return b.String()
 	}
-	d, err := FromConfig(cfg)
+	d, err := FromConfig(cfg, nil)
 	fmt.Fprintf(&b, "name: %s\n", policy.Quote(d.Name))
 	if d.HasUUID {
 		fmt.Fprintf(&b, "uuid: %s\n", d.UUID)
@@ -44,6 +44,9 @@ func describe(name string, data []byte) string {
 	}
 	e := d.Spec.Effective()
 	fmt.Fprintf(&b, "mode: %s (%s)\npolicy: %s (%s)\n", e.Mode, e.Origins.Mode, e.Preset, e.Origins.Preset)
+	if e.RequireAttach {
+		fmt.Fprintf(&b, "require_attach (%s)\n", e.Origins.RequireAttach)
+	}
 	for _, g := range e.Guards {
 		fmt.Fprintf(&b, "guard %s: %s (%s)\n", g.Name, g.Action, g.From)
 	}
@@ -84,7 +87,7 @@ func TestFromConfigKeepsIdentityBesideErrors(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err := FromConfig(cfg)
+	d, err := FromConfig(cfg, nil)
 	if err == nil || len(policy.Errors(err)) != 1 {
 		t.Errorf("error %v, want one", err)
 	}
@@ -93,12 +96,44 @@ func TestFromConfigKeepsIdentityBesideErrors(t *testing.T) {
 	}
 }
 
+// shelf is one policy of the admin's.
+type shelf struct{ policy.Named }
+
+func (s shelf) Policy(name string) (*policy.Named, error) {
+	if name != s.Name {
+		return nil, nil
+	}
+	return &s.Named, nil
+}
+
+func (s shelf) Names() []string { return []string{s.Name} }
+
+func TestPolicyOfTheAdmins(t *testing.T) {
+	file := policy.Origin{Source: "/etc/hvi/policies/web.toml", Line: 2}
+	known := shelf{policy.Named{Name: "web", Origin: file, RequireAttach: true, RequireAttachAt: file}}
+	read := func(name string) (Declared, error) {
+		t.Helper()
+		cfg, err := Parse("g.cfg", []byte("name='g'\nintrospection='enforce'\nintrospection_policy='"+name+"'\n"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return FromConfig(cfg, known)
+	}
+	d, err := read("web")
+	if err != nil || d.Spec.Preset != "web" || !d.Spec.RequireAttach || d.Spec.Origins.RequireAttach != file {
+		t.Errorf("%+v, %v", d.Spec, err)
+	}
+	if _, err := read("wbe"); err == nil || !strings.Contains(err.Error(), `g.cfg:3:22: unknown policy "wbe"; did you mean "web"?`) {
+		t.Errorf("a policy there is not: %v", err)
+	}
+}
+
 func TestCommandLineWins(t *testing.T) {
 	cfg, err := Parse("g.cfg", []byte("name='g'\nintrospection='enforce'\n"), `introspection="off"`)
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err := FromConfig(cfg)
+	d, err := FromConfig(cfg, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -122,7 +157,7 @@ func FuzzFromConfig(f *testing.F) {
 		if err != nil {
 			return
 		}
-		d, err := FromConfig(cfg)
+		d, err := FromConfig(cfg, nil)
 		if err == nil {
 			if err := d.Spec.Validate(); err != nil {
 				t.Errorf("accepted but not valid: %v", err)

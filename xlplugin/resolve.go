@@ -155,6 +155,8 @@ func commandLine(argv []string) string {
 type Resolver struct {
 	// Proc is where procfs is mounted; empty is /proc.
 	Proc string
+	// Policies are those a config may name beside the presets, or nil.
+	Policies policy.Policies
 
 	// uid is the user whose processes and programs are believed; it is root
 	// but in tests.
@@ -340,7 +342,7 @@ func (r *Resolver) fits(p procfs, d Domain, pid int, name string, inv invocation
 	if err != nil {
 		return c, "its config has errors, so it is not what xl read: " + strings.ReplaceAll(err.Error(), "\n", "; ")
 	}
-	declared, err := FromConfig(cfg)
+	declared, err := FromConfig(cfg, r.Policies)
 	switch {
 	case declared.HasUUID && declared.UUID == d.UUID:
 		c.found.Match = ByUUID

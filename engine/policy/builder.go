@@ -13,10 +13,16 @@ import (
 // assignment replace an earlier one, as xl's does, applies that rule before it
 // calls the builder.
 type Builder struct {
+	// Policies looks up the policies an admin keeps by name. With nil there are
+	// only the presets.
+	Policies Policies
+
 	spec   Spec
 	guards map[GuardName]Origin
 	placed []placedWord
-	errs   []error
+	// modeRead says that the mode was given and understood.
+	modeRead bool
+	errs     []error
 }
 
 // placedWord is a setting that only makes sense beside a mode.
@@ -46,7 +52,7 @@ func (b *Builder) Mode(word string, at Origin) {
 		b.Fail(place(err, at))
 		return
 	}
-	b.spec.Mode = m
+	b.spec.Mode, b.modeRead = m, true
 }
 
 // ModeRejected notes that a mode was written but could not be read, for a
@@ -58,21 +64,43 @@ func (b *Builder) ModeRejected(at Origin) {
 	}
 }
 
-// Preset sets the preset by name; see [ParsePreset].
+// Preset sets the policy to start from: a preset, or a policy of
+// [Builder.Policies]. Where the policy is broken itself, that is the error.
 func (b *Builder) Preset(name string, at Origin) {
-	p, err := ParsePreset(name)
 	at = written(at)
 	if !b.spec.Origins.Preset.IsZero() {
-		b.Fail(twice("policy preset", b.spec.Origins.Preset, at))
+		b.Fail(twice("policy", b.spec.Origins.Preset, at))
 		return
 	}
 	b.spec.Origins.Preset = at
-	b.placed = append(b.placed, placedWord{"a policy preset", at})
+	b.placed = append(b.placed, placedWord{"a policy", at})
+	named, found, err := find(name, b.Policies)
+	if err == nil && !found {
+		err = unknownPolicy(name, b.Policies)
+	}
 	if err != nil {
 		b.Fail(place(err, at))
 		return
 	}
-	b.spec.Preset = p
+	b.spec.Preset, b.spec.Named = name, named
+}
+
+// RequireAttach sets whether the domain may run only while it is attached to,
+// from its word; see [ParseSwitch].
+func (b *Builder) RequireAttach(word string, at Origin) {
+	v, err := ParseSwitch("require_attach", word)
+	at = written(at)
+	if !b.spec.Origins.RequireAttach.IsZero() {
+		b.Fail(twice("require_attach", b.spec.Origins.RequireAttach, at))
+		return
+	}
+	b.spec.Origins.RequireAttach = at
+	b.placed = append(b.placed, placedWord{"require_attach", at})
+	if err != nil {
+		b.Fail(place(err, at))
+		return
+	}
+	b.spec.RequireAttach = v
 }
 
 // Guard sets the action of one guard; both are words.
@@ -177,10 +205,36 @@ func (b *Builder) Build() (Spec, error) {
 			}
 		}
 	}
+	b.spec.inherit()
+	if e := requireUnderOff(b.spec); b.modeRead && e != nil {
+		errs = append(errs, e)
+	}
 	if err := errors.Join(errs...); err != nil {
 		return Spec{}, err
 	}
 	return b.spec, nil
+}
+
+// BuildNamed returns what was set as a policy of that name, to be offered by a
+// [Policies], or every problem joined. Such a policy has no mode, and no policy
+// to start from in turn; the domain that names it has its own mode.
+func (b *Builder) BuildNamed(name string, at Origin) (Named, error) {
+	errs := b.errs
+	if err := CheckName(name); err != nil {
+		errs = append(errs, place(err, at))
+	}
+	for _, p := range []placedWord{{"mode", b.spec.Origins.Mode}, {"policy", b.spec.Origins.Preset}} {
+		if !p.origin.IsZero() {
+			errs = append(errs, &Error{Origin: p.origin, What: p.what, Reason: "cannot be set in a policy; the domain that names it sets it"})
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return Named{}, err
+	}
+	return Named{
+		Name: name, Origin: written(at), Guards: b.spec.Guards,
+		RequireAttach: b.spec.RequireAttach, RequireAttachAt: b.spec.Origins.RequireAttach,
+	}, nil
 }
 
 // written makes sure that a value somebody wrote does not look like a default,

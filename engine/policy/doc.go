@@ -20,7 +20,11 @@
 //   - Under mode observe nothing is ever blocked. A guard explicitly set to
 //     block under observe is a contradiction and refused, not weakened to an
 //     alert: the admin who wrote "block" would believe in it.
-//   - Guards without a mode are an error too: they would protect nothing.
+//     Only a policy that an admin keeps by name ([Named]) is weakened, since
+//     it is written for domains of either mode, and what each guard does says
+//     so.
+//   - Guards without a mode are an error too: they would protect nothing. So is
+//     require_attach with mode off: the domain could never run.
 //
 // The package holds no state and owns no resources. Every value is safe to copy
 // and to share between goroutines as long as nobody changes it; a Builder

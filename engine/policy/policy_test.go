@@ -125,6 +125,7 @@ func TestBuild(t *testing.T) {
 	b.GuardAssignment(" kernel-text = alert ", at(5))
 	b.Guard("syscall-entry", "off", at(6))
 	b.OnEngineFailure("release", at(7))
+	b.RequireAttach("yes", at(8))
 	got, err := b.Build()
 	if err != nil {
 		t.Fatal(err)
@@ -136,7 +137,8 @@ func TestBuild(t *testing.T) {
 			{GuardKernelText, ActionAlert, at(5)},
 			{GuardSyscallEntry, ActionOff, at(6)},
 		},
-		Origins: Origins{Mode: at(3), Preset: at(4), OnEngineFailure: at(7)},
+		RequireAttach: true,
+		Origins:       Origins{Mode: at(3), Preset: at(4), OnEngineFailure: at(7), RequireAttach: at(8)},
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
@@ -201,12 +203,12 @@ func TestBuildErrors(t *testing.T) {
 			b.Preset("default", at(3))
 			b.OnEngineFailure("release", at(4))
 			b.OnEngineFailure("release", at(5))
-		}, []string{"g.cfg:3: policy preset is set twice", "g.cfg:5: on_engine_failure is set twice"}},
+		}, []string{"g.cfg:3: policy is set twice", "g.cfg:5: on_engine_failure is set twice"}},
 		{"guards without a mode", func(b *Builder) {
 			b.GuardAssignment("kernel-text=block", at(2))
 			b.GuardAssignment("syscall-entry=block", at(3))
 			b.Preset("default", at(4))
-		}, []string{`g.cfg:2: a guard is set, but the mode is not`, `g.cfg:4: a policy preset is set, but the mode is not`}},
+		}, []string{`g.cfg:2: a guard is set, but the mode is not`, `g.cfg:4: a policy is set, but the mode is not`}},
 		{"a mode that was rejected is not missing", func(b *Builder) {
 			b.Fail(errors.New("the list is no mode"))
 			b.ModeRejected(at(1))
@@ -214,6 +216,19 @@ func TestBuildErrors(t *testing.T) {
 		}, []string{"the list is no mode"}},
 		{"pause", func(b *Builder) { b.Mode("enforce", at(1)); b.OnEngineFailure("pause", at(2)) },
 			[]string{`g.cfg:2: on_engine_failure "pause" is not in this version`}},
+		{"require_attach twice", func(b *Builder) {
+			b.Mode("enforce", at(1))
+			b.RequireAttach("1", at(2))
+			b.RequireAttach("0", at(3))
+		}, []string{`g.cfg:3: require_attach is set twice; it was set first at g.cfg:2`}},
+		{"require_attach is no switch", func(b *Builder) { b.Mode("enforce", at(1)); b.RequireAttach("ye", at(2)) },
+			[]string{`g.cfg:2: require_attach "ye" is neither yes nor no; did you mean "yes"?; write yes or no`}},
+		{"require_attach without a mode", func(b *Builder) { b.RequireAttach("1", at(2)) },
+			[]string{`g.cfg:2: require_attach is set, but the mode is not`}},
+		{"require_attach under off", func(b *Builder) { b.RequireAttach("1", at(1)); b.Mode("off", at(2)) },
+			[]string{`g.cfg:1: require_attach is set, but mode off attaches nothing`}},
+		{"require_attach beside a mode that is not understood", func(b *Builder) { b.RequireAttach("1", at(1)); b.Mode("of", at(2)) },
+			[]string{`g.cfg:2: unknown mode "of"`}},
 		{"all at once", func(b *Builder) {
 			b.Mode("bogus", at(1))
 			b.Preset("bogus", at(2))
@@ -270,6 +285,13 @@ func TestValidate(t *testing.T) {
 		{"guard", Spec{Guards: []GuardSetting{{Name: "nope"}}}, "unknown guard"},
 		{"action", Spec{Guards: []GuardSetting{{Name: GuardKernelText, Action: 7}}}, "action"},
 		{"twice", Spec{Guards: []GuardSetting{{Name: GuardKernelText}, {Name: GuardKernelText}}}, "is set twice"},
+		{"require_attach", Spec{Mode: ModeObserve, RequireAttach: true}, ""},
+		{"require_attach under off", Spec{RequireAttach: true}, "mode off attaches nothing"},
+		{"a policy of the admin's", Spec{Mode: ModeObserve, Preset: "web", Named: &Named{Name: "web", Origin: at(1), Guards: []GuardSetting{{Name: GuardKernelText, Action: ActionBlock}}}}, ""},
+		{"another policy", Spec{Preset: "web", Named: &Named{Name: "db", Origin: at(1)}}, `"db" is not the one that is named; that is "web"`},
+		{"a policy from nowhere", Spec{Preset: "web", Named: &Named{Name: "web"}}, "is written nowhere"},
+		{"a policy with a guard twice", Spec{Preset: "web", Named: &Named{Name: "web", Origin: at(1), Guards: []GuardSetting{{Name: GuardKernelText}, {Name: GuardKernelText}}}}, "is set twice"},
+		{"a policy that is a path", Spec{Preset: "../web", Named: &Named{Name: "../web", Origin: at(1)}}, "has a character that names do not have"},
 		{"observe and block", Spec{Mode: ModeObserve, Guards: []GuardSetting{{Name: GuardKernelText, Action: ActionBlock}}}, "never blocks"},
 	}
 	for _, tt := range tests {
@@ -297,7 +319,7 @@ func TestEffective(t *testing.T) {
 		{"enforce, one eased", Spec{Mode: ModeEnforce, Guards: set(GuardKernelText, ActionAlert)}, ActionAlert, ActionBlock, "g.cfg:5", "default of mode enforce"},
 		{"observe, one off", Spec{Mode: ModeObserve, Guards: set(GuardSyscallEntry, ActionOff)}, ActionAlert, ActionOff, "default of mode observe", "g.cfg:5"},
 		{"off wins over guards", Spec{Guards: set(GuardKernelText, ActionBlock)}, ActionOff, ActionOff, "default of mode off", "default of mode off"},
-		{"never blocks under observe", Spec{Mode: ModeObserve, Guards: set(GuardKernelText, ActionBlock)}, ActionAlert, ActionAlert, "g.cfg:5", "default of mode observe"},
+		{"never blocks under observe", Spec{Mode: ModeObserve, Guards: set(GuardKernelText, ActionBlock)}, ActionAlert, ActionAlert, "g.cfg:5, where it is block; mode observe never blocks", "default of mode observe"},
 		{"a mode outside the type does nothing", Spec{Mode: 9, Guards: set(GuardKernelText, ActionBlock)}, ActionOff, ActionOff, "default of mode mode(9)", "default of mode mode(9)"},
 	}
 	for _, tt := range tests {
@@ -333,6 +355,7 @@ func TestSameIntent(t *testing.T) {
 		{"another action", declared(ModeEnforce, 1, GuardSetting{GuardKernelText, ActionAlert, at(2)}), false},
 		{"another mode", declared(ModeObserve, 1), false},
 		{"nothing declared", Spec{Mode: ModeEnforce}, false},
+		{"required", Spec{Mode: ModeEnforce, RequireAttach: true, Origins: Origins{Mode: at(1)}}, false},
 	} {
 		if got := a.SameIntent(tt.b); got != tt.want {
 			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
@@ -393,15 +416,17 @@ func TestQuote(t *testing.T) {
 }
 
 func FuzzBuilder(f *testing.F) {
-	f.Add("enforce", "default", "kernel-text=block", "release")
-	f.Add("1", "", "kernel-text", "pause")
-	f.Add("observe", "x", "=", "\xff\x00")
-	f.Fuzz(func(t *testing.T, mode, preset, guard, failure string) {
-		var b Builder
+	f.Add("enforce", "default", "kernel-text=block", "release", "1")
+	f.Add("observe", "web", "syscall-entry=off", "release", "no")
+	f.Add("1", "", "kernel-text", "pause", "x")
+	f.Add("observe", "x", "=", "\xff\x00", "\x1b")
+	f.Fuzz(func(t *testing.T, mode, preset, guard, failure, require string) {
+		b := Builder{Policies: shelf{"web": {Name: "web", Origin: at(1), Guards: []GuardSetting{{GuardKernelText, ActionBlock, at(2)}}}}}
 		b.Mode(mode, Origin{})
 		b.Preset(preset, Origin{})
 		b.GuardAssignment(guard, Origin{})
 		b.OnEngineFailure(failure, Origin{})
+		b.RequireAttach(require, Origin{})
 		s, err := b.Build()
 		if err != nil {
 			if strings.ContainsFunc(err.Error(), func(r rune) bool { return r < ' ' && r != '\n' }) {

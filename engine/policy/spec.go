@@ -53,9 +53,17 @@ type Spec struct {
 	Mode Mode `json:"mode"`
 	// Preset names the set of actions to start from; empty is [PresetDefault].
 	Preset string `json:"policy,omitempty"`
+	// Named is what the policy that Preset names says, if it is one of the
+	// admin's, so that the Spec means the same on a host that does not have it.
+	// It is nil for a preset.
+	Named *Named `json:"named,omitempty"`
 	// Guards are the actions set one by one, in the order they were written,
 	// each guard at most once.
 	Guards []GuardSetting `json:"guards,omitempty"`
+	// RequireAttach says that the domain may run only while it is attached to:
+	// where attaching fails, it does not start. It may come from Named, as its
+	// origin then tells.
+	RequireAttach bool `json:"require_attach,omitempty"`
 	// OnEngineFailure is what happens to the guest when the engine fails.
 	OnEngineFailure EngineFailure `json:"on_engine_failure"`
 	// Origins says where the values above were written; those of Guards are in
@@ -68,6 +76,7 @@ type Spec struct {
 type Origins struct {
 	Mode            Origin `json:"mode,omitzero"`
 	Preset          Origin `json:"policy,omitzero"`
+	RequireAttach   Origin `json:"require_attach,omitzero"`
 	OnEngineFailure Origin `json:"on_engine_failure,omitzero"`
 }
 
@@ -82,7 +91,7 @@ func (s Spec) SameIntent(t Spec) bool {
 		return false
 	}
 	a, b := s.Effective(), t.Effective()
-	return a.Mode == b.Mode && slices.EqualFunc(a.Guards, b.Guards, func(x, y EffectiveGuard) bool {
+	return a.Mode == b.Mode && a.RequireAttach == b.RequireAttach && slices.EqualFunc(a.Guards, b.Guards, func(x, y EffectiveGuard) bool {
 		return x.Name == y.Name && x.Action == y.Action
 	})
 }
@@ -108,11 +117,35 @@ func (s Spec) Validate() error {
 	case s.OnEngineFailure == Pause:
 		add(pauseRefused().at(s.Origins.OnEngineFailure))
 	}
-	if _, err := ParsePreset(s.preset()); err != nil {
-		errs = append(errs, place(err, s.Origins.Preset))
+	switch {
+	case s.Named == nil:
+		if _, err := ParsePreset(s.preset()); err != nil {
+			errs = append(errs, place(err, s.Origins.Preset))
+		}
+	case s.Named.Name != s.Preset:
+		add(&Error{Origin: s.Named.Origin, What: "policy", Value: s.Named.Name, Reason: "is not the one that is named", Hint: "that is " + Quote(s.Preset)})
+	default:
+		if err := s.Named.Validate(); err != nil {
+			errs = append(errs, err)
+		}
 	}
-	seen := map[GuardName]Origin{}
+	if e := requireUnderOff(s); e != nil {
+		add(e)
+	}
+	errs = append(errs, checkGuards(s.Guards)...)
 	for _, g := range s.Guards {
+		if s.Mode == ModeObserve && g.Action == ActionBlock {
+			add(blockUnderObserve(g))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func checkGuards(settings []GuardSetting) []error {
+	var errs []error
+	add := func(e *Error) { errs = append(errs, e) }
+	seen := map[GuardName]Origin{}
+	for _, g := range settings {
 		if _, ok := LookupGuard(g.Name); !ok {
 			add(UnknownWord("guard", string(g.Name), guardWords(), g.Origin))
 			continue
@@ -125,11 +158,22 @@ func (s Spec) Validate() error {
 		if _, err := g.Action.MarshalText(); err != nil {
 			errs = append(errs, place(err, g.Origin))
 		}
-		if s.Mode == ModeObserve && g.Action == ActionBlock {
-			add(blockUnderObserve(g))
-		}
 	}
-	return errors.Join(errs...)
+	return errs
+}
+
+// requireUnderOff is the error of a domain that may run only while attached to,
+// and is not to be attached to.
+func requireUnderOff(s Spec) *Error {
+	if !s.RequireAttach || s.Mode != ModeOff {
+		return nil
+	}
+	return &Error{
+		Origin: s.Origins.RequireAttach,
+		What:   "require_attach",
+		Reason: "is set, but mode off attaches nothing: the domain could never run",
+		Hint:   "use mode observe or enforce, or leave require_attach out",
+	}
 }
 
 func setTwice(name GuardName, first, second Origin) *Error {
@@ -165,6 +209,7 @@ type EffectiveGuard struct {
 type Effective struct {
 	Mode            Mode             `json:"mode"`
 	Preset          string           `json:"policy"`
+	RequireAttach   bool             `json:"require_attach,omitempty"`
 	OnEngineFailure EngineFailure    `json:"on_engine_failure"`
 	Guards          []EffectiveGuard `json:"guards"`
 	Origins         Origins          `json:"origins,omitzero"`
@@ -177,6 +222,7 @@ func (s Spec) Effective() Effective {
 	e := Effective{
 		Mode:            s.Mode,
 		Preset:          s.preset(),
+		RequireAttach:   s.RequireAttach,
 		OnEngineFailure: s.OnEngineFailure,
 		Guards:          make([]EffectiveGuard, 0, len(guards)),
 		Origins:         s.Origins,
@@ -188,19 +234,28 @@ func (s Spec) Effective() Effective {
 			From:   "default of mode " + s.Mode.String(),
 		}
 		if s.Mode == ModeObserve || s.Mode == ModeEnforce {
-			for _, set := range s.Guards {
-				if set.Name != g.Name {
-					continue
-				}
-				eg.Action, eg.Origin, eg.From = set.Action, set.Origin, set.Origin.String()
-				if s.Mode == ModeObserve {
-					eg.Action = min(eg.Action, ActionAlert)
-				}
+			if s.Named != nil {
+				eg.apply(s.Mode, s.Named.Guards, "policy "+s.Named.Name+" at ")
 			}
+			eg.apply(s.Mode, s.Guards, "")
 		}
 		e.Guards = append(e.Guards, eg)
 	}
 	return e
+}
+
+// apply takes the guard's action from settings, if they have one.
+func (eg *EffectiveGuard) apply(m Mode, settings []GuardSetting, from string) {
+	for _, set := range settings {
+		if set.Name != eg.Name {
+			continue
+		}
+		eg.Action, eg.Origin, eg.From = set.Action, set.Origin, from+set.Origin.String()
+		if m == ModeObserve && set.Action > ActionAlert {
+			eg.Action = ActionAlert
+			eg.From += ", where it is " + set.Action.String() + "; mode observe never blocks"
+		}
+	}
 }
 
 // Action is what the named guard will do; [ActionOff] for an unknown one.

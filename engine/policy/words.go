@@ -155,3 +155,18 @@ func pauseRefused() *Error {
 		kind:   ErrNotInThisVersion,
 	}
 }
+
+var switchWords = []string{"yes", "no", "on", "off", "true", "false", "1", "0"}
+
+// ParseSwitch reads a yes or a no, in any of the ways front ends write them:
+// yes, on, true and 1, or no, off, false and 0. Anything else is an [*Error]
+// about what.
+func ParseSwitch(what, s string) (bool, error) {
+	switch s {
+	case "yes", "on", "true", "1":
+		return true, nil
+	case "no", "off", "false", "0":
+		return false, nil
+	}
+	return false, &Error{What: what, Value: s, Reason: "is neither yes nor no", Nearest: Nearest(s, switchWords), Hint: "write yes or no"}
+}
