@@ -21,9 +21,14 @@ func (s *Session) arm() error {
 	if err := s.ledger.Pause(); err != nil {
 		return fail(err)
 	}
-	regs, err := s.hv.Registers(s.info.ID, 0)
-	if err != nil {
-		return fail(err)
+	if !s.armedAt {
+		// The registers of this moment are the right ones, also for guards
+		// that are armed later: a change since may have been an attack.
+		var err error
+		if s.arming, err = s.hv.Registers(s.info.ID, 0); err != nil {
+			return fail(err)
+		}
+		s.armedAt = true
 	}
 	actions := make(map[policy.GuardName]policy.Action)
 	for _, g := range s.Status().Guards {
@@ -31,7 +36,7 @@ func (s *Session) arm() error {
 			actions[g.Name] = g.Action
 		}
 	}
-	set, err := guard.NewSet(&guard.Target{Kernel: s.kernel, Boot: regs}, s.memory, actions)
+	set, err := guard.NewSet(&guard.Target{Kernel: s.kernel, Boot: s.arming}, s.memory, actions)
 	for _, e := range prepareErrors(err) {
 		s.setGuard(e.Guard, GuardDegraded, e.Err.Error())
 	}
@@ -39,7 +44,7 @@ func (s *Session) arm() error {
 	s.setRef.Store(set)
 	s.stages.set(set)
 	for _, a := range set.Armed() {
-		if a.Action == policy.ActionBlock && len(a.Watch.MSRs) > 0 {
+		if a.Action == policy.ActionBlock && len(a.Watch.MSRs) > 0 && !s.ledger.Has(ledger.OpDeferWrites) {
 			// Before the first write can be denied.
 			if err := s.ledger.DeferRegisterWrites(); err != nil {
 				return fail(err)

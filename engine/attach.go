@@ -25,7 +25,7 @@ func (s *Session) attach() error {
 		err = s.ledger.Undo(ledger.OpPause)
 	}
 	if err != nil {
-		return errors.Join(err, s.withdraw(StateFailed))
+		return errors.Join(err, s.withdraw(StateFailed, s.holdOnFailure))
 	}
 	return nil
 }

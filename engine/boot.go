@@ -88,7 +88,7 @@ func (s *Session) kernelEntered(m moment) {
 	}
 	if err != nil {
 		s.fail("identify the guest's kernel", identifyFix, err)
-		if err := s.withdraw(StateFailed); err != nil {
+		if err := s.withdraw(StateFailed, false); err != nil {
 			s.log.Error("withdraw", "err", err)
 		}
 		return
@@ -147,7 +147,7 @@ func (s *Session) bootEnded(m moment) {
 	}
 	if err != nil {
 		s.log.Error("arm", "err", err)
-		if err := s.withdraw(StateFailed); err != nil {
+		if err := s.withdraw(StateFailed, false); err != nil {
 			s.log.Error("withdraw", "err", err)
 		}
 		return

@@ -20,21 +20,23 @@ const (
 	disableTries = 20
 )
 
-// detach withdraws from a living domain.
-func (s *Session) detach() error {
+// detach withdraws from a living domain, and holds it if asked to.
+func (s *Session) detach(hold bool) error {
 	if s.finished {
 		return nil
 	}
 	s.setState(StateDetaching)
-	return s.withdraw(StateDetached)
+	return s.withdraw(StateDetached, hold)
 }
 
 // withdraw undoes everything, in the order that leaves nothing behind at any
 // moment: first what makes events, then, with the domain running, the answers
 // to those under way are given time to be acted upon, then the ring, last the
 // pause references. It does not stop at an error, ends the session and leaves
-// it in the given state.
-func (s *Session) withdraw(final State) error {
+// it in the given state. With hold one pause reference is kept, the only entry
+// of a ledger that is then left open, for whoever decides over the domain: see
+// [Session.takeLedger].
+func (s *Session) withdraw(final State, hold bool) error {
 	if s.finished {
 		return nil
 	}
@@ -60,11 +62,21 @@ func (s *Session) withdraw(final State) error {
 		errs = append(errs, s.ledger.Undo(ledger.OpRing))
 	}
 	s.recordRest()
-	errs = append(errs, s.ledger.Undo(ledger.OpDeferWrites, ledger.OpRingPage), s.unmap(), s.ledger.Undo(ledger.OpPause))
+	errs = append(errs, s.ledger.Undo(ledger.OpDeferWrites, ledger.OpRingPage), s.unmap())
+	hold = hold && errors.Join(errs...) == nil
+	if hold {
+		errs = append(errs, s.holdOn())
+	} else {
+		errs = append(errs, s.ledger.Undo(ledger.OpPause))
+	}
 	if s.gone() {
 		return s.forget(final)
 	}
-	errs = append(errs, s.ledger.Close())
+	if hold && errors.Join(errs...) == nil {
+		s.left = s.ledger
+	} else {
+		errs = append(errs, s.ledger.Close())
+	}
 	err := errors.Join(errs...)
 	switch {
 	case final == StateFailed: // it says why already
@@ -74,6 +86,32 @@ func (s *Session) withdraw(final State) error {
 		s.setState(final)
 	}
 	return err
+}
+
+// holdOn leaves exactly one pause reference.
+func (s *Session) holdOn() error {
+	n := 0
+	for _, e := range s.ledger.Outstanding() {
+		if e.Op == ledger.OpPause {
+			n++
+		}
+	}
+	if n == 0 {
+		return s.ledger.Pause()
+	}
+	var errs []error
+	for ; n > 1; n-- {
+		errs = append(errs, s.ledger.Unpause())
+	}
+	return errors.Join(errs...)
+}
+
+// takeLedger returns the ledger of a session that ended holding its domain,
+// once, and nil otherwise. It may be called when the session has ended.
+func (s *Session) takeLedger() *ledger.Ledger {
+	l := s.left
+	s.left = nil
+	return l
 }
 
 // heldMoments takes what the ring thread has reported and nobody has acted on.

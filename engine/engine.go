@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -11,6 +12,7 @@ import (
 	"github.com/xen-hvi/hvi/engine/ledger"
 	"github.com/xen-hvi/hvi/engine/policy"
 	"github.com/xen-hvi/hvi/engine/xen"
+	"github.com/xen-hvi/hvi/engine/xen/abi"
 )
 
 // Declaration is what the toolstack's configuration says about a domain.
@@ -19,6 +21,8 @@ type Declaration struct {
 	// Source is where it was found, for people, or where it was looked for in
 	// vain: "xl config /etc/xen/web.cfg".
 	Source string
+	// From is the kind of source, one word: it is passed on to the status.
+	From string
 }
 
 // Resolver finds what was declared for a domain. found is false when nothing
@@ -42,6 +46,7 @@ type Engine struct {
 
 	mu      sync.Mutex
 	domains map[xen.DomID]*domain
+	changed chan struct{} // closed and replaced when a domain comes in
 	closing bool
 }
 
@@ -51,10 +56,18 @@ type domain struct {
 	// detaching, going.
 	busy   sync.Mutex
 	info   xen.DomainInfo
-	name   string
-	ledger *ledger.Ledger // while gated, and handed to the session then
+	ledger *ledger.Ledger // while held, and handed to a session then
 	// over says that the domain has shut down or gone: nothing new begins.
 	over bool
+	// declared is what the session was begun with, or changed to, last.
+	declared Declaration
+	// resume is what to attach with if the domain, which is shut down, runs on;
+	// nil if it was not protected.
+	resume *Declaration
+	// decided is closed when the domain's start is no longer held up by us, or
+	// is for good; decide closes it once.
+	decided chan struct{}
+	decide  sync.Once
 	// waiting is over, for who does not hold busy.
 	waiting atomic.Bool
 
@@ -66,7 +79,7 @@ type domain struct {
 // New returns an engine that knows no domain. Recover first if a ledger may be
 // left from an earlier run.
 func New(opt Options) *Engine {
-	return &Engine{opt: opt, domains: make(map[xen.DomID]*domain)}
+	return &Engine{opt: opt, domains: make(map[xen.DomID]*domain), changed: make(chan struct{})}
 }
 
 // ErrClosing is returned for operations after Close has begun.
@@ -78,7 +91,7 @@ var ErrClosing = errors.New("hvid is stopping")
 // domain was there before hvid, and runs: it is not held up.
 func (e *Engine) Gate(info xen.DomainInfo, existing bool) {
 	hold := !existing && info.Type != xen.PV
-	d := &domain{info: info, status: Status{Info: info, State: StateGated}}
+	d := &domain{info: info, status: Status{Info: info, State: StateGated}, decided: make(chan struct{})}
 	if !hold {
 		d.status.State = StateUnprotected
 	}
@@ -92,10 +105,12 @@ func (e *Engine) Gate(info xen.DomainInfo, existing bool) {
 	}
 	before := e.domains[info.ID]
 	e.domains[info.ID] = d
+	close(e.changed)
+	e.changed = make(chan struct{})
 	e.mu.Unlock()
 	if before != nil {
 		// The number was used again before the old domain's end was seen.
-		go e.finish(before, (*Session).Release)
+		go e.end(before)
 	}
 	if !hold {
 		return
@@ -129,10 +144,15 @@ func (e *Engine) Appeared(info xen.DomainInfo, name string) {
 	}
 	d.busy.Lock()
 	defer d.busy.Unlock()
+	e.appeared(d, info, name)
+}
+
+// appeared is Appeared with d.busy held.
+func (e *Engine) appeared(d *domain, info xen.DomainInfo, name string) {
 	if d.over {
 		return
 	}
-	d.name = name
+	defer d.decide.Do(func() { close(d.decided) })
 	d.setStatus(func(st *Status) { st.Name, st.Info = name, info })
 	log := e.opt.Log.With("domid", info.ID, "domain", policy.Quote(name), "uuid", info.UUID)
 
@@ -140,15 +160,19 @@ func (e *Engine) Appeared(info xen.DomainInfo, name string) {
 	switch {
 	case err != nil:
 		d.setStatus(func(st *Status) {
-			st.State, st.PolicySource = StateFailed, decl.Source
+			st.State, st.PolicySource, st.PolicyFrom, st.Decided = StateFailed, decl.Source, decl.From, true
 			st.Failure = &Failure{Stage: "read the declared policy", Err: err, Fix: "correct the configuration, then run: hvictl attach " + name + ", or start the guest anew"}
 		})
 		log.Error("the declared policy cannot be honoured; the guest runs unprotected", "err", err)
 	case !found || decl.Spec.Mode == policy.ModeOff:
-		d.setStatus(func(st *Status) { st.State, st.PolicySource = StateUnprotected, decl.Source })
+		d.setUnprotected(decl)
 		log.Info("no protection asked for", "source", decl.Source)
 	default:
 		if err := e.attach(d, decl); err != nil {
+			if held := d.snapshot().Held; held != "" {
+				log.Error("attach; the guest is held", "err", err, "why", held)
+				return
+			}
 			log.Error("attach; the guest runs unprotected", "err", err)
 		}
 		return
@@ -158,14 +182,28 @@ func (e *Engine) Appeared(info xen.DomainInfo, name string) {
 	}
 }
 
-// letGo drops the gate's pause reference, which goes with the domain if that
-// has gone.
+// setUnprotected notes that a policy asks for nothing.
+func (d *domain) setUnprotected(decl Declaration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.session != nil {
+		d.status = d.session.Status()
+		d.session = nil
+	}
+	st := &d.status
+	st.State, st.PolicySource, st.PolicyFrom, st.Decided = StateUnprotected, decl.Source, decl.From, true
+	st.Policy, st.Guards, st.Failure = decl.Spec.Effective(), nil, nil
+}
+
+// letGo drops the pause reference by which a domain is held, which goes with
+// the domain if that has gone.
 func (e *Engine) letGo(d *domain) error {
 	if d.ledger == nil {
 		return nil
 	}
 	l := d.ledger
 	d.ledger = nil
+	d.setHeld("")
 	var err error
 	if gone(e.opt.Hypervisor, d.info) {
 		err = l.Forget()
@@ -181,32 +219,92 @@ func (d *domain) setStatus(f func(*Status)) {
 	f(&d.status)
 }
 
+// setHeld says why a domain is held, in whichever status is shown.
+func (d *domain) setHeld(why string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.status.Held = why
+	if d.session != nil {
+		d.session.update(func(st *Status) { st.Held = why })
+	}
+}
+
+// snapshot is the domain's status as it is shown.
+func (d *domain) snapshot() Status {
+	d.mu.Lock()
+	st, s := d.status, d.session
+	d.mu.Unlock()
+	if s != nil {
+		st = s.Status()
+	}
+	return st
+}
+
 // attach starts a session. The caller holds d.busy.
 func (e *Engine) attach(d *domain, decl Declaration) error {
-	if d.ledger == nil {
+	held := d.ledger != nil
+	if !held {
 		l, err := e.hold(d.info)
 		if err != nil {
 			d.setStatus(func(st *Status) {
-				st.State, st.PolicySource = StateFailed, decl.Source
+				st.State, st.PolicySource, st.PolicyFrom, st.Decided = StateFailed, decl.Source, decl.From, true
 				st.Failure = &Failure{Stage: "hold the domain", Err: err}
 			})
 			return err
 		}
 		d.ledger = l
 	}
-	s := newSession(e.opt.Hypervisor, d.ledger, e.opt.Recorder, e.opt.Log, d.info, d.name, decl.Spec.Effective(), decl.Source)
-	d.ledger = nil // the session's now
+	s := newSession(e.opt.Hypervisor, d.ledger, e.opt.Recorder, e.opt.Log, d.info, d.snapshot().Name, decl)
+	// Who runs already is not stopped for it.
+	s.holdOnFailure = held && decl.Spec.RequireAttach
+	d.ledger, d.declared = nil, decl
 	d.mu.Lock()
 	d.session = s
+	d.status.Held = ""
 	d.mu.Unlock()
-	return s.start()
+	err := s.start()
+	if err != nil {
+		<-s.quit
+		if d.ledger = s.takeLedger(); d.ledger != nil {
+			d.setHeld("its policy says require_attach, and hvi could not attach")
+		}
+	}
+	return err
 }
 
 // ShutDown withdraws from a domain that has shut down and waits to be
-// destroyed or restarted by its toolstack.
+// destroyed, restarted or resumed by its toolstack. A protected domain that may
+// be resumed as it is, because it was suspended or asked for a soft reset, is
+// held, so that it does not run before hvi is attached again.
 func (e *Engine) ShutDown(info xen.DomainInfo) {
-	if d := e.lookup(info); d != nil {
+	d := e.lookup(info)
+	if d == nil {
+		return
+	}
+	d.busy.Lock()
+	defer d.busy.Unlock()
+	if d.over {
+		return
+	}
+	s := d.current()
+	if s == nil || s.ended() {
+		e.finish(d, nil)
+		return
+	}
+	if r := info.ShutdownReason; r != abi.ShutdownSuspend && r != abi.ShutdownSoftReset {
+		decl := d.declared
 		e.finish(d, (*Session).Detach)
+		d.resume = &decl
+		return
+	}
+	decl := d.declared
+	d.over, d.resume = true, &decl
+	d.waiting.Store(true)
+	if err := s.Suspend(); err != nil {
+		e.opt.Log.Error("withdraw from a suspended domain", "domid", info.ID, "err", err)
+	}
+	if d.ledger = s.takeLedger(); d.ledger != nil {
+		d.setHeld("it is shut down (" + info.ShutdownReason.String() + "), and is attached to again before it runs on")
 	}
 }
 
@@ -216,7 +314,7 @@ func (e *Engine) Gone(info xen.DomainInfo) {
 	if d == nil {
 		return
 	}
-	e.finish(d, (*Session).Release)
+	e.end(d)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.domains[info.ID] == d {
@@ -224,18 +322,32 @@ func (e *Engine) Gone(info xen.DomainInfo) {
 	}
 }
 
-// Resumed takes a domain up again that had shut down and runs on: a snapshot was
-// taken of it, or a migration was called off.
+// Resumed takes a domain up again that had shut down and runs on: a snapshot
+// was taken of it, a migration was called off, or it was reset. It gets the
+// protection it had.
 func (e *Engine) Resumed(info xen.DomainInfo, name string) {
 	d := e.lookup(info)
 	if d == nil {
 		return
 	}
 	d.busy.Lock()
+	defer d.busy.Unlock()
 	d.over = false
 	d.waiting.Store(false)
-	d.busy.Unlock()
-	e.Appeared(info, name)
+	decl := d.resume
+	d.resume = nil
+	var err error
+	switch {
+	case decl != nil:
+		err = e.attach(d, *decl)
+	case !d.snapshot().Decided:
+		e.appeared(d, info, name)
+	default:
+		err = e.letGo(d)
+	}
+	if err != nil {
+		e.opt.Log.Error("take up a domain that runs on", "domid", info.ID, "err", err)
+	}
 }
 
 // Waiting reports whether a domain has shut down and may yet run on, which Xen
@@ -251,19 +363,66 @@ func (e *Engine) Waiting() bool {
 	return false
 }
 
-// finish ends what is done for a domain that has shut down or is gone.
-func (e *Engine) finish(d *domain, end func(*Session) error) {
+// end drops a domain that Xen no longer has.
+func (e *Engine) end(d *domain) {
 	d.busy.Lock()
 	defer d.busy.Unlock()
+	e.finish(d, (*Session).Release)
+}
+
+// finish ends what is done for a domain that has shut down or is gone. The
+// caller holds d.busy.
+func (e *Engine) finish(d *domain, end func(*Session) error) {
 	d.over = true
 	d.waiting.Store(true)
-	if s := d.current(); s != nil {
+	d.decide.Do(func() { close(d.decided) })
+	if s := d.current(); s != nil && end != nil {
 		if err := end(s); err != nil {
 			e.opt.Log.Error("end session", "domid", d.info.ID, "err", err)
 		}
 	}
 	if err := e.letGo(d); err != nil {
 		e.opt.Log.Error("end gate", "domid", d.info.ID, "err", err)
+	}
+}
+
+// Wait waits until it is decided what becomes of a domain's start: until hvi is
+// attached, has failed to, or lets the domain go. The domain may be one the
+// engine does not know yet. The error is ctx's, with a status as far as there is
+// one.
+func (e *Engine) Wait(ctx context.Context, id xen.DomID) (Status, error) {
+	for {
+		e.mu.Lock()
+		d, changed := e.domains[id], e.changed
+		e.mu.Unlock()
+		var decided <-chan struct{}
+		if d != nil {
+			decided = d.decided
+		}
+		select {
+		case <-decided:
+			return d.snapshot(), nil
+		case <-changed:
+		case <-ctx.Done():
+			if d == nil {
+				return Status{}, fmt.Errorf("domain %d: %w", id, xen.ErrNoDomain)
+			}
+			return d.snapshot(), ctx.Err()
+		}
+	}
+}
+
+// Rename notes a domain's new name.
+func (e *Engine) Rename(id xen.DomID, name string) {
+	d := e.byID(id)
+	if d == nil || d.snapshot().Name == name {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.status.Name = name
+	if d.session != nil {
+		d.session.update(func(st *Status) { st.Name = name })
 	}
 }
 
@@ -297,13 +456,7 @@ func (e *Engine) Status() []Status {
 	e.mu.Unlock()
 	out := make([]Status, 0, len(ds))
 	for _, d := range ds {
-		d.mu.Lock()
-		st, s := d.status, d.session
-		d.mu.Unlock()
-		if s != nil {
-			st = s.Status()
-		}
-		out = append(out, st)
+		out = append(out, d.snapshot())
 	}
 	slices.SortFunc(out, func(a, b Status) int { return int(a.Info.ID) - int(b.Info.ID) })
 	return out
@@ -338,7 +491,8 @@ func (e *Engine) Attach(id xen.DomID, decl Declaration) error {
 	return e.attach(d, decl)
 }
 
-// Detach withdraws from a domain, which goes on unprotected.
+// Detach withdraws from a domain, which goes on unprotected. A domain that is
+// held because hvi could not attach is let go.
 func (e *Engine) Detach(id xen.DomID) error {
 	d := e.byID(id)
 	if d == nil {
@@ -346,6 +500,10 @@ func (e *Engine) Detach(id xen.DomID) error {
 	}
 	d.busy.Lock()
 	defer d.busy.Unlock()
+	d.resume = nil
+	if d.ledger != nil {
+		return e.letGo(d)
+	}
 	s := d.current()
 	if s == nil || s.ended() {
 		return fmt.Errorf("domain %d: %w", id, ErrNotAttached)
@@ -377,6 +535,7 @@ func (e *Engine) Close() error {
 		wg.Go(func() {
 			d.busy.Lock()
 			defer d.busy.Unlock()
+			d.decide.Do(func() { close(d.decided) })
 			if s := d.current(); s != nil {
 				errs[i] = s.Detach()
 			}

@@ -31,7 +31,9 @@ type Reporter struct{ s Session }
 
 // NewReporter returns one for a guest with that kernel.
 func NewReporter(rec Recorder, k *linux.Kernel) *Reporter {
-	return &Reporter{Session{record: rec, kernel: k, log: slog.New(slog.DiscardHandler)}}
+	r := &Reporter{Session{record: rec, kernel: k, log: slog.New(slog.DiscardHandler)}}
+	r.s.status.Store(&Status{Name: "web"})
+	return r
 }
 
 func (r *Reporter) Report(e guard.Evidence) { r.s.report(&e) }

@@ -126,7 +126,7 @@ func (f *folder) flushDue() <-chan time.Time {
 
 // write hands a record to the journal and to the log, and returns it as kept.
 func (s *Session) write(r journal.Record) journal.Record {
-	r.Domain = journal.Domain{UUID: s.info.UUID.String(), Name: journal.Escape(s.name), ID: uint16(s.info.ID)}
+	r.Domain = journal.Domain{UUID: s.info.UUID.String(), Name: journal.Escape(s.status.Load().Name), ID: uint16(s.info.ID)}
 	r.Mode = s.policy.Mode.String()
 	r, err := s.record.Append(r)
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 	"github.com/xen-hvi/hvi/engine/ledger"
 	"github.com/xen-hvi/hvi/engine/policy"
 	"github.com/xen-hvi/hvi/engine/vmevent"
+	"github.com/xen-hvi/hvi/engine/x86"
 	"github.com/xen-hvi/hvi/engine/xen"
 )
 
@@ -28,15 +29,18 @@ type Session struct {
 	record Recorder
 	log    *slog.Logger
 
-	info   xen.DomainInfo
-	name   string
-	policy policy.Effective
-	source string
+	info xen.DomainInfo
+	// holdOnFailure keeps the domain held if it cannot be attached to.
+	holdOnFailure bool
 
 	commands chan func()
 	quit     chan struct{} // closed when the goroutine has ended
 
 	// Owned by the session's goroutine.
+	policy   policy.Effective
+	arming   x86.Registers  // vCPU 0's when the guards were armed first
+	armedAt  bool           // arming is set
+	left     *ledger.Ledger // of a domain that is held; see takeLedger
 	stages   stages
 	ring     *vmevent.Ring
 	page     RingPage
@@ -65,22 +69,30 @@ type Session struct {
 // Linux may set LSTAR again and again.
 const maxTries = 4
 
-func newSession(hv Hypervisor, l *ledger.Ledger, rec Recorder, log *slog.Logger, info xen.DomainInfo, name string, p policy.Effective, source string) *Session {
+func newSession(hv Hypervisor, l *ledger.Ledger, rec Recorder, log *slog.Logger, info xen.DomainInfo, name string, decl Declaration) *Session {
+	p := decl.Spec.Effective()
 	s := &Session{
-		hv: hv, ledger: l, record: rec, info: info, name: name, policy: p, source: source,
-		log:      log.With("domid", info.ID, "domain", name, "uuid", info.UUID),
+		hv: hv, ledger: l, record: rec, info: info, policy: p,
+		log:      log.With("domid", info.ID, "domain", policy.Quote(name), "uuid", info.UUID),
 		commands: make(chan func()), quit: make(chan struct{}),
 	}
-	st := Status{Info: info, Name: name, State: StateDeclared, Policy: p, PolicySource: source}
+	st := Status{Info: info, Name: name, State: StateDeclared, Decided: true, Policy: p, PolicySource: decl.Source, PolicyFrom: decl.From}
+	st.Guards = pendingGuards(p)
+	s.status.Store(&st)
+	return s
+}
+
+// pendingGuards is what a policy makes of each guard before anything is armed.
+func pendingGuards(p policy.Effective) []GuardStatus {
+	var out []GuardStatus
 	for _, g := range p.Guards {
 		state := GuardPending
 		if g.Action == policy.ActionOff {
 			state = GuardOff
 		}
-		st.Guards = append(st.Guards, GuardStatus{Name: g.Name, Action: g.Action, State: state})
+		out = append(out, GuardStatus{Name: g.Name, Action: g.Action, State: state})
 	}
-	s.status.Store(&st)
-	return s
+	return out
 }
 
 // start begins the session's goroutine, which attaches, and returns when the
@@ -100,11 +112,12 @@ func (s *Session) Status() Status {
 		st.Events = srv.Total()
 	}
 	if set := s.setRef.Load(); set != nil {
-		st.Stray, st.Unrecorded = set.Stray(), set.Unrecorded()+s.unrecorded.Load()
+		st.Stray += set.Stray()
+		st.Unrecorded += set.Unrecorded() + s.unrecorded.Load()
 		for _, a := range set.Armed() {
 			for i := range st.Guards {
 				if g := &st.Guards[i]; g.Name == a.Guard.Name {
-					g.Passed, g.Violations, g.Blocked = a.Passed.Load(), a.Violations.Load(), a.Blocked.Load()
+					g.count(a)
 				}
 			}
 		}
@@ -161,7 +174,17 @@ func (s *Session) do(f func()) bool {
 // than once.
 func (s *Session) Detach() error {
 	var err error
-	if s.do(func() { err = s.detach() }) {
+	if s.do(func() { err = s.detach(false) }) {
+		<-s.quit
+	}
+	return err
+}
+
+// Suspend withdraws from a domain that is shut down and may be resumed, and
+// leaves it held, so that it can't run a moment without us.
+func (s *Session) Suspend() error {
+	var err error
+	if s.do(func() { err = s.detach(true) }) {
 		<-s.quit
 	}
 	return err

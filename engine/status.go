@@ -85,15 +85,23 @@ type KernelStatus struct {
 
 // Status is a snapshot of a session.
 type Status struct {
-	Info         xen.DomainInfo
-	Name         string
-	State        State
+	Info  xen.DomainInfo
+	Name  string
+	State State
+	// Decided says that the domain's policy has been looked for. Until then the
+	// state is a provisional one.
+	Decided      bool
 	Policy       policy.Effective
 	PolicySource string
-	Tier         Tier
-	TierReason   string // why it is not a better one
-	Kernel       *KernelStatus
-	Guards       []GuardStatus
+	// PolicyFrom is the kind of source, in the words of Declaration.From.
+	PolicyFrom string
+	// Held says why the domain is held by a pause reference of ours beyond its
+	// start; empty if it is not.
+	Held       string
+	Tier       Tier
+	TierReason string // why it is not a better one
+	Kernel     *KernelStatus
+	Guards     []GuardStatus
 	// AttachedAt is zero before the ring is served.
 	AttachedAt time.Time
 	// AttachPC is vCPU 0's instruction pointer at that moment.

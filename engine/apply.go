@@ -1,0 +1,121 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/xen-hvi/hvi/engine/guard"
+	"github.com/xen-hvi/hvi/engine/ledger"
+	"github.com/xen-hvi/hvi/engine/policy"
+	"github.com/xen-hvi/hvi/engine/xen"
+)
+
+// errEnded says that a session ended while something was asked of it.
+var errEnded = errors.New("the domain's session has ended")
+
+// Apply puts another policy in force, and returns when it is. The guest keeps
+// what it has until then: guards that are armed are exchanged with the domain
+// paused.
+func (s *Session) Apply(decl Declaration) error {
+	err := errEnded
+	s.do(func() { err = s.apply(decl) })
+	return err
+}
+
+func (s *Session) apply(decl Declaration) error {
+	if s.finished {
+		return errEnded
+	}
+	before := s.Status()
+	s.policy = decl.Spec.Effective()
+	s.update(func(st *Status) {
+		st.Policy, st.PolicySource, st.PolicyFrom = s.policy, decl.Source, decl.From
+		st.Guards = pendingGuards(s.policy)
+		for i := range st.Guards {
+			for _, was := range before.Guards {
+				if g := &st.Guards[i]; was.Name == g.Name {
+					g.Passed, g.Violations, g.Blocked = was.Passed, was.Violations, was.Blocked
+				}
+			}
+		}
+		if s.set != nil {
+			st.Stray, st.Unrecorded = before.Stray, before.Unrecorded-s.unrecorded.Load()
+		}
+	})
+	s.log.Info("new policy", "mode", s.policy.Mode.String(), "source", decl.Source)
+	s.probe()
+	if s.set == nil {
+		return nil // what is armed later is armed by it
+	}
+	return s.rearm()
+}
+
+// rearm takes the guards down and arms those of the policy now in force. The
+// domain is paused in between, so that there is no moment without protection.
+func (s *Session) rearm() error {
+	fail := func(err error) error {
+		s.fail("exchange the guards", "run: hvictl detach, then hvictl attach", err)
+		return errors.Join(fmt.Errorf("exchange the guards: %w", err), s.withdraw(StateFailed, false))
+	}
+	if err := s.ledger.Pause(); err != nil {
+		return fail(err)
+	}
+	// From here on the old set's counters are in the status.
+	s.setRef.Store(nil)
+	if err := s.ledger.Undo(ledger.OpAccess, ledger.OpMonitor); err != nil {
+		return fail(err)
+	}
+	// Events that were under way when the domain was paused are still the old
+	// set's to judge.
+	ctx, cancel := context.WithTimeout(context.Background(), quietLimit)
+	s.waitQuiet(ctx)
+	cancel()
+	s.recordRest()
+	if err := s.arm(); err != nil {
+		return errors.Join(err, s.withdraw(StateFailed, false))
+	}
+	if err := s.ledger.Unpause(); err != nil {
+		return fail(err)
+	}
+	return nil
+}
+
+// count adds what an armed guard has seen.
+func (g *GuardStatus) count(a *guard.Armed) {
+	g.Passed += a.Passed.Load()
+	g.Violations += a.Violations.Load()
+	g.Blocked += a.Blocked.Load()
+}
+
+// Apply puts another policy in force for a domain: it attaches, detaches or
+// exchanges the guards, whatever that takes. A domain that is shut down gets it
+// when it is resumed.
+func (e *Engine) Apply(info xen.DomainInfo, decl Declaration) error {
+	d := e.lookup(info)
+	if d == nil {
+		return fmt.Errorf("domain %d: %w", info.ID, xen.ErrNoDomain)
+	}
+	d.busy.Lock()
+	defer d.busy.Unlock()
+	switch s := d.current(); {
+	case d.over:
+		if d.resume != nil {
+			d.resume = &decl
+		}
+		return nil
+	case decl.Spec.Mode == policy.ModeOff:
+		var err error
+		if s != nil && !s.ended() {
+			err = s.Detach()
+		}
+		err = errors.Join(err, e.letGo(d))
+		d.setUnprotected(decl)
+		return err
+	case s == nil || s.ended():
+		return e.attach(d, decl)
+	default:
+		d.declared = decl
+		return s.Apply(decl)
+	}
+}
