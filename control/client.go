@@ -26,6 +26,8 @@ const (
 
 	clientReadTime   = 35 * time.Second
 	clientChangeTime = 70 * time.Second
+	// clientGateGrace leaves hvid the time to answer that a gate stays shut.
+	clientGateGrace = 5 * time.Second
 )
 
 // Client talks to a hvid. It is safe for concurrent use. Every error of its
@@ -93,10 +95,56 @@ func (c *Client) Doctor(ctx context.Context) (r DoctorReport, err error) {
 	return r, c.call(ctx, c.ReadTimeout, http.MethodGet, "doctor", nil, &r)
 }
 
-// domainPath encodes every byte of ref that could mean something in a path,
+// Declare hands over what a toolstack declares for the domain with this UUID,
+// which need not exist yet.
+func (c *Client) Declare(ctx context.Context, uuid string, req DeclareRequest) (d Declared, err error) {
+	return d, c.call(ctx, c.ChangeTimeout, http.MethodPut, "declarations/"+pathEscape(uuid), req, &d)
+}
+
+// Declarations returns what hvid keeps of every domain.
+func (c *Client) Declarations(ctx context.Context) (ds []Declaration, err error) {
+	return ds, c.call(ctx, c.ReadTimeout, http.MethodGet, "declarations", nil, &ds)
+}
+
+// Import hands over what another host's Declarations had for one domain.
+func (c *Client) Import(ctx context.Context, d Declaration) (kept Declaration, err error) {
+	return kept, c.call(ctx, c.ChangeTimeout, http.MethodPost, "declarations", d, &kept)
+}
+
+// Gate waits until hvid says whether the start of the domain that ref names may
+// go on. hvid bounds the wait by req.TimeoutMS, or by its configuration; the
+// call itself takes a little longer at most.
+func (c *Client) Gate(ctx context.Context, ref string, req GateRequest) (g GateResult, err error) {
+	timeout := MaxGate + clientGateGrace
+	if req.TimeoutMS > 0 {
+		timeout = time.Duration(min(int64(req.TimeoutMS), MaxGate.Milliseconds()))*time.Millisecond + clientGateGrace
+	}
+	return g, c.call(ctx, timeout, http.MethodPost, domainPath(ref, "/gate"), req, &g)
+}
+
+// Policy returns the policy of the domain that ref names and where it comes
+// from. The domain need not run.
+func (c *Client) Policy(ctx context.Context, ref string) (p PolicyReport, err error) {
+	return p, c.call(ctx, c.ReadTimeout, http.MethodGet, domainPath(ref, "/policy"), nil, &p)
+}
+
+// SetPolicy replaces the policy of the domain that ref names.
+func (c *Client) SetPolicy(ctx context.Context, ref string, req PolicyRequest) (p PolicyReport, err error) {
+	return p, c.call(ctx, c.ChangeTimeout, http.MethodPut, domainPath(ref, "/policy"), req, &p)
+}
+
+// ClearPolicy makes it that nothing is declared for the domain that ref names;
+// where is WhereLive, WhereConfig, or WhereBoth.
+func (c *Client) ClearPolicy(ctx context.Context, ref, where string) (p PolicyReport, err error) {
+	return p, c.call(ctx, c.ChangeTimeout, http.MethodDelete, domainPath(ref, "/policy?where="+url.QueryEscape(where)), nil, &p)
+}
+
+func domainPath(ref, action string) string { return "domains/" + pathEscape(ref) + action }
+
+// pathEscape encodes every byte of ref that could mean something in a path,
 // dots included: a domain may be called "..".
-func domainPath(ref, action string) string {
-	return "domains/" + strings.ReplaceAll(url.PathEscape(ref), ".", "%2E") + action
+func pathEscape(ref string) string {
+	return strings.ReplaceAll(url.PathEscape(ref), ".", "%2E")
 }
 
 // call sends a request and decodes the answer into out.

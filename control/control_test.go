@@ -31,6 +31,7 @@ import (
 type fakeEngine struct {
 	mu      sync.Mutex
 	domains []DomainStatus
+	kept    []Declaration
 	err     error
 	panics  bool
 	// hold, where not nil, keeps Attach until it is closed or ctx ends.
@@ -90,6 +91,41 @@ func (e *fakeEngine) Doctor(context.Context) (DoctorReport, error) {
 		Checks:  []Check{{Name: "xen", Status: CheckOK, Detail: "4.17"}, {Name: "altp2m", Status: CheckMissing, Fix: "add altp2m=1 to Xen's command line"}},
 		Domains: []DomainReport{{ID: 7, Name: "web1", Tier: TierAccess}, {ID: 8, Name: "db", Checks: []Check{{Name: "ring", Status: CheckFail}, {Name: "pages", Status: CheckWarn}}}},
 	}, e.note("doctor")
+}
+
+func (e *fakeEngine) Declare(_ context.Context, uuid string, req DeclareRequest) (Declared, error) {
+	return Declared{UUID: uuid, Mode: "enforce", Known: true}, e.note("declare %s %+v", uuid, req)
+}
+
+func (e *fakeEngine) Declarations(context.Context) ([]Declaration, error) {
+	return e.kept, e.note("declarations")
+}
+
+func (e *fakeEngine) Import(_ context.Context, d Declaration) (Declaration, error) {
+	return d, e.note("import %+v", d)
+}
+
+func (e *fakeEngine) Gate(ctx context.Context, dom DomainRef, req GateRequest) (GateResult, error) {
+	if e.hold != nil {
+		select {
+		case <-e.hold:
+		case <-ctx.Done():
+			return GateResult{}, ctx.Err()
+		}
+	}
+	return GateResult{Required: true, State: StateFailed, Reason: "EBUSY", Fix: "stop it"}, e.note("gate %+v %+v", dom, req)
+}
+
+func (e *fakeEngine) Policy(_ context.Context, dom DomainRef) (PolicyReport, error) {
+	return PolicyReport{ID: dom.ID, UUID: dom.UUID, From: FromNone}, e.note("policy %+v", dom)
+}
+
+func (e *fakeEngine) SetPolicy(_ context.Context, dom DomainRef, req PolicyRequest) (PolicyReport, error) {
+	return PolicyReport{ID: dom.ID, Mode: PolicyValue{req.Mode, "x"}}, e.note("set %+v %+v", dom, req)
+}
+
+func (e *fakeEngine) ClearPolicy(_ context.Context, dom DomainRef, where string) (PolicyReport, error) {
+	return PolicyReport{ID: dom.ID}, e.note("clear %+v %s", dom, where)
 }
 
 const (
@@ -720,6 +756,15 @@ func TestStrangersAreRefused(t *testing.T) {
 		{member, "POST", "/v1/domains/7/attach", 403},
 		{member, "POST", "/v1/domains/7/detach", 403},
 		{&peer{}, "POST", "/v1/domains/7/detach", 200},
+		{member, "GET", "/v1/domains/7/policy", 200},
+		{member, "GET", "/v1/declarations", 200},
+		{member, "PUT", "/v1/domains/7/policy", 403},
+		{member, "DELETE", "/v1/domains/7/policy", 403},
+		{member, "POST", "/v1/domains/7/gate", 403},
+		{member, "POST", "/v1/declarations", 403},
+		{member, "PUT", "/v1/declarations/" + uuid7, 403},
+		{stranger, "GET", "/v1/declarations", 403},
+		{&peer{}, "PUT", "/v1/declarations/" + uuid7, 200},
 	} {
 		if got := ask(tc.who, tc.method, tc.target); got != tc.want {
 			t.Errorf("%+v %s %s: %d, want %d", tc.who, tc.method, tc.target, got, tc.want)
@@ -980,6 +1025,11 @@ func FuzzRequest(f *testing.F) {
 	f.Add("POST", "/v1/domains/7/detach", "", []byte(`{}`))
 	f.Add("GET", "/v1/events", "limit=2&since=2026-01-02T15:04:05Z&after=69fe2b1d7c3a-1&domain=x&guard=y&follow=0", []byte(nil))
 	f.Add("GET", "/v1/doctor", "x;y", []byte("{"))
+	f.Add("POST", "/v1/domains/web9/gate", "", []byte(`{"timeout_ms":20000}`))
+	f.Add("PUT", "/v1/domains/web9/policy", "", []byte(`{"mode":"enforce","guards":[{"name":"kernel-text","action":"block"}],"where":"live"}`))
+	f.Add("DELETE", "/v1/domains/7/policy", "where=config", []byte(nil))
+	f.Add("PUT", "/v1/declarations/"+uuid9, "", []byte(`{"name":"x","mode":"observe","source":"y"}`))
+	f.Add("POST", "/v1/declarations", "", []byte(`{"uuid":"`+uuid9+`","mode":"observe"}`))
 	j, err := journal.Open(journal.Options{Dir: f.TempDir()})
 	if err != nil {
 		f.Fatal(err)

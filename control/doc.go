@@ -2,16 +2,23 @@
 // the server that hvid runs and the client that hvictl, the hooks and the tests
 // use. It is HTTP and JSON over a unix socket, [DefaultSocket].
 //
-//	GET  /v1/version                  Version
-//	GET  /v1/domains                  []DomainStatus
-//	GET  /v1/domains/{dom}            DomainStatus
-//	POST /v1/domains/{dom}/attach     AttachRequest -> DomainStatus
-//	POST /v1/domains/{dom}/detach     DomainStatus
-//	GET  /v1/events                   JSON lines, see below
-//	GET  /v1/doctor                   DoctorReport
+//	GET    /v1/version                 Version
+//	GET    /v1/domains                 []DomainStatus
+//	GET    /v1/domains/{dom}           DomainStatus
+//	POST   /v1/domains/{dom}/attach    AttachRequest -> DomainStatus
+//	POST   /v1/domains/{dom}/detach    DomainStatus
+//	POST   /v1/domains/{dom}/gate      GateRequest -> GateResult
+//	GET    /v1/domains/{dom}/policy    PolicyReport
+//	PUT    /v1/domains/{dom}/policy    PolicyRequest -> PolicyReport
+//	DELETE /v1/domains/{dom}/policy    ?where=live, config or both -> PolicyReport
+//	PUT    /v1/declarations/{uuid}     DeclareRequest -> Declared
+//	GET    /v1/declarations            []Declaration
+//	POST   /v1/declarations            Declaration -> Declaration
+//	GET    /v1/events                  JSON lines, see below
+//	GET    /v1/doctor                  DoctorReport
 //
-// {dom} is a domid, a name or a UUID, percent-encoded. A list is never null. A
-// request that fails is answered with a [Problem] and the status of its [Code].
+// {dom} is a domid, a name or a UUID, percent-encoded; for gate and policy the
+// domain need not be among /v1/domains. A list is never null. A request that fails is answered with a [Problem] and the status of its [Code].
 // Within /v1, members are added to what hvid sends but never renamed or
 // removed, and a reader ignores those it doesn't know. What hvid receives is
 // read strictly: an unknown member or parameter is an error.
@@ -27,13 +34,20 @@
 // have been; "problem" is a Problem that ended the stream; "end" says that hvid
 // ended it. Readers ignore other types.
 //
+// # Restarting
+//
+// A hvid that stops leaves a [RestartNotice] beside its socket, so that clients
+// can tell a hvid that restarts from one that nobody started, and show the
+// domains that run without protection meanwhile as [StateRestarting]. A notice
+// is believed for [RestartWindow]; the next hvid removes it.
+//
 // # Who may
 //
 // The socket is of mode 0660 and belongs to the group hvi, where that exists,
 // in a directory that everybody can enter. The kernel names the process at the
 // other end (SO_PEERCRED and SO_PEERGROUPS): root and members of the group hvi
-// may read; only root may attach and detach, because taking protection away
-// from a guest is an administrator's act and reading alerts is not.
+// may read; only root may change anything, because taking protection away from
+// a guest is an administrator's act and reading alerts is not.
 //
 // # Who owns what
 //

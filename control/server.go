@@ -182,10 +182,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *Server) dispatch(w http.ResponseWriter, r *http.Request) error {
-	rt, dom, p := routeOf(r.URL)
-	if p == nil && r.Method != rt.method {
-		w.Header().Set("Allow", rt.method)
-		p = &Problem{Code: CodeMethod, What: fmt.Sprintf("%s does not take %s", clip(r.URL.Path), clip(r.Method)), Fix: "use " + rt.method}
+	rts, dom, p := routesOf(r.URL)
+	var rt route
+	if p == nil {
+		rt, p = rts.pick(w, r)
 	}
 	from, known := r.Context().Value(peerKey{}).(peer)
 	if !known {
@@ -220,13 +220,37 @@ func clip(s string) string {
 	return journal.Escape(s).String()
 }
 
-// routeOf finds what a path asks for and the domain in it. It splits before it
-// decodes, so a name may hold slashes and dots.
-func routeOf(u *url.URL) (route, string, *Problem) {
+// pathRoutes are the routes of one path, which differ by their method.
+type pathRoutes []route
+
+// pick finds the one of the request's method.
+func (rs pathRoutes) pick(w http.ResponseWriter, r *http.Request) (route, *Problem) {
+	methods := make([]string, len(rs))
+	for i, rt := range rs {
+		if rt.method == r.Method {
+			return rt, nil
+		}
+		methods[i] = rt.method
+	}
+	allow := strings.Join(methods, ", ")
+	w.Header().Set("Allow", allow)
+	return route{}, &Problem{Code: CodeMethod, What: fmt.Sprintf("%s does not take %s", clip(r.URL.Path), clip(r.Method)), Fix: "use " + allow}
+}
+
+// routesOf finds what a path asks for and the domain or UUID in it. It splits
+// before it decodes, so a name may hold slashes and dots.
+func routesOf(u *url.URL) (pathRoutes, string, *Problem) {
 	unknown := &Problem{Code: CodeNotFound, What: "there is nothing at " + clip(u.Path), Fix: "hvid and its client may be of different versions"}
 	path, ok := strings.CutPrefix(u.EscapedPath(), "/v1/")
 	if !ok {
-		return route{}, "", unknown
+		return nil, "", unknown
+	}
+	if uuid, ok := strings.CutPrefix(path, "declarations/"); ok {
+		ref, err := url.PathUnescape(uuid)
+		if err != nil {
+			return nil, "", unknown
+		}
+		return declarationRoutes, ref, nil
 	}
 	if dom, ok := strings.CutPrefix(path, "domains/"); ok {
 		dom, action, _ := strings.Cut(dom, "/")
@@ -234,34 +258,47 @@ func routeOf(u *url.URL) (route, string, *Problem) {
 		rt, ok := domainRoutes[action]
 		switch {
 		case !ok:
-			return route{}, "", unknown
+			return nil, "", unknown
 		case err != nil || ref == "" || len(ref) > maxRef:
-			return route{}, "", &Problem{Code: CodeBadRequest, What: "the path names no domain", Fix: "give a domid, a name or a UUID"}
+			return nil, "", &Problem{Code: CodeBadRequest, What: "the path names no domain", Fix: "give a domid, a name or a UUID"}
 		}
 		return rt, ref, nil
 	}
 	rt, ok := routes[path]
 	if !ok {
-		return route{}, "", unknown
+		return nil, "", unknown
 	}
 	return rt, "", nil
 }
 
-var routes = map[string]route{
-	"version": {method: http.MethodGet, serve: (*Server).version},
-	"domains": {method: http.MethodGet, serve: (*Server).domains},
-	"doctor":  {method: http.MethodGet, serve: (*Server).doctor},
-	"events": {
+var routes = map[string]pathRoutes{
+	"version": {{method: http.MethodGet, serve: (*Server).version}},
+	"domains": {{method: http.MethodGet, serve: (*Server).domains}},
+	"doctor":  {{method: http.MethodGet, serve: (*Server).doctor}},
+	"events": {{
 		method: http.MethodGet, serve: (*Server).events,
 		params: []string{"follow", "domain", "guard", "since", "after", "limit"},
+	}},
+	"declarations": {
+		{method: http.MethodGet, serve: (*Server).declarations},
+		{method: http.MethodPost, need: mayChange, serve: (*Server).importOne},
 	},
 }
 
+// declarationRoutes are those of /v1/declarations/{uuid}.
+var declarationRoutes = pathRoutes{{method: http.MethodPut, need: mayChange, serve: (*Server).declare}}
+
 // domainRoutes are by what follows /v1/domains/{dom}/.
-var domainRoutes = map[string]route{
-	"":       {method: http.MethodGet, serve: (*Server).domain},
-	"attach": {method: http.MethodPost, need: mayChange, serve: (*Server).attach},
-	"detach": {method: http.MethodPost, need: mayChange, serve: (*Server).detach},
+var domainRoutes = map[string]pathRoutes{
+	"":       {{method: http.MethodGet, serve: (*Server).domain}},
+	"attach": {{method: http.MethodPost, need: mayChange, serve: (*Server).attach}},
+	"detach": {{method: http.MethodPost, need: mayChange, serve: (*Server).detach}},
+	"gate":   {{method: http.MethodPost, need: mayChange, serve: (*Server).gate}},
+	"policy": {
+		{method: http.MethodGet, serve: (*Server).policy},
+		{method: http.MethodPut, need: mayChange, serve: (*Server).setPolicy},
+		{method: http.MethodDelete, need: mayChange, serve: (*Server).clearPolicy, params: []string{"where"}},
+	},
 }
 
 func checkParams(u *url.URL, known []string) *Problem {
@@ -370,7 +407,7 @@ func (s *Server) resolve(ctx context.Context, ref string) (DomainRef, error) {
 	if err != nil {
 		return DomainRef{}, err
 	}
-	return DomainRef{ID: d.ID, UUID: d.UUID, Name: d.Name}, nil
+	return DomainRef{ID: d.ID, UUID: d.UUID, Name: d.Name, Ref: ref}, nil
 }
 
 // onDomain resolves the domain, does something with it and answers with its
@@ -411,17 +448,23 @@ func (s *Server) attach(w http.ResponseWriter, r *http.Request, ref string) erro
 
 // check looks at the form of a request; what the words mean is the policy's.
 func (q *AttachRequest) check() *Problem {
-	bad := func(what, fix string) *Problem {
-		return &Problem{Code: CodeBadRequest, What: what, Where: "attach request", Fix: fix}
-	}
+	const where = "attach request"
 	if len(q.Mode) > maxWord {
-		return bad("the mode is longer than any mode", "give observe or enforce")
+		return &Problem{Code: CodeBadRequest, What: "the mode is longer than any mode", Where: where, Fix: "give observe or enforce"}
 	}
-	if len(q.Guards) > maxGuards {
-		return bad(fmt.Sprintf("%d guards, at most %d", len(q.Guards), maxGuards), "name each guard once")
+	return checkGuards(q.Guards, where)
+}
+
+// checkGuards looks at the form of a list of guards.
+func checkGuards(gs []GuardRequest, where string) *Problem {
+	bad := func(what, fix string) *Problem {
+		return &Problem{Code: CodeBadRequest, What: what, Where: where, Fix: fix}
 	}
-	seen := make(map[string]bool, len(q.Guards))
-	for _, g := range q.Guards {
+	if len(gs) > maxGuards {
+		return bad(fmt.Sprintf("%d guards, at most %d", len(gs), maxGuards), "name each guard once")
+	}
+	seen := make(map[string]bool, len(gs))
+	for _, g := range gs {
 		switch {
 		case g.Name == "" || g.Action == "":
 			return bad("a guard without a name or an action", "write name=action")

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/xen-hvi/hvi/engine/journal"
@@ -34,13 +35,39 @@ type Engine interface {
 	Detach(ctx context.Context, dom DomainRef) (DomainStatus, error)
 	// Doctor examines the host and the domains.
 	Doctor(ctx context.Context) (DoctorReport, error)
+
+	// Declare takes what a toolstack declares for the domain of this UUID,
+	// which is in lower case; the domain need not exist yet.
+	Declare(ctx context.Context, uuid string, req DeclareRequest) (Declared, error)
+	// Declarations returns what is kept of every domain, in any order.
+	Declarations(ctx context.Context) ([]Declaration, error)
+	// Import keeps a declaration of another host; d.UUID is in lower case.
+	Import(ctx context.Context, d Declaration) (Declaration, error)
+
+	// The methods below take a DomainRef of a domain that may not run, or that
+	// was not among Domains yet.
+
+	// Gate waits until the domain's start may go on, or can't. Where it can't
+	// that is a result and no error. dom.Ref may be the domid of a domain that
+	// was made a moment ago.
+	Gate(ctx context.Context, dom DomainRef, req GateRequest) (GateResult, error)
+	// Policy returns the policy of the domain and where it comes from.
+	Policy(ctx context.Context, dom DomainRef) (PolicyReport, error)
+	// SetPolicy replaces it; req.Where is never empty.
+	SetPolicy(ctx context.Context, dom DomainRef, req PolicyRequest) (PolicyReport, error)
+	// ClearPolicy makes it that nothing is declared for the domain. where is
+	// never empty.
+	ClearPolicy(ctx context.Context, dom DomainRef, where string) (PolicyReport, error)
 }
 
-// DomainRef is a domain that the server found in Engine.Domains.
+// DomainRef is a domain that the server found in Engine.Domains. One that it
+// did not find there has the ID NoDomID, and what Ref can be: a UUID or a Name.
 type DomainRef struct {
 	ID   uint16
 	UUID string
 	Name journal.Text
+	// Ref is what the client wrote, byte for byte: a domid, a name or a UUID.
+	Ref string
 }
 
 // State is where a domain's session stands.
@@ -68,6 +95,9 @@ const (
 	StateDegraded State = "degraded"
 	// StateFailed: not protected though it was asked for; see Failure.
 	StateFailed State = "failed"
+	// StateRestarting: it was protected until hvid stopped, and will be again
+	// when hvid has started.
+	StateRestarting State = "restarting"
 )
 
 // Tier is what Xen and the processor allow for a domain.
@@ -108,8 +138,14 @@ type DomainStatus struct {
 	Failure *Failure `json:"failure,omitempty"`
 	// PolicySource is where the policy was found, or looked for in vain, in
 	// words for people: `xl config "/etc/xen/web1.cfg"`, "hvictl attach".
-	PolicySource string   `json:"policy_source,omitempty"`
-	Counters     Counters `json:"counters"`
+	PolicySource string `json:"policy_source,omitempty"`
+	// PolicyFrom is the kind of that place.
+	PolicyFrom PolicyFrom `json:"policy_from,omitempty"`
+	// RequireAttach: the domain may only run with hvi attached.
+	RequireAttach bool `json:"require_attach,omitempty"`
+	// Held says why hvid keeps the domain paused, where it does.
+	Held     string   `json:"held,omitempty"`
+	Counters Counters `json:"counters"`
 }
 
 // GuestKernel is the operating system kernel found in a guest. All of it comes
@@ -202,9 +238,10 @@ type Version struct {
 type CheckStatus string
 
 // Outcomes. CheckMissing is something that is not there and could be, CheckFail
-// something that is there and does not work.
+// something that is there and does not work. CheckInfo is neither good nor bad.
 const (
 	CheckOK      CheckStatus = "ok"
+	CheckInfo    CheckStatus = "info"
 	CheckWarn    CheckStatus = "warn"
 	CheckMissing CheckStatus = "missing"
 	CheckFail    CheckStatus = "fail"
@@ -238,19 +275,23 @@ type DomainReport struct {
 
 // Problems returns the number of checks, of the host and of the domains, whose
 // status is missing or fail.
-func (r DoctorReport) Problems() int {
-	n := countProblems(r.Checks)
-	for _, d := range r.Domains {
-		n += countProblems(d.Checks)
-	}
-	return n
-}
+func (r DoctorReport) Problems() int { return r.count(CheckMissing, CheckFail) }
 
-func countProblems(cs []Check) (n int) {
-	for _, c := range cs {
-		if c.Status == CheckMissing || c.Status == CheckFail {
-			n++
+// Warnings returns the number of checks, of the host and of the domains, whose
+// status is warn.
+func (r DoctorReport) Warnings() int { return r.count(CheckWarn) }
+
+func (r DoctorReport) count(which ...CheckStatus) (n int) {
+	in := func(cs []Check) {
+		for _, c := range cs {
+			if slices.Contains(which, c.Status) {
+				n++
+			}
 		}
+	}
+	in(r.Checks)
+	for _, d := range r.Domains {
+		in(d.Checks)
 	}
 	return n
 }

@@ -71,6 +71,34 @@ func (e *fakeEngine) Detach(_ context.Context, dom control.DomainRef) (control.D
 
 func (e *fakeEngine) Doctor(context.Context) (control.DoctorReport, error) { return e.doctor, e.err }
 
+func (e *fakeEngine) Declare(context.Context, string, control.DeclareRequest) (control.Declared, error) {
+	return control.Declared{}, e.err
+}
+
+func (e *fakeEngine) Declarations(context.Context) ([]control.Declaration, error) {
+	return nil, e.err
+}
+
+func (e *fakeEngine) Import(_ context.Context, d control.Declaration) (control.Declaration, error) {
+	return d, e.err
+}
+
+func (e *fakeEngine) Gate(context.Context, control.DomainRef, control.GateRequest) (control.GateResult, error) {
+	return control.GateResult{}, e.err
+}
+
+func (e *fakeEngine) Policy(context.Context, control.DomainRef) (control.PolicyReport, error) {
+	return control.PolicyReport{}, e.err
+}
+
+func (e *fakeEngine) SetPolicy(context.Context, control.DomainRef, control.PolicyRequest) (control.PolicyReport, error) {
+	return control.PolicyReport{}, e.err
+}
+
+func (e *fakeEngine) ClearPolicy(context.Context, control.DomainRef, string) (control.PolicyReport, error) {
+	return control.PolicyReport{}, e.err
+}
+
 func fakeDomains() []control.DomainStatus {
 	pc := x86.VirtAddr(0x1000000)
 	return []control.DomainStatus{

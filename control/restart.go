@@ -1,0 +1,125 @@
+package control
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/xen-hvi/hvi/engine/journal"
+)
+
+// RestartWindow is how long a RestartNotice is believed. A hvid that is not
+// back by then is not restarting: it is down.
+const RestartWindow = 5 * time.Minute
+
+const (
+	restartFile = "restart.json"
+	// maxRestart bounds what is read of it. Xen has room for 32,752 domains.
+	maxRestart        = 16 << 20
+	maxRestartDomains = 1 << 15
+)
+
+// RestartNotice is what a hvid that stops leaves behind, so that the time until
+// the next one runs can be told from a hvid that nobody started.
+type RestartNotice struct {
+	At  time.Time `json:"at"`
+	PID int       `json:"pid"`
+	// Domains are those that were protected and run without protection now.
+	Domains []RestartDomain `json:"domains"`
+}
+
+// RestartDomain is a domain that waits for the next hvid.
+type RestartDomain struct {
+	ID   uint16       `json:"id"`
+	Name journal.Text `json:"name"`
+	UUID string       `json:"uuid"`
+	Mode string       `json:"mode"`
+}
+
+// Status is the domain as lists show it.
+func (d RestartDomain) Status() DomainStatus {
+	return DomainStatus{ID: d.ID, Name: d.Name, UUID: d.UUID, Mode: d.Mode, State: StateRestarting, Guards: []GuardStatus{}}
+}
+
+// Fresh reports whether a hvid may still be restarting at the time now.
+func (n RestartNotice) Fresh(now time.Time) bool {
+	age := now.Sub(n.At)
+	return age > -RestartWindow && age < RestartWindow
+}
+
+// WriteRestartNotice leaves the notice in runDir, the directory of the control
+// socket, for those who may read the socket.
+func WriteRestartNotice(runDir string, n RestartNotice) (err error) {
+	if n.Domains == nil {
+		n.Domains = []RestartDomain{}
+	}
+	b, err := json.Marshal(n)
+	if err != nil {
+		return fmt.Errorf("control: restart notice: %w", err)
+	}
+	f, err := os.CreateTemp(runDir, restartFile+".*") // mode 0600
+	if err != nil {
+		return fmt.Errorf("control: restart notice: %w", err)
+	}
+	defer func() {
+		err = errors.Join(err, f.Close())
+		if err != nil {
+			os.Remove(f.Name())
+			err = fmt.Errorf("control: restart notice: %w", err)
+		}
+	}()
+	if gid, ok := groupID(); ok {
+		// Without the right to, only this user reads it.
+		if f.Chown(-1, gid) == nil {
+			if err := f.Chmod(0o640); err != nil {
+				return err
+			}
+		}
+	}
+	if _, err := f.Write(b); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), filepath.Join(runDir, restartFile))
+}
+
+// ReadRestartNotice returns the notice in runDir, or false where there is none.
+// It does not look at its age.
+func ReadRestartNotice(runDir string) (n RestartNotice, ok bool, err error) {
+	path := filepath.Join(runDir, restartFile)
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return n, false, nil
+	}
+	if err != nil {
+		return n, false, fmt.Errorf("control: restart notice: %w", err)
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxRestart+1))
+	switch {
+	case err != nil:
+		return n, false, fmt.Errorf("control: restart notice: %w", err)
+	case len(b) > maxRestart:
+		return n, false, fmt.Errorf("control: restart notice %s: larger than %d bytes", path, maxRestart)
+	}
+	if err := json.Unmarshal(b, &n); err != nil {
+		return RestartNotice{}, false, fmt.Errorf("control: restart notice %s: %w", path, err)
+	}
+	if len(n.Domains) > maxRestartDomains {
+		return RestartNotice{}, false, fmt.Errorf("control: restart notice %s: %d domains", path, len(n.Domains))
+	}
+	return n, true, nil
+}
+
+// RemoveRestartNotice removes the notice in runDir, if there is one.
+func RemoveRestartNotice(runDir string) error {
+	if err := os.Remove(filepath.Join(runDir, restartFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("control: restart notice: %w", err)
+	}
+	return nil
+}
