@@ -43,7 +43,7 @@ type Images struct {
 // Images builds what every machine needs, what it can at a time.
 func (b *Builder) Images(ctx context.Context) (Images, error) {
 	var im Images
-	var xen, dom0, guest, module string
+	var xen, dom0, guest, module, tiny string
 	err := parallel(
 		func() (err error) {
 			if xen, err = b.tree(ctx, treeXen); err != nil {
@@ -64,13 +64,17 @@ func (b *Builder) Images(ctx context.Context) (Images, error) {
 			module, err = b.module(ctx, guest)
 			return err
 		},
+		func() (err error) {
+			tiny, err = b.tiny(ctx)
+			return err
+		},
 	)
 	if err != nil {
 		return im, err
 	}
 	return im, parallel(
 		func() error { return b.base(ctx, xen, dom0, &im) },
-		func() error { return b.guest(ctx, xen, guest, module, &im) },
+		func() error { return b.guest(ctx, xen, guest, module, tiny, &im) },
 	)
 }
 
@@ -253,12 +257,12 @@ var guestFiles = map[string]string{
 	"sbin/reboot":   "guest-reboot",
 }
 
-func (b *Builder) guest(ctx context.Context, xen, tree, module string, im *Images) error {
-	inputs := []string{filepath.Base(xen), filepath.Base(tree), filepath.Base(module)}
+func (b *Builder) guest(ctx context.Context, xen, tree, module, tiny string, im *Images) error {
+	inputs := []string{filepath.Base(xen), filepath.Base(tree), filepath.Base(module), filepath.Base(tiny)}
 	for name, src := range guestFiles {
 		inputs = append(inputs, name+" "+hash(source(src)))
 	}
-	slices.Sort(inputs[3:]) // the order of a map is none
+	slices.Sort(inputs[4:]) // the order of a map is none
 	dir, err := b.artifact(ctx, "guest", inputs, func(dir string) error {
 		image, release, err := unpackKernel(tree)
 		if err != nil {
@@ -290,6 +294,9 @@ func (b *Builder) guest(ctx context.Context, xen, tree, module string, im *Image
 		out.text("guest/vmlinux", string(image), 0o644)
 		out.text("guest/initrd", string(initrd), 0o644)
 		out.text("guest/release", release+"\n", 0o644)
+		if err := out.file("guest/tiny", filepath.Join(tiny, "tiny"), 0o644); err != nil {
+			return err
+		}
 		return errors.Join(
 			out.writeFile(filepath.Join(dir, "guest.cpio")),
 			os.WriteFile(filepath.Join(dir, "release"), []byte(release), 0o644))
@@ -381,6 +388,29 @@ func kernelHeaders(tree, dir string) (string, error) {
 		}
 	}
 	return out, nil
+}
+
+// tiny builds the guest of files/tiny.c and returns the folder that holds it.
+func (b *Builder) tiny(ctx context.Context) (string, error) {
+	src := source("tiny.c")
+	compile := []string{"-m32", "-march=i686", "-mgeneral-regs-only", "-ffreestanding", "-fno-pic", "-fno-stack-protector",
+		"-fcf-protection=none", "-fno-asynchronous-unwind-tables", "-O2", "-c"}
+	// The note beside the text: where ld puts it by itself is outside of such a
+	// small guest's memory.
+	link := []string{"-m", "elf_i386", "-N", "--no-warn-rwx-segments", "-e", "start", "--section-start=.note.Xen=0x100000", "-Ttext=0x100100", "-s"}
+	return b.artifact(ctx, "tiny", append([]string{hash(src)}, append(compile, link...)...), func(dir string) error {
+		from, obj := filepath.Join(dir, "tiny.c"), filepath.Join(dir, "tiny.o")
+		if err := os.WriteFile(from, src, 0o644); err != nil {
+			return err
+		}
+		if err := tool(ctx, dir, "gcc", append(compile, "-o", obj, from)...); err != nil {
+			return err
+		}
+		if err := tool(ctx, dir, "ld", append(link, "-o", filepath.Join(dir, "tiny"), obj)...); err != nil {
+			return err
+		}
+		return errors.Join(os.Remove(from), os.Remove(obj))
+	})
 }
 
 // Loader builds the boot sector of [boot.Write].

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/xen-hvi/hvi/engine/xen"
 )
 
 // Where the control domain's image keeps what guests are made of.
@@ -20,6 +22,7 @@ const (
 	GuestKernel  = "/guest/vmlinux" // an ELF with a PVH entry
 	GuestRamdisk = "/guest/initrd"  // what guestCmdline makes of it, see [Guest.Run]
 	GuestRelease = "/guest/release" // the kernel's uname -r
+	TinyKernel   = "/guest/tiny"    // see [GuestConfig.Kernel]
 	guestCmdline = "console=hvc0 nokaslr mitigations=off nopti nomodeset audit=0 apparmor=0 selinux=0 cryptomgr.notests loglevel=5 panic=-1"
 	configDir    = "/etc/xen"       // where a guest's config file goes
 	upMark       = "@@GUEST-UP "    // followed by uname -r
@@ -28,10 +31,22 @@ const (
 	shutLimit    = 60 * time.Second // for Guest.Shutdown, emulated
 )
 
+// The kernels of [GuestConfig.Kernel].
+const (
+	KernelLinux = ""     // Debian's cloud kernel with a ramdisk that obeys [Guest.Run]
+	KernelTiny  = "tiny" // see lab/image/files/tiny.c
+)
+
 // GuestConfig says what guest to start. The zero value is a PVH Linux with one
 // processor and 160 MiB.
 type GuestConfig struct {
-	Name       string   // default "guest"; also names the config file /etc/xen/NAME.cfg
+	Name string // default "guest"; also names the config file /etc/xen/NAME.cfg
+	// Kernel is KernelLinux or KernelTiny: a guest of 16 MiB that boots in no
+	// time and sleeps. It can be saved, restored, migrated, shut down and
+	// rebooted as any other; it knows no command but [Guest.Poke]. With
+	// KernelArgs of one digit it ends when poked, with that reason: 0 poweroff,
+	// 1 reboot, 2 suspend, 3 crash, 4 watchdog, 5 soft_reset.
+	Kernel     string
 	Memory     int      // MiB
 	VCPUs      int      // more than 1 hangs under Bochs
 	Altp2m     string   // xl's altp2m; "" leaves the line out
@@ -58,9 +73,12 @@ func (c GuestConfig) String() string {
 	if c.Text != "" {
 		return c.Text
 	}
-	memory, vcpus := c.Memory, c.VCPUs
+	memory, vcpus, tiny := c.Memory, c.VCPUs, c.Kernel == KernelTiny
 	if memory == 0 {
 		memory = 160
+		if tiny {
+			memory = 16
+		}
 	}
 	if vcpus == 0 {
 		vcpus = 1
@@ -69,16 +87,22 @@ func (c GuestConfig) String() string {
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	line("name = %q", c.name())
 	line("type = \"pvh\"")
-	line("kernel = %q", GuestKernel)
-	line("ramdisk = %q", GuestRamdisk)
-	line("extra = %q", strings.Join(append([]string{guestCmdline}, c.KernelArgs...), " "))
+	if tiny {
+		line("kernel = %q", TinyKernel)
+		line("extra = %q", strings.Join(c.KernelArgs, " "))
+	} else {
+		line("kernel = %q", GuestKernel)
+		line("ramdisk = %q", GuestRamdisk)
+		line("extra = %q", strings.Join(append([]string{guestCmdline}, c.KernelArgs...), " "))
+	}
 	line("memory = %d", memory)
 	line("vcpus = %d", vcpus)
-	if !slices.Contains(c.Lines, preserve) {
-		line("on_poweroff = \"destroy\"")
+	for _, l := range [...]string{`on_poweroff = "destroy"`, `on_reboot = "restart"`, `on_crash = "preserve"`} {
+		key, _, _ := strings.Cut(l, " ")
+		if !slices.ContainsFunc(c.Lines, func(own string) bool { return strings.HasPrefix(own, key) }) {
+			line("%s", l)
+		}
 	}
-	line("on_reboot = \"restart\"")
-	line("on_crash = \"preserve\"")
 	if c.Altp2m != "" {
 		line("altp2m = %q", c.Altp2m)
 	}
@@ -263,6 +287,69 @@ func parseAnswer(text string, id int) (out string, code int, ok bool) {
 	return "", 0, false
 }
 
+// Save runs `xl save`, which ends the domain.
+func (g *Guest) Save(file string, args ...string) error {
+	_, err := g.t.XL(append(append([]string{"save"}, args...), strconv.Itoa(g.ID), file)...)
+	return err
+}
+
+// RestoreGuest runs `xl restore args... file` and opens the console of the
+// domain that it makes. What the guest said before it was saved is not in there.
+func (t *T) RestoreGuest(name, file string, args ...string) (*Guest, error) {
+	if _, err := t.XL(append(append([]string{"restore"}, args...), file)...); err != nil {
+		return nil, err
+	}
+	return t.OpenGuest(name)
+}
+
+// Migrate moves the guest to this very machine, where another domain of the
+// same name and UUID goes on, and returns that.
+func (g *Guest) Migrate() (*Guest, error) {
+	// Without a command to log in with, xl runs what stands for the host.
+	if _, err := g.t.XL("migrate", "-s", "", strconv.Itoa(g.ID), "xl migrate-receive"); err != nil {
+		return nil, err
+	}
+	return g.t.OpenGuest(g.Name)
+}
+
+// OpenNext waits for the domain that follows one which has rebooted, and opens
+// its console.
+func (t *T) OpenNext(g *Guest) (*Guest, error) {
+	err := t.Eventually(bootLimit, g.Name+" is there again", func() (bool, error) {
+		out, err := t.XL("domid", g.Name)
+		return err == nil && strings.TrimSpace(out.Stdout) != strconv.Itoa(g.ID), nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return t.OpenGuest(g.Name)
+}
+
+var poked = regexp.MustCompile(`@@POKED ([0-9a-f]{8})\r?\n`)
+
+// Poke sends a tiny guest an NMI, waits for its answer and returns how often it
+// was poked in its life: a restored one goes on counting. A tiny guest that ends
+// when poked gives no answer: use [T.XL] with "trigger" and [Guest.WaitGone].
+func (g *Guest) Poke() (int, error) {
+	g.console.turn.Lock()
+	defer g.console.turn.Unlock()
+	from := len(g.console.String())
+	if _, err := g.t.XL("trigger", strconv.Itoa(g.ID), "nmi"); err != nil {
+		return 0, err
+	}
+	var count int64
+	err := g.console.wait(g.t.ctx, commandLimit, g.Name+" has answered a poke", func(text string) bool {
+		m := poked.FindStringSubmatch(text[from:])
+		if m == nil {
+			return false
+		}
+		var err error
+		count, err = strconv.ParseInt(m[1], 16, 64)
+		return err == nil
+	})
+	return int(count), err
+}
+
 // Shutdown runs `xl shutdown` and waits until the domain is gone.
 func (g *Guest) Shutdown() error {
 	if _, err := g.t.XL("shutdown", strconv.Itoa(g.ID)); err != nil {
@@ -279,6 +366,16 @@ func (g *Guest) WaitGone(d time.Duration) error {
 // Destroy runs `xl destroy`.
 func (g *Guest) Destroy() error {
 	_, err := g.t.XL("destroy", strconv.Itoa(g.ID))
+	return err
+}
+
+// End has a Linux guest's kernel end it at once, with a reason as xl's on_* keys
+// know them, and does not wait.
+func (g *Guest) End(r xen.ShutdownReason) error {
+	g.console.turn.Lock()
+	defer g.console.turn.Unlock()
+	g.console.serial++
+	_, err := fmt.Fprintf(g.console.tty, "%d attack end %d\n", g.console.serial, r)
 	return err
 }
 

@@ -16,6 +16,18 @@ const (
 	QEMU  Emulator = "qemu"  // AMD: SVM, NPT; two processors
 )
 
+// System names what runs in the control domain.
+type System string
+
+// The systems.
+const (
+	// Initramfs is busybox, the toolstack and its daemons: the quickest to boot.
+	Initramfs System = ""
+	// Debian is Debian 12 with systemd, dpkg and apt, Xen's units as Debian has
+	// them, libvirtd with its Xen driver, and a device model.
+	Debian System = "debian"
+)
+
 // DefaultTimeout bounds a scenario that names no bound of its own.
 const DefaultTimeout = 10 * time.Minute
 
@@ -27,6 +39,9 @@ type Scenario struct {
 	Brief string
 	// Emulator says which machine it needs.
 	Emulator Emulator
+	// System says what the control domain runs. Only scenarios with the same
+	// system share a boot.
+	System System
 	// Xen holds additional options for the hypervisor's command line. Only
 	// scenarios with the same options share a boot.
 	Xen []string
@@ -51,7 +66,7 @@ func (s Scenario) Limit() time.Duration {
 
 // Boot is what two scenarios must agree in to share one boot.
 func (s Scenario) Boot() string {
-	return string(s.Emulator) + " " + strings.Join(s.Xen, " ")
+	return string(s.Emulator) + " " + string(s.System) + " " + strings.Join(s.Xen, " ")
 }
 
 var registry = map[string]Scenario{}
@@ -66,6 +81,8 @@ func Register(s Scenario) {
 		panic(fmt.Sprintf("scenario %s: Brief or Run is missing", s.Name))
 	case s.Emulator != Bochs && s.Emulator != QEMU:
 		panic(fmt.Sprintf("scenario %s: no emulator %q", s.Name, s.Emulator))
+	case s.System != Initramfs && s.System != Debian:
+		panic(fmt.Sprintf("scenario %s: no system %q", s.Name, s.System))
 	}
 	if _, taken := registry[s.Name]; taken {
 		panic(fmt.Sprintf("scenario: two are called %s", s.Name))

@@ -196,6 +196,12 @@ func TestGuestConfig(t *testing.T) {
 			t.Errorf("%q is not in\n%s", want, got)
 		}
 	}
+	got = GuestConfig{Kernel: KernelTiny, KernelArgs: []string{"3"}}.String()
+	for _, want := range []string{"kernel = \"/guest/tiny\"\n", "memory = 16\n", "extra = \"3\"\n"} {
+		if !strings.Contains(got, want) || strings.Contains(got, "ramdisk") {
+			t.Errorf("%q is not in\n%s", want, got)
+		}
+	}
 	if got := (GuestConfig{}).Path(); got != "/etc/xen/guest.cfg" {
 		t.Errorf("path %s", got)
 	}
@@ -279,6 +285,22 @@ func TestGuestRun(t *testing.T) {
 	}
 }
 
+func TestPoked(t *testing.T) {
+	for text, want := range map[string]string{
+		"@@GUEST-UP tiny\r\n@@POKED 0000001f\r\n": "0000001f",
+		"@@POKED 00000002\n":                      "00000002",
+		"@@POKED 0000":                            "",
+	} {
+		got := ""
+		if m := poked.FindStringSubmatch(text); m != nil {
+			got = m[1]
+		}
+		if got != want {
+			t.Errorf("%q in %q, want %q", got, text, want)
+		}
+	}
+}
+
 func TestGuestSilent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ours, theirs := net.Pipe()
@@ -334,6 +356,7 @@ func TestRegisterRefuses(t *testing.T) {
 		"brief":    func(s *Scenario) { s.Brief = "" },
 		"run":      func(s *Scenario) { s.Run = nil },
 		"emulator": func(s *Scenario) { s.Emulator = "vax" },
+		"system":   func(s *Scenario) { s.System = "beos" },
 		"twice":    func(s *Scenario) { s.Name = "boot-amd" },
 	}
 	for name, spoil := range tests {
@@ -347,6 +370,20 @@ func TestRegisterRefuses(t *testing.T) {
 			spoil(&s)
 			Register(s)
 		})
+	}
+}
+
+func TestBoot(t *testing.T) {
+	a := Scenario{Emulator: QEMU, Xen: []string{"debian"}}
+	for _, b := range []Scenario{
+		{Emulator: Bochs, Xen: a.Xen}, {Emulator: QEMU}, {Emulator: QEMU, System: Debian}, {Emulator: QEMU, System: Debian, Xen: a.Xen},
+	} {
+		if a.Boot() == b.Boot() {
+			t.Errorf("%+v and %+v share a boot", a, b)
+		}
+	}
+	if b := (Scenario{Name: "x", Emulator: QEMU, Xen: a.Xen}); a.Boot() != b.Boot() {
+		t.Error("the name keeps two scenarios from sharing a boot")
 	}
 }
 

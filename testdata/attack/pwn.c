@@ -13,6 +13,9 @@
  *	mode=rep           as text, four bytes with rep movsb
  *	mode=lstar|star|cstar|sysenter-eip
  *	                   write the MSR
+ *	mode=end           no attack: end the guest at once, as its own kernel would
+ *	reason=N           with this reason (SHUTDOWN_* of xen/include/public/sched.h:
+ *	                   0 poweroff, 1 reboot, 3 crash, 4 watchdog, 5 soft_reset)
  *	address=0x...      the target in the first three modes, or
  *	symbol=NAME        an exported function, default kernel_restart
  *
@@ -31,6 +34,9 @@
 #include <asm/msr.h>
 #include <asm/page.h>
 #include <asm/processor-flags.h>
+#include <xen/interface/sched.h>
+#include <xen/interface/xen.h>
+#include <asm/xen/hypercall.h>
 
 static char *mode = "text";
 module_param(mode, charp, 0);
@@ -38,6 +44,8 @@ static char *symbol = "kernel_restart";
 module_param(symbol, charp, 0);
 static unsigned long address;
 module_param(address, ulong, 0);
+static unsigned int reason;
+module_param(reason, uint, 0);
 
 /* What is flipped in the first byte: enough to be seen, easy to recognize. */
 #define FLIP 0x5a
@@ -132,10 +140,21 @@ static int attack_text(bool alias, bool rep)
 	return 0;
 }
 
+static int end(void)
+{
+	struct sched_shutdown s = { .reason = reason };
+	int err = HYPERVISOR_sched_op(SCHEDOP_shutdown, &s);
+
+	pr_info("hvi-pwn: mode=%s reason=%u: still here, %d\n", mode, reason, err);
+	return 0;
+}
+
 static int __init pwn_init(void)
 {
 	unsigned int i;
 
+	if (!strcmp(mode, "end"))
+		return end();
 	for (i = 0; i < ARRAY_SIZE(msrs); i++) {
 		if (!strcmp(mode, msrs[i].name)) {
 			attack_msr(msrs[i].number);
