@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/xen-hvi/hvi/engine/journal"
+	"github.com/xen-hvi/hvi/engine/policy"
 )
 
 // Bounds of the texts in what is declared.
@@ -162,12 +163,87 @@ type Declaration struct {
 	UUID      string       `json:"uuid"`
 	Name      journal.Text `json:"name,omitempty"`
 	Toolstack string       `json:"toolstack,omitempty"`
-	Source    string       `json:"source,omitempty"`
-	PolicyWords
-	CapturedAt time.Time `json:"captured_at,omitzero"`
+	// Source says where the policy was found, in words for people.
+	Source string `json:"source,omitempty"`
+	// Spec holds the admin's own policy, too, where it names one: it means the
+	// same on a host that does not have that.
+	Spec       policy.Spec `json:"spec"`
+	CapturedAt time.Time   `json:"captured_at,omitzero"`
 	// Suspended: the domain was saved or migrated away once, so an image of it
 	// may be restored any time.
 	Suspended bool `json:"suspended,omitempty"`
 	// GoneAt is when the domain ended, zero while it lives.
 	GoneAt time.Time `json:"gone_at,omitzero"`
+}
+
+// WordsOf returns the words that were written for the domain itself; what
+// follows from a mode or a named policy is not among them.
+func WordsOf(s policy.Spec) PolicyWords {
+	var w PolicyWords
+	if !s.Declared() {
+		return w
+	}
+	w.Mode = s.Mode.String()
+	if !s.Origins.Preset.IsZero() {
+		w.Policy = s.Preset
+	}
+	at := s.Origins.RequireAttach
+	if !at.IsZero() && (s.Named == nil || at != s.Named.RequireAttachAt) {
+		w.RequireAttach = yesNo(s.RequireAttach)
+	}
+	for _, g := range s.Guards {
+		w.Guards = append(w.Guards, GuardRequest{Name: string(g.Name), Action: g.Action.String()})
+	}
+	return w
+}
+
+func yesNo(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
+}
+
+// Feed gives the words to a builder, which judges them; at is where they were
+// written.
+func (w PolicyWords) Feed(b *policy.Builder, at policy.Origin) {
+	if w.Mode != "" {
+		b.Mode(w.Mode, at)
+	}
+	if w.Policy != "" {
+		b.Preset(w.Policy, at)
+	}
+	if w.RequireAttach != "" {
+		b.RequireAttach(w.RequireAttach, at)
+	}
+	for _, g := range w.Guards {
+		b.Guard(g.Name, g.Action, at)
+	}
+}
+
+// Words are the words of the request.
+func (q DeclareRequest) Words() PolicyWords {
+	return PolicyWords{q.Mode, q.Policy, q.RequireAttach, q.Guards}
+}
+
+// Words are the words of the request.
+func (q PolicyRequest) Words() PolicyWords {
+	return PolicyWords{q.Mode, q.Policy, q.RequireAttach, q.Guards}
+}
+
+// SetSpec fills in what the report says of the policy itself: the declared
+// words and every value with where it comes from.
+func (r *PolicyReport) SetSpec(s policy.Spec) {
+	e := s.Effective()
+	value := func(v string, at policy.Origin) PolicyValue {
+		return PolicyValue{Value: v, From: journal.Text(at.String()).String()}
+	}
+	r.Declared = WordsOf(s)
+	r.Mode = value(e.Mode.String(), e.Origins.Mode)
+	r.Policy = value(e.Preset, e.Origins.Preset)
+	r.RequireAttach = value(yesNo(e.RequireAttach), e.Origins.RequireAttach)
+	r.Guards = make([]PolicyGuard, len(e.Guards))
+	for i, g := range e.Guards {
+		r.Guards[i] = PolicyGuard{Name: string(g.Name), Action: g.Action.String(), From: journal.Text(g.From).String()}
+	}
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/xen-hvi/hvi/engine/journal"
+	"github.com/xen-hvi/hvi/engine/policy"
 )
 
 func TestDeclareAndGate(t *testing.T) {
@@ -114,8 +115,8 @@ func TestDeclarations(t *testing.T) {
 	}
 	one := Declaration{
 		UUID: uuid9, Name: journal.Escape("a\x1bb"), Toolstack: "xl", Source: `xl config "/etc/xen/web9.cfg"`,
-		PolicyWords: PolicyWords{Mode: "enforce", Policy: "p", RequireAttach: "yes", Guards: []GuardRequest{{"g", "a"}}},
-		CapturedAt:  time.Date(2026, 5, 9, 7, 0, 0, 0, time.UTC), Suspended: true, GoneAt: time.Date(2026, 5, 9, 8, 0, 0, 0, time.UTC),
+		Spec:       aSpec(t),
+		CapturedAt: time.Date(2026, 5, 9, 7, 0, 0, 0, time.UTC), Suspended: true, GoneAt: time.Date(2026, 5, 9, 8, 0, 0, 0, time.UTC),
 	}
 	w.engine.kept = []Declaration{one}
 	ds, err := w.client.Declarations(ctx)
@@ -128,8 +129,58 @@ func TestDeclarations(t *testing.T) {
 	}
 }
 
+// aSpec names a policy of the admin's, which says require_attach.
+func aSpec(t *testing.T) policy.Spec {
+	t.Helper()
+	b := policy.Builder{Policies: shelf{}}
+	at := policy.Origin{Source: "/etc/xen/\x1b.cfg", Line: 3}
+	PolicyWords{Mode: "enforce", Policy: "ours", Guards: []GuardRequest{{"syscall-entry", "alert"}}}.Feed(&b, at)
+	s, err := b.Build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+type shelf struct{}
+
+func (shelf) Policy(name string) (*policy.Named, error) {
+	at := policy.Origin{Source: "/etc/hvi/policies/ours.toml", Line: 1}
+	return &policy.Named{Name: name, Origin: at, RequireAttach: true, RequireAttachAt: at, Guards: []policy.GuardSetting{{Name: "kernel-text", Action: policy.ActionAlert, Origin: at}}}, nil
+}
+
+func (shelf) Names() []string { return nil }
+
+func TestReportOfASpec(t *testing.T) {
+	var r PolicyReport
+	r.SetSpec(aSpec(t))
+	const file, ours = `"/etc/xen/\x1b.cfg":3`, "/etc/hvi/policies/ours.toml:1"
+	want := PolicyReport{
+		Declared: PolicyWords{Mode: "enforce", Policy: "ours", Guards: []GuardRequest{{"syscall-entry", "alert"}}},
+		Mode:     PolicyValue{"enforce", file}, Policy: PolicyValue{"ours", file}, RequireAttach: PolicyValue{"yes", ours},
+		Guards: []PolicyGuard{{"kernel-text", "alert", "policy ours at " + ours}, {"syscall-entry", "alert", file}},
+	}
+	if !reflect.DeepEqual(r, want) {
+		t.Errorf("got  %+v\nwant %+v", r, want)
+	}
+	r.SetSpec(policy.Spec{})
+	if r.Declared.Mode != "" || r.Mode != (PolicyValue{"off", "built-in"}) || r.RequireAttach != (PolicyValue{"no", "built-in"}) {
+		t.Errorf("of nothing: %+v", r)
+	}
+	// What was written comes back as it was.
+	for _, w := range []PolicyWords{{}, {Mode: "off"}, {Mode: "observe", RequireAttach: "no"}, {Mode: "enforce", Policy: "default", RequireAttach: "yes", Guards: []GuardRequest{{"kernel-text", "off"}}}} {
+		var b policy.Builder
+		w.Feed(&b, policy.Origin{})
+		s, err := b.Build()
+		if err != nil || !reflect.DeepEqual(WordsOf(s), w) {
+			t.Errorf("%+v comes back as %+v, %v", w, WordsOf(s), err)
+		}
+	}
+}
+
 func TestPolicyRequestsAreReadStrictly(t *testing.T) {
 	w := newWorld(t, nil)
+	const spec = `"spec":{"mode":"enforce","guards":[{"name":"kernel-text","action":"block"}],"on_engine_failure":"release","origins":{"mode":{"source":"x"}}}`
 	long := func(n int) string { return strings.Repeat("x", n+1) }
 	for _, tc := range []struct {
 		method, target, body string
@@ -154,11 +205,14 @@ func TestPolicyRequestsAreReadStrictly(t *testing.T) {
 		{"PUT", "/v1/declarations/" + uuid9, `{"toolstack":"` + long(maxWord) + `"}`, 400, CodeBadRequest, "toolstack"},
 		{"PUT", "/v1/declarations/" + uuid9, `{"source":"` + long(maxSource) + `"}`, 400, CodeBadRequest, "source"},
 		{"PUT", "/v1/declarations/" + uuid9, ``, 200, "", ""},
-		{"POST", "/v1/declarations", `{"uuid":"x","mode":"m"}`, 400, CodeBadRequest, `"x"`},
-		{"POST", "/v1/declarations", `{"uuid":"` + uuid9 + `"}`, 400, CodeBadRequest, "no mode"},
-		{"POST", "/v1/declarations", `{"uuid":"` + uuid9 + `","mode":"m","guards":[{}]}`, 400, CodeBadRequest, "without"},
-		{"POST", "/v1/declarations", `{"uuid":"` + uuid9 + `","mode":"m","source":"` + long(maxSource) + `"}`, 400, CodeBadRequest, "source"},
-		{"POST", "/v1/declarations", `{"uuid":"` + uuid9 + `","mode":"m","captured_at":"yesterday"}`, 400, CodeBadRequest, ""},
+		{"POST", "/v1/declarations", `{"uuid":"x",` + spec + `}`, 400, CodeBadRequest, `"x"`},
+		{"POST", "/v1/declarations", `{"uuid":"` + uuid9 + `"}`, 400, CodeBadRequest, "declares nothing"},
+		{"POST", "/v1/declarations", `{"uuid":"` + uuid9 + `","spec":{"mode":"enforced"}}`, 400, CodeBadRequest, "did you mean"},
+		{"POST", "/v1/declarations", `{"uuid":"` + uuid9 + `",` + strings.Replace(spec, "kernel-text", "kernel-txt", 1) + `}`, 400, CodeBadRequest, "did you mean"},
+		{"POST", "/v1/declarations", `{"uuid":"` + uuid9 + `",` + strings.Replace(spec, `"mode"`, `"sode"`, 1) + `}`, 400, CodeBadRequest, "sode"},
+		{"POST", "/v1/declarations", `{"uuid":"` + uuid9 + `",` + spec + `,"source":"` + long(maxSource) + `"}`, 400, CodeBadRequest, "source"},
+		{"POST", "/v1/declarations", `{"uuid":"` + uuid9 + `",` + spec + `,"captured_at":"yesterday"}`, 400, CodeBadRequest, ""},
+		{"POST", "/v1/declarations", `{"uuid":"` + uuid9 + `",` + spec + `}`, 200, "", ""},
 		{"POST", "/v1/domains/7/gate", `{"timeout_ms":-1}`, 400, CodeBadRequest, "-1"},
 		{"POST", "/v1/domains/7/gate", `{"timeout_ms":35001}`, 400, CodeBadRequest, "35001"},
 		{"POST", "/v1/domains/7/gate", `{"timeout_ms":1e30}`, 400, CodeBadRequest, ""},

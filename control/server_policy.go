@@ -24,8 +24,7 @@ func (s *Server) declare(w http.ResponseWriter, r *http.Request, ref string) err
 	if err := readBody(w, r, &req); err != nil {
 		return err
 	}
-	words := PolicyWords{req.Mode, req.Policy, req.RequireAttach, req.Guards}
-	if p := words.check("declaration"); p != nil {
+	if p := req.Words().check("declaration"); p != nil {
 		return p
 	}
 	if p := checkTold("declaration", req.Toolstack, req.Source); p != nil {
@@ -68,11 +67,11 @@ func (s *Server) importOne(w http.ResponseWriter, r *http.Request, _ string) err
 		return &Problem{Code: CodeBadRequest, What: journal.Escape(d.UUID).Quoted() + " is no UUID", Where: where, Fix: "send what hvictl policy export wrote"}
 	}
 	d.UUID = uuid
-	if d.Mode == "" {
-		return &Problem{Code: CodeBadRequest, What: "nothing is declared: there is no mode", Where: where, Fix: "send what hvictl policy export wrote"}
+	if !d.Spec.Declared() {
+		return &Problem{Code: CodeBadRequest, What: "it declares nothing: nobody wrote its mode", Where: where, Fix: "send what hvictl policy export wrote"}
 	}
-	if p := d.check(where); p != nil {
-		return p
+	if err := d.Spec.Validate(); err != nil {
+		return &Problem{Code: CodeBadRequest, What: strings.ReplaceAll(err.Error(), "\n", "; "), Where: where, Fix: "correct it on the host it comes from, and export it again", Err: err}
 	}
 	if p := checkTold(where, d.Toolstack, d.Source); p != nil {
 		return p
@@ -124,8 +123,7 @@ func (s *Server) setPolicy(w http.ResponseWriter, r *http.Request, ref string) e
 	if req.Mode == "" {
 		return &Problem{Code: CodeBadRequest, What: "there is no mode", Where: where, Fix: "give off, observe or enforce; to declare nothing, delete the policy"}
 	}
-	words := PolicyWords{req.Mode, req.Policy, req.RequireAttach, req.Guards}
-	if p := words.check(where); p != nil {
+	if p := req.Words().check(where); p != nil {
 		return p
 	}
 	var p *Problem
