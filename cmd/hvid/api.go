@@ -17,9 +17,11 @@ import (
 // api answers the control socket from the engine. It implements
 // control.Engine.
 type api struct {
-	engine  *engine.Engine
-	resolve engine.Resolver
-	doctor  func() []control.Check
+	engine *engine.Engine
+	// restarting are the domains an earlier hvid protected.
+	restarting *restarting
+	resolve    engine.Resolver
+	doctor     func() []control.Check
 	// probe finds the tier of a domain nobody has attached to.
 	probe func(xen.DomainInfo) (engine.Tier, string)
 	// events lists what Xen can report of a domain.
@@ -40,7 +42,7 @@ func (a *api) Domains(context.Context) ([]control.DomainStatus, error) {
 	all := a.engine.Status()
 	out := make([]control.DomainStatus, len(all))
 	for i, st := range all {
-		out[i] = domainStatus(st)
+		out[i] = a.status(st)
 	}
 	return out, nil
 }
@@ -48,7 +50,7 @@ func (a *api) Domains(context.Context) ([]control.DomainStatus, error) {
 func (a *api) Domain(_ context.Context, dom control.DomainRef) (control.DomainStatus, error) {
 	for _, st := range a.engine.Status() {
 		if uint16(st.Info.ID) == dom.ID {
-			return domainStatus(st), nil
+			return a.status(st), nil
 		}
 	}
 	return control.DomainStatus{}, &control.Problem{
@@ -175,6 +177,15 @@ func (a *api) monitorEvents(info xen.DomainInfo) control.Check {
 
 func where(dom control.DomainRef) string { return fmt.Sprintf("domain %d, %s", dom.ID, dom.Name) }
 
+// status is a session's status as this hvid tells it.
+func (a *api) status(st engine.Status) control.DomainStatus {
+	out := domainStatus(st)
+	if mode, ok := a.restarting.mode(st); ok {
+		out.State, out.Mode = control.StateRestarting, mode
+	}
+	return out
+}
+
 // domainStatus is a session's status in the words of the socket.
 func domainStatus(st engine.Status) control.DomainStatus {
 	out := control.DomainStatus{
@@ -182,7 +193,8 @@ func domainStatus(st engine.Status) control.DomainStatus {
 		State: control.State(st.State), Mode: st.Policy.Mode.String(),
 		Tier: control.Tier(st.Tier), TierReason: st.TierReason,
 		Guards:     []control.GuardStatus{},
-		AttachedAt: st.AttachedAt, PolicySource: st.PolicySource,
+		AttachedAt: st.AttachedAt, PolicySource: st.PolicySource, PolicyFrom: control.PolicyFrom(st.PolicyFrom),
+		RequireAttach: st.Policy.RequireAttach, Held: st.Held,
 		Counters: control.Counters{RingEvents: st.Events, RecordsLost: st.Unrecorded},
 	}
 	if !st.AttachedAt.IsZero() {

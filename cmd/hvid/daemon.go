@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"strings"
 	"sync"
 	"time"
@@ -19,20 +20,17 @@ import (
 	"github.com/xen-hvi/hvi/xlplugin"
 )
 
-// options are hvid's settings.
-type options struct {
-	socket    string
-	journal   string
-	ledgerDir string
-	log       *slog.Logger
-}
-
 // shutdownLimit bounds the wait for requests under way when hvid stops.
 const shutdownLimit = 5 * time.Second
 
+// rescanPeriod is how often the domains are listed while one is shut down and
+// may yet run on, which Xen does not announce. A protected domain stands still
+// until it is seen.
+const rescanPeriod = 100 * time.Millisecond
+
 // run is hvid from start to SIGTERM: it returns when ctx ends and everything
 // is undone.
-func run(ctx context.Context, opt options) (err error) {
+func run(ctx context.Context, opt settings) (err error) {
 	started := time.Now()
 	host, err := xen.Open()
 	if err != nil {
@@ -42,7 +40,7 @@ func run(ctx context.Context, opt options) (err error) {
 
 	// The socket is the lock that keeps a second hvid from recovering the
 	// living state of the first.
-	listener, err := control.Listen(opt.socket)
+	listener, err := control.Listen(opt.Socket)
 	if err != nil {
 		return err
 	}
@@ -73,9 +71,10 @@ func run(ctx context.Context, opt options) (err error) {
 	if err != nil {
 		return err
 	}
+	left := takeNotice(opt.runDir, time.Now(), opt.log)
 	server := control.NewServer(control.ServerOptions{
 		Engine: &api{
-			engine: e, resolve: resolve, journal: events, xen: host.Release().String(), started: started,
+			engine: e, restarting: left, resolve: resolve, journal: events, xen: host.Release().String(), started: started,
 			events: func(info xen.DomainInfo) (xen.MonitorCaps, error) { return host.MonitorCapabilities(info.ID) },
 			probe:  func(info xen.DomainInfo) (engine.Tier, string) { return engine.Probe(hv, info) },
 			doctor: func() []control.Check { return examineHost(host, opt.ledgerDir, e.Status()) },
@@ -85,11 +84,12 @@ func run(ctx context.Context, opt options) (err error) {
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
 	notify("READY=1")
-	opt.log.Info("ready", "xen", host.Release().String(), "socket", opt.socket)
+	opt.log.Info("ready", "xen", host.Release().String(), "socket", opt.Socket)
 
 	err = follow(watch, e, watcher, served, opt.log)
 
 	notify("STOPPING=1")
+	err = errors.Join(err, leaveNotice(opt.runDir, time.Now(), e.Status()))
 	cancel()
 	err = errors.Join(err, e.Close())
 	limit, done := context.WithTimeout(context.Background(), shutdownLimit)
@@ -103,10 +103,18 @@ func run(ctx context.Context, opt options) (err error) {
 func follow(ctx context.Context, e *engine.Engine, w *xlplugin.Watcher, served <-chan error, log *slog.Logger) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	rescan := time.NewTicker(time.Second)
+	rescan := time.NewTicker(rescanPeriod)
 	defer rescan.Stop()
+	var alive <-chan time.Time
+	if period := watchdogPeriod(os.Getenv, os.Getpid()); period > 0 {
+		t := time.NewTicker(period)
+		defer t.Stop()
+		alive = t.C
+	}
 	for {
 		select {
+		case <-alive:
+			notify("WATCHDOG=1")
 		case <-rescan.C:
 			if e.Waiting() {
 				w.Rescan()

@@ -6,29 +6,68 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
+	"io"
 	"os"
 	"os/signal"
 	"syscall"
 
 	"github.com/spf13/cobra"
 
+	"github.com/xen-hvi/hvi/cmd/hvid/cli"
 	"github.com/xen-hvi/hvi/control"
 	"github.com/xen-hvi/hvi/engine"
-	"github.com/xen-hvi/hvi/engine/ledger"
 	"github.com/xen-hvi/hvi/engine/xen"
 	"github.com/xen-hvi/hvi/engine/xen/abi"
 	"github.com/xen-hvi/hvi/engine/xen/mutate"
 )
 
-// defaultJournal is where security events are kept.
-const defaultJournal = "/var/lib/hvi/events"
-
 func main() {
-	if err := command().Execute(); err != nil {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	err := command().ExecuteContext(ctx)
+	stop()
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "hvid:", explain(err))
-		os.Exit(1)
 	}
+	os.Exit(cli.ExitCode(err))
+}
+
+func command() *cobra.Command {
+	return cli.New(cli.Actions{Run: runDaemon, Recover: recoverLeft})
+}
+
+// runDaemon runs hvid as its configuration and the command line say.
+func runDaemon(ctx context.Context, opt cli.Options) error {
+	set, err := readSettings(opt)
+	if err != nil {
+		return err
+	}
+	return run(ctx, set)
+}
+
+// recoverLeft undoes what a dead hvid left in Xen.
+func recoverLeft(_ context.Context, opt cli.Options, out io.Writer) error {
+	set, err := readSettings(opt)
+	if err != nil {
+		return err
+	}
+	// A living hvid's ledgers are not to be undone under it.
+	l, err := control.Listen(set.Socket)
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	host, err := xen.Open()
+	if err != nil {
+		return err
+	}
+	done, err := engine.Recover(engine.OnXen(host), mutate.New(host), set.ledgerDir, set.log)
+	for _, line := range done {
+		fmt.Fprintln(out, line)
+	}
+	if len(done) == 0 && err == nil {
+		fmt.Fprintln(out, "nothing was left to undo")
+	}
+	return errors.Join(err, host.Close())
 }
 
 // explain adds to an error of starting what the admin can do about it.
@@ -46,68 +85,4 @@ func explain(err error) string {
 		return err.Error() + ": install a newer hvi; this one will not guess at another release's interface"
 	}
 	return err.Error()
-}
-
-func command() *cobra.Command {
-	opt := options{}
-	var level slog.Level
-	root := &cobra.Command{
-		Use:   "hvid",
-		Short: "hvi's daemon: protects Xen guests from outside",
-		Long: "hvid watches this host's domains, attaches to each whose xl config has\n" +
-			"introspection = \"observe\" or \"enforce\" before its first instruction, and\n" +
-			"detaches when it shuts down or hvid is stopped. It runs in the foreground\n" +
-			"and logs to standard error.",
-		Example:       "  hvid\n  hvid --log-level debug",
-		Version:       control.ThisBuild().String(),
-		Args:          cobra.NoArgs,
-		SilenceErrors: true,
-		SilenceUsage:  true,
-		RunE: func(*cobra.Command, []string) error {
-			opt.log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
-			ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-			defer stop()
-			return run(ctx, opt)
-		},
-	}
-	f := root.PersistentFlags()
-	f.StringVar(&opt.socket, "socket", control.DefaultSocket, "control socket")
-	f.StringVar(&opt.journal, "journal", defaultJournal, "directory of the security events")
-	f.StringVar(&opt.ledgerDir, "ledger", ledger.DefaultDir, "directory of what is changed in Xen and not yet undone")
-	f.TextVar(&level, "log-level", slog.LevelInfo, "debug, info, warn or error")
-	root.AddCommand(recoverCommand(&opt))
-	return root
-}
-
-func recoverCommand(opt *options) *cobra.Command {
-	return &cobra.Command{
-		Use:   "recover",
-		Short: "undo what a hvid that died left in Xen, and resume its guests",
-		Long: "recover undoes every change of Xen's state that a dead hvid has noted in its\n" +
-			"ledgers, and resumes each vCPU that waits for its answer. hvid does the same\n" +
-			"when it starts.",
-		Example: "  hvid recover",
-		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			// A living hvid's ledgers are not to be undone under it.
-			l, err := control.Listen(opt.socket)
-			if err != nil {
-				return err
-			}
-			defer l.Close()
-			host, err := xen.Open()
-			if err != nil {
-				return err
-			}
-			log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-			done, err := engine.Recover(engine.OnXen(host), mutate.New(host), opt.ledgerDir, log)
-			for _, line := range done {
-				fmt.Fprintln(cmd.OutOrStdout(), line)
-			}
-			if len(done) == 0 && err == nil {
-				fmt.Fprintln(cmd.OutOrStdout(), "nothing was left to undo")
-			}
-			return errors.Join(err, host.Close())
-		},
-	}
 }

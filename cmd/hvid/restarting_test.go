@@ -1,0 +1,77 @@
+package main
+
+import (
+	"log/slog"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/xen-hvi/hvi/control"
+	"github.com/xen-hvi/hvi/engine"
+	"github.com/xen-hvi/hvi/engine/policy"
+	"github.com/xen-hvi/hvi/engine/xen"
+)
+
+// TestRestarting says of a domain that lost its protection to a restart that it
+// waits for it, until hvid has come to it.
+func TestRestarting(t *testing.T) {
+	dir, now := t.TempDir(), time.Unix(1_800_000_000, 0)
+	protected := engine.Status{
+		Info: xen.DomainInfo{ID: 3, UUID: xen.UUID{3}}, Name: "web", State: engine.StateProtecting,
+		AttachedAt: now, Policy: policy.Effective{Mode: policy.ModeEnforce},
+	}
+	other := engine.Status{Info: xen.DomainInfo{ID: 4, UUID: xen.UUID{4}}, State: engine.StateUnprotected}
+	if err := leaveNotice(dir, now, []engine.Status{protected, other}); err != nil {
+		t.Fatal(err)
+	}
+	log := slog.New(slog.DiscardHandler)
+	r := takeNotice(dir, now.Add(time.Second), log)
+	if left, _ := os.ReadDir(dir); len(left) != 0 {
+		t.Errorf("the notice is still there: %v", left)
+	}
+	a := &api{restarting: r}
+	fresh := engine.Status{Info: protected.Info, State: engine.StateUnprotected}
+	if st := a.status(fresh); st.State != control.StateRestarting || st.Mode != "enforce" {
+		t.Errorf("not come to yet: %s, mode %s", st.State, st.Mode)
+	}
+	if st := a.status(other); st.State != control.StateUnprotected {
+		t.Errorf("one that was not protected: %s", st.State)
+	}
+	protected.Decided = true
+	if st := a.status(protected); st.State != control.StateProtecting {
+		t.Errorf("come to: %s", st.State)
+	}
+	if st := a.status(fresh); st.State != control.StateUnprotected {
+		t.Errorf("once come to, it does not wait again: %s", st.State)
+	}
+
+	// A notice that is too old is that of a hvid nobody restarted.
+	if err := leaveNotice(dir, now, []engine.Status{protected}); err != nil {
+		t.Fatal(err)
+	}
+	if r := takeNotice(dir, now.Add(time.Hour), log); len(r.byUUID) != 0 {
+		t.Errorf("an old notice is believed")
+	}
+}
+
+func TestWatchdogPeriod(t *testing.T) {
+	env := func(usec, pid string) func(string) string {
+		return func(k string) string { return map[string]string{"WATCHDOG_USEC": usec, "WATCHDOG_PID": pid}[k] }
+	}
+	for _, c := range []struct {
+		usec, pid string
+		want      time.Duration
+	}{
+		{"30000000", "", 15 * time.Second},
+		{"30000000", "7", 15 * time.Second},
+		{"30000000", "8", 0},
+		{"", "", 0},
+		{"-1", "7", 0},
+		{"x", "7", 0},
+		{"99999999999999999", "7", 0},
+	} {
+		if got := watchdogPeriod(env(c.usec, c.pid), 7); got != c.want {
+			t.Errorf("WATCHDOG_USEC=%q WATCHDOG_PID=%q: %v, want %v", c.usec, c.pid, got, c.want)
+		}
+	}
+}
