@@ -7,10 +7,15 @@ import (
 	"bufio"
 	"fmt"
 	"os"
+	"strconv"
+	"time"
+
+	"github.com/xen-hvi/hvi/packaging/manual"
 )
 
 const usage = `usage: docgen notice PROGRAM...      every licence of what is linked in
-       docgen copyright PROGRAM...   the same as Debian's copyright file`
+       docgen copyright PROGRAM...   the same as Debian's copyright file
+       docgen man DIR VERSION EPOCH  the manual pages, compressed, below DIR`
 
 func main() {
 	if err := run(os.Args[1:]); err != nil {
@@ -35,6 +40,15 @@ func run(args []string) error {
 		} else if err := writeCopyright(w, all); err != nil {
 			return err
 		}
+	case "man":
+		if len(args) != 4 {
+			return fmt.Errorf("%s", usage)
+		}
+		seconds, err := strconv.ParseInt(args[3], 10, 64)
+		if err != nil {
+			return fmt.Errorf("the time of the source is %q, not a number of seconds", args[3])
+		}
+		return writePages(args[1], manual.Build{Version: args[2], Date: time.Unix(seconds, 0)})
 	default:
 		return fmt.Errorf("%s", usage)
 	}
