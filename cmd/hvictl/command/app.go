@@ -24,6 +24,8 @@ type app struct {
 	now         func() time.Time
 	zone        *time.Location
 	host        hostChecker
+	// xl is the program.
+	xl string
 
 	socket string
 	format format
@@ -96,7 +98,7 @@ guests from outside. Guests are named by domid, name or UUID.`,
 	// The flag exists: it can't fail.
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp))
 	root.AddCommand(
-		a.attachCommand(), a.detachCommand(), a.doctorCommand(), a.eventsCommand(),
+		a.attachCommand(), a.createCommand(), a.detachCommand(), a.doctorCommand(), a.eventsCommand(),
 		a.listCommand(), a.statusCommand(), a.versionCommand(), exitCodesTopic(),
 	)
 	root.SetHelpCommand(helpCommand(root))

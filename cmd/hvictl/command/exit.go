@@ -33,6 +33,7 @@ const (
 	codeUsage  control.Code = "usage"
 	codeDoctor control.Code = "doctor"
 	codeFailed control.Code = "not_protected"
+	codeXL     control.Code = "xl_failed"
 )
 
 var exitOf = map[control.Code]int{
@@ -57,13 +58,14 @@ func exitCodesTopic() *cobra.Command {
 		Long: `hvictl ends with one of these codes. They do not change between releases.
 
   0    done
-  1    failed for a reason that has no code of its own
+  1    failed for a reason that has no code of its own; with create, xl failed
   2    the command line or the request is wrong
-  3    hvid is not reachable or is stopping; is it running?
+  3    hvid is not reachable, restarts or is stopping; is it running?
   4    there is no such domain
   5    this user may not do it
   6    refused: not possible with this domain or this Xen, in conflict with
-       its state, an ambiguous name, or hvid has too much to do
+       its state, an ambiguous name, hvid has too much to do, or a domain
+       that was to be protected is not
   7    doctor found something missing or failing
   130  interrupted; events -f, which ends no other way, ends with 0
 

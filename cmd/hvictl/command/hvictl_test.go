@@ -33,6 +33,14 @@ type fakeEngine struct {
 	doctor  control.DoctorReport
 	err     error
 	asked   string
+
+	gate   control.GateResult
+	onGate func(control.DomainRef)
+	// onDomains is told how often Domains was asked for.
+	onDomains func(int)
+	looks     int
+	policy    control.PolicyReport
+	kept      []control.Declaration
 }
 
 func (e *fakeEngine) Version(context.Context) (control.Version, error) {
@@ -42,7 +50,12 @@ func (e *fakeEngine) Version(context.Context) (control.Version, error) {
 	}, e.err
 }
 
-func (e *fakeEngine) Domains(context.Context) ([]control.DomainStatus, error) { return e.domains, nil }
+func (e *fakeEngine) Domains(context.Context) ([]control.DomainStatus, error) {
+	if e.looks++; e.onDomains != nil {
+		e.onDomains(e.looks)
+	}
+	return e.domains, nil
+}
 
 func (e *fakeEngine) get(dom control.DomainRef) (control.DomainStatus, error) {
 	for _, d := range e.domains {
@@ -72,31 +85,39 @@ func (e *fakeEngine) Detach(_ context.Context, dom control.DomainRef) (control.D
 func (e *fakeEngine) Doctor(context.Context) (control.DoctorReport, error) { return e.doctor, e.err }
 
 func (e *fakeEngine) Declare(context.Context, string, control.DeclareRequest) (control.Declared, error) {
-	return control.Declared{}, e.err
+	return control.Declared{}, errors.New("hvictl declares nothing")
 }
 
 func (e *fakeEngine) Declarations(context.Context) ([]control.Declaration, error) {
-	return nil, e.err
+	return e.kept, e.err
 }
 
 func (e *fakeEngine) Import(_ context.Context, d control.Declaration) (control.Declaration, error) {
+	e.kept = append(e.kept, d)
 	return d, e.err
 }
 
-func (e *fakeEngine) Gate(context.Context, control.DomainRef, control.GateRequest) (control.GateResult, error) {
-	return control.GateResult{}, e.err
+func (e *fakeEngine) Gate(_ context.Context, dom control.DomainRef, req control.GateRequest) (control.GateResult, error) {
+	e.asked = fmt.Sprintf("gate %s %+v", dom.Ref, req)
+	if e.onGate != nil {
+		e.onGate(dom)
+	}
+	return e.gate, e.err
 }
 
-func (e *fakeEngine) Policy(context.Context, control.DomainRef) (control.PolicyReport, error) {
-	return control.PolicyReport{}, e.err
+func (e *fakeEngine) Policy(_ context.Context, dom control.DomainRef) (control.PolicyReport, error) {
+	e.asked = "policy " + dom.Ref
+	return e.policy, e.err
 }
 
-func (e *fakeEngine) SetPolicy(context.Context, control.DomainRef, control.PolicyRequest) (control.PolicyReport, error) {
-	return control.PolicyReport{}, e.err
+func (e *fakeEngine) SetPolicy(_ context.Context, dom control.DomainRef, req control.PolicyRequest) (control.PolicyReport, error) {
+	e.asked = fmt.Sprintf("set %s %+v", dom.Ref, req)
+	return e.policy, e.err
 }
 
-func (e *fakeEngine) ClearPolicy(context.Context, control.DomainRef, string) (control.PolicyReport, error) {
-	return control.PolicyReport{}, e.err
+func (e *fakeEngine) ClearPolicy(_ context.Context, dom control.DomainRef, where string) (control.PolicyReport, error) {
+	e.asked = "clear " + dom.Ref + " " + where
+	return e.policy, e.err
 }
 
 func fakeDomains() []control.DomainStatus {
@@ -193,7 +214,7 @@ func newHost(t *testing.T) *host {
 }
 
 func newApp(out, errOut io.Writer) *app {
-	return &app{out: out, errOut: errOut, now: func() time.Time { return noon }, zone: time.UTC, host: devNodes{dir: "/nonexistent/xen"}}
+	return &app{out: out, errOut: errOut, now: func() time.Time { return noon }, zone: time.UTC, host: devNodes{dir: "/nonexistent/xen"}, xl: "/nonexistent/xl"}
 }
 
 // hvictl runs a command line against a socket.

@@ -21,7 +21,7 @@ func terminal() *app {
 		out: os.Stdout, errOut: os.Stderr,
 		colour: wantsColour(os.Stdout, os.Getenv),
 		now:    time.Now, zone: time.Local,
-		host: devNodes{dir: "/dev/xen"},
+		host: devNodes{dir: "/dev/xen"}, xl: "xl",
 	}
 }
 

@@ -18,7 +18,9 @@ With one, show all that is known of its protection: state and time since
 attach, tier, guest kernel, and each guard with its counts.
 
 States: declared, gated, attached, identifying, protecting, detaching, detached;
-degraded (some guard is not armed), failed (not protected), unprotected.`,
+degraded (some guard is not armed), failed (not protected), unprotected;
+restarting (protected until hvid stopped, and again when it has started). While
+hvid restarts, the domains that wait for it are shown and the exit code is 3.`,
 		Example: `  hvictl status
   hvictl status web1
   hvictl status web1 -o json | jq -r .state`,
@@ -28,39 +30,57 @@ degraded (some guard is not armed), failed (not protected), unprotected.`,
 			c := a.client()
 			defer c.Close()
 			if len(args) == 1 {
+				show := func(d control.DomainStatus) error {
+					if a.format == formatJSON {
+						return a.json(d)
+					}
+					a.domainBlock(d)
+					return nil
+				}
 				d, err := c.Domain(cmd.Context(), args[0])
 				if err != nil {
-					return suggest(err, args[0])
+					return a.restarting(suggest(err, args[0]), func(ds []control.DomainStatus) error {
+						// One that was not protected is not waiting for hvid.
+						if d, err := control.Resolve(ds, args[0]); err == nil {
+							return show(d)
+						}
+						return nil
+					})
 				}
+				return show(d)
+			}
+			show := func(v *control.Version, ds []control.DomainStatus) error {
 				if a.format == formatJSON {
-					return a.json(d)
+					return a.json(struct {
+						// Hvid is nil while it restarts.
+						Hvid    *control.Version       `json:"hvid"`
+						Domains []control.DomainStatus `json:"domains"`
+					}{v, ds})
 				}
-				a.domainBlock(d)
+				a.statusTable(v, ds)
 				return nil
 			}
 			v, err := c.Version(cmd.Context())
+			var ds []control.DomainStatus
+			if err == nil {
+				ds, err = c.Domains(cmd.Context())
+			}
 			if err != nil {
-				return err
+				return a.restarting(err, func(ds []control.DomainStatus) error { return show(nil, ds) })
 			}
-			ds, err := c.Domains(cmd.Context())
-			if err != nil {
-				return err
-			}
-			if a.format == formatJSON {
-				return a.json(struct {
-					Hvid    control.Version        `json:"hvid"`
-					Domains []control.DomainStatus `json:"domains"`
-				}{v, ds})
-			}
-			a.statusTable(v, ds)
-			return nil
+			return show(&v, ds)
 		},
 	}
 }
 
 // statusTable shows the domains that hvi has to do with, and counts the others.
-func (a *app) statusTable(v control.Version, ds []control.DomainStatus) {
-	fmt.Fprintf(a.out, "hvid %s on Xen %s, up %s\n", safe(v.Build.Version), dash(v.Xen).text, duration(a.now().Sub(v.StartedAt)))
+// v is nil while hvid restarts.
+func (a *app) statusTable(v *control.Version, ds []control.DomainStatus) {
+	if v != nil {
+		fmt.Fprintf(a.out, "hvid %s on Xen %s, up %s\n", safe(v.Build.Version), dash(v.Xen).text, duration(a.now().Sub(v.StartedAt)))
+	} else {
+		fmt.Fprintln(a.out, a.paint(cell{"hvid is restarting", yellow}))
+	}
 	var rows [][]cell
 	others := 0
 	for _, d := range ds {
@@ -76,7 +96,7 @@ func (a *app) statusTable(v control.Version, ds []control.DomainStatus) {
 			since = duration(a.now().Sub(d.AttachedAt))
 		}
 		rows = append(rows, []cell{
-			number(d.ID), text(d.Name.String()), stateCell(d.State), dash(d.Mode), dash(string(d.Tier)), dash(kernel),
+			number(d.ID), text(d.Name.String()), heldCell(d), dash(d.Mode), dash(string(d.Tier)), dash(kernel),
 			guardCount(d.Guards), number(d.Counters.Blocked), number(d.Counters.Alerted), dash(since),
 		})
 	}
@@ -150,6 +170,10 @@ func (a *app) domainBlock(d control.DomainStatus) {
 	}
 	line("Mode", safe(d.Mode))
 	line("Policy", safe(d.PolicySource))
+	if d.RequireAttach {
+		line("Required", "yes: it may only run with hvi attached")
+	}
+	line("Held", safe(d.Held))
 	tier := string(d.Tier)
 	if d.TierReason != "" {
 		tier += ": " + d.TierReason

@@ -106,8 +106,18 @@ func stateCell(s control.State) cell {
 		c.colour = green
 	case control.StateFailed:
 		c.colour = red
-	case control.StateDegraded, control.StateDeclared, control.StateGated, control.StateAttached, control.StateIdentifying, control.StateDetaching:
+	case control.StateDegraded, control.StateDeclared, control.StateGated, control.StateAttached, control.StateIdentifying, control.StateDetaching, control.StateRestarting:
 		c.colour = yellow
+	}
+	return c
+}
+
+// heldCell is the state of a domain, and whether hvid keeps it paused.
+func heldCell(d control.DomainStatus) cell {
+	c := stateCell(d.State)
+	if d.Held != "" {
+		c.text += ", held"
+		c.colour = red
 	}
 	return c
 }
