@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/xen-hvi/hvi/engine/guard"
 	"github.com/xen-hvi/hvi/engine/ledger"
@@ -113,6 +114,7 @@ func (e *Engine) Apply(info xen.DomainInfo, decl Declaration) error {
 		d.setUnprotected(decl)
 		return err
 	case s == nil || s.ended():
+		d.since = time.Now()
 		return e.attach(d, decl)
 	default:
 		d.declared = decl

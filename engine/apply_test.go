@@ -93,6 +93,9 @@ func TestApply(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.checkClean(0)
+	if n := w.engine.Stats(); n.Attaches != 2 || n.AttachFailures != 0 || n.AttachTime <= 0 {
+		t.Errorf("%+v, want 2 attaches and the time they took", n)
+	}
 }
 
 // TestApplyBeforeArmed changes the policy while the guest boots.

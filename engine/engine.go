@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/xen-hvi/hvi/engine/ledger"
 	"github.com/xen-hvi/hvi/engine/policy"
@@ -48,6 +49,24 @@ type Engine struct {
 	domains map[xen.DomID]*domain
 	changed chan struct{} // closed and replaced when a domain comes in
 	closing bool
+
+	attaches, attachFailures atomic.Uint64
+	attachTime               atomic.Int64
+}
+
+// Stats counts what an engine did since it was made.
+type Stats struct {
+	// Attaches counts sessions that began to serve a ring, AttachFailures those
+	// that could not.
+	Attaches, AttachFailures uint64
+	// AttachTime is the sum of the times they took: from the domain's
+	// appearance, or the request, until it could run on.
+	AttachTime time.Duration
+}
+
+// Stats returns the counts of this moment.
+func (e *Engine) Stats() Stats {
+	return Stats{e.attaches.Load(), e.attachFailures.Load(), time.Duration(e.attachTime.Load())}
 }
 
 // domain is one domain hvi knows of, protected or not.
@@ -56,6 +75,7 @@ type domain struct {
 	// detaching, going.
 	busy   sync.Mutex
 	info   xen.DomainInfo
+	since  time.Time      // it was seen, or asked for
 	ledger *ledger.Ledger // while held, and handed to a session then
 	// over says that the domain has shut down or gone: nothing new begins.
 	over bool
@@ -91,7 +111,7 @@ var ErrClosing = errors.New("hvid is stopping")
 // domain was there before hvid, and runs: it is not held up.
 func (e *Engine) Gate(info xen.DomainInfo, existing bool) {
 	hold := !existing && info.Type != xen.PV
-	d := &domain{info: info, status: Status{Info: info, State: StateGated}, decided: make(chan struct{})}
+	d := &domain{info: info, since: time.Now(), status: Status{Info: info, State: StateGated}, decided: make(chan struct{})}
 	if !hold {
 		d.status.State = StateUnprotected
 	}
@@ -263,7 +283,11 @@ func (e *Engine) attach(d *domain, decl Declaration) error {
 	d.status.Held = ""
 	d.mu.Unlock()
 	err := s.start()
-	if err != nil {
+	e.attachTime.Add(int64(time.Since(d.since)))
+	if err == nil {
+		e.attaches.Add(1)
+	} else {
+		e.attachFailures.Add(1)
 		<-s.quit
 		if d.ledger = s.takeLedger(); d.ledger != nil {
 			d.setHeld("its policy says require_attach, and hvi could not attach")
@@ -332,7 +356,7 @@ func (e *Engine) Resumed(info xen.DomainInfo, name string) {
 	}
 	d.busy.Lock()
 	defer d.busy.Unlock()
-	d.over = false
+	d.over, d.since = false, time.Now()
 	d.waiting.Store(false)
 	decl := d.resume
 	d.resume = nil
@@ -488,6 +512,7 @@ func (e *Engine) Attach(id xen.DomID, decl Declaration) error {
 	if closing {
 		return ErrClosing
 	}
+	d.since = time.Now()
 	return e.attach(d, decl)
 }
 

@@ -55,7 +55,9 @@ func run(ctx context.Context, opt settings) (err error) {
 		return fmt.Errorf("reach xenstore: %w", err)
 	}
 	defer store.Close()
-	events, err := journal.Open(journal.Options{Dir: opt.journal, Logger: opt.log})
+	events, err := journal.Open(journal.Options{
+		Dir: opt.journal, MaxBytes: opt.Journal.MaxBytes, Keep: int(opt.Journal.Keep), SyncEvery: opt.Journal.SyncEvery, Logger: opt.log,
+	})
 	if err != nil {
 		return err
 	}
@@ -71,7 +73,7 @@ func run(ctx context.Context, opt settings) (err error) {
 	if err != nil {
 		return err
 	}
-	left := takeNotice(opt.runDir, time.Now(), opt.log)
+	left := takeNotice(opt.RunDir, time.Now(), opt.log)
 	server := control.NewServer(control.ServerOptions{
 		Engine: &api{
 			engine: e, restarting: left, resolve: resolve, journal: events, xen: host.Release().String(), started: started,
@@ -89,7 +91,7 @@ func run(ctx context.Context, opt settings) (err error) {
 	err = follow(watch, e, watcher, served, opt.log)
 
 	notify("STOPPING=1")
-	err = errors.Join(err, leaveNotice(opt.runDir, time.Now(), e.Status()))
+	err = errors.Join(err, leaveNotice(opt.RunDir, time.Now(), e.Status()))
 	cancel()
 	err = errors.Join(err, e.Close())
 	limit, done := context.WithTimeout(context.Background(), shutdownLimit)

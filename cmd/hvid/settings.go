@@ -3,35 +3,44 @@ package main
 import (
 	"log/slog"
 	"os"
+	"path/filepath"
 
 	"github.com/xen-hvi/hvi/cmd/hvid/cli"
-	"github.com/xen-hvi/hvi/control"
-	"github.com/xen-hvi/hvi/engine/ledger"
+	"github.com/xen-hvi/hvi/config"
 )
 
-// defaultJournal is where security events are kept.
-const defaultJournal = "/var/lib/hvi/events"
-
-// settings are what hvid works with.
+// settings are what hvid works with: its configuration, and what the command
+// line put in its place.
 type settings struct {
-	Socket    string
+	config.Config
+	files     *config.Files
 	journal   string
 	ledgerDir string
-	runDir    string
 	log       *slog.Logger
 }
 
+// declarations is the directory of what is kept of domains' policies.
+func (s settings) declarations() string { return filepath.Join(s.StateDir, "domains") }
+
 // readSettings joins the configuration and the command line, which goes first.
 func readSettings(opt cli.Options) (settings, error) {
-	set := settings{Socket: control.DefaultSocket, journal: defaultJournal, ledgerDir: ledger.DefaultDir, runDir: "/run/hvi"}
-	level := slog.LevelInfo
+	set := settings{files: &config.Files{Dir: filepath.Dir(opt.Config)}}
+	var err error
+	if set.Config, err = set.files.Load(opt.Config); err != nil {
+		return set, err
+	}
+	set.journal, set.ledgerDir = filepath.Join(set.StateDir, "events"), filepath.Join(set.RunDir, "ledger")
+	for _, o := range []struct {
+		to   *string
+		from string
+	}{{&set.Socket, opt.Socket}, {&set.journal, opt.Journal}, {&set.ledgerDir, opt.Ledger}} {
+		if o.from != "" {
+			*o.to = o.from
+		}
+	}
+	level := set.LogLevel
 	if opt.Level != nil {
 		level = *opt.Level
-	}
-	for to, from := range map[*string]string{&set.Socket: opt.Socket, &set.journal: opt.Journal, &set.ledgerDir: opt.Ledger} {
-		if from != "" {
-			*to = from
-		}
 	}
 	set.log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 	return set, nil
