@@ -188,12 +188,10 @@ func missing(attr, of string, at policy.Origin, known []string) *policy.Error {
 	}
 }
 
-// Check says what is wrong with the words, as far as that can be told without
-// the policies an admin keeps by name: any name that could be one's is let pass.
-func (e *Element) Check() error {
-	_, err := e.Spec(anyPolicy{})
-	return err
-}
+// Check returns what the words declare, or what is wrong with them, as far as
+// that can be told without the policies an admin keeps by name: any name that
+// could be one's is let pass, and nothing is taken over from it.
+func (e *Element) Check() (policy.Spec, error) { return e.Spec(anyPolicy{}) }
 
 // anyPolicy has every policy there could be. None of them says anything.
 type anyPolicy struct{}
