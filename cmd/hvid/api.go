@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/xen-hvi/hvi/control"
@@ -21,7 +22,11 @@ type api struct {
 	// restarting are the domains an earlier hvid protected.
 	restarting *restarting
 	resolve    engine.Resolver
-	doctor     func() []control.Check
+	// gateTimeout bounds a gate that names no bound; refused counts those that
+	// stayed shut.
+	gateTimeout time.Duration
+	refused     atomic.Uint64
+	doctor      func() []control.Check
 	// probe finds the tier of a domain nobody has attached to.
 	probe func(xen.DomainInfo) (engine.Tier, string)
 	// events lists what Xen can report of a domain.

@@ -23,10 +23,6 @@ func (a *api) Import(context.Context, control.Declaration) (control.Declaration,
 	return control.Declaration{}, unwired("importing a declaration")
 }
 
-func (a *api) Gate(context.Context, control.DomainRef, control.GateRequest) (control.GateResult, error) {
-	return control.GateResult{}, unwired("a gate")
-}
-
 func (a *api) Policy(context.Context, control.DomainRef) (control.PolicyReport, error) {
 	return control.PolicyReport{}, unwired("reporting a policy")
 }

@@ -76,7 +76,7 @@ func run(ctx context.Context, opt settings) (err error) {
 	left := takeNotice(opt.RunDir, time.Now(), opt.log)
 	server := control.NewServer(control.ServerOptions{
 		Engine: &api{
-			engine: e, restarting: left, resolve: resolve, journal: events, xen: host.Release().String(), started: started,
+			engine: e, restarting: left, resolve: resolve, gateTimeout: opt.Gate.Timeout, journal: events, xen: host.Release().String(), started: started,
 			events: func(info xen.DomainInfo) (xen.MonitorCaps, error) { return host.MonitorCapabilities(info.ID) },
 			probe:  func(info xen.DomainInfo) (engine.Tier, string) { return engine.Probe(hv, info) },
 			doctor: func() []control.Check { return examineHost(host, opt.ledgerDir, e.Status()) },
