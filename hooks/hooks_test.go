@@ -190,7 +190,7 @@ func newRun(socket, stdin string, args ...string) *run {
 			r.store = append(r.store, path+"="+value)
 			return nil
 		},
-		InputTime: 200 * time.Millisecond, AnswerTime: 200 * time.Millisecond, GateTime: 400 * time.Millisecond, Patience: 300 * time.Millisecond,
+		InputTime: 10 * time.Second, AnswerTime: 200 * time.Millisecond, GateTime: 400 * time.Millisecond, Patience: 300 * time.Millisecond,
 	}
 	return r
 }
@@ -199,7 +199,7 @@ func (r *run) do(t *testing.T) int {
 	t.Helper()
 	began := time.Now()
 	code := Run(context.Background(), r.host)
-	if took := time.Since(began); took > 5*time.Second {
+	if took := time.Since(began); took > 30*time.Second {
 		t.Errorf("took %v", took)
 	}
 	if s := r.stderr.String(); strings.ContainsFunc(s, func(c rune) bool { return c != '\n' && (c < ' ' || c == 0x7f) }) {
@@ -327,7 +327,7 @@ func TestInputThatNeverEnds(t *testing.T) {
 	never, hold := io.Pipe()
 	defer hold.Close()
 	r := newRun(hvid(t, up, &fakeEngine{}), "", "50-hvi", "web1", "start", "begin", "-")
-	r.host.Stdin = never
+	r.host.Stdin, r.host.InputTime = never, 200*time.Millisecond
 	if code := r.do(t); code != 1 || !strings.Contains(r.stderr.String(), "it does not end within 200ms") {
 		t.Errorf("exit %d, %s", code, &r.stderr)
 	}
