@@ -60,6 +60,9 @@ type Found struct {
 	// PID and Argv are the xl process that named the file. It may be gone.
 	PID  int
 	Argv []string
+	// Started is when that process was started, to about a second, or zero if
+	// that cannot be told.
+	Started time.Time
 	// Match is how the config was recognised.
 	Match Match
 	// Warnings are for the admin: who else can write the file, that it was
@@ -155,6 +158,8 @@ func commandLine(argv []string) string {
 type Resolver struct {
 	// Proc is where procfs is mounted; empty is /proc.
 	Proc string
+	// Lib is where libxl keeps what belongs to a domain; empty is [LibDir].
+	Lib string
 	// Policies are those a config may name beside the presets, or nil.
 	Policies policy.Policies
 
@@ -312,6 +317,9 @@ func (r *Resolver) fits(p procfs, d Domain, pid int, name string, inv invocation
 	shown := policy.Quote(name)
 	var data []byte
 	real := name
+	if start, err := p.started(pid); err == nil {
+		c.found.Started = start
+	}
 	// To xl this very name means: only what stands on the command line.
 	if inv.config != os.DevNull {
 		f, resolved, err := p.open(pid, name)
@@ -332,7 +340,7 @@ func (r *Resolver) fits(p procfs, d Domain, pid int, name string, inv invocation
 				"others than root can change the config, and with it the policy and what xl runs as root: %s", why))
 		}
 		// xl reads the file within a moment of its start.
-		if start, err := p.started(pid); err == nil && info.ModTime().After(start.Add(2*time.Second)) {
+		if start := c.found.Started; !start.IsZero() && info.ModTime().After(start.Add(2*time.Second)) {
 			c.found.Warnings = append(c.found.Warnings, fmt.Sprintf(
 				"the config was changed at %s, after xl started at %s; the policy is that of the file as it is now",
 				info.ModTime().Format(time.RFC3339), start.Format(time.RFC3339)))

@@ -133,9 +133,9 @@ const (
 	watchToken      = "hvi-domains"
 )
 
-// maxName is the longest name taken from xenstore, which itself allows 4096
+// MaxName is the longest name taken from xenstore, which itself allows 4096
 // bytes in a message.
-const maxName = 4096
+const MaxName = 4096
 
 // Watcher reports domains that come and go.
 type Watcher struct {
@@ -371,7 +371,7 @@ func (w *Watcher) sendGone(k *watched) {
 // name is one all the same.
 func (w *Watcher) name(id xen.DomID) string {
 	name, err := w.store.Read("/local/domain/" + strconv.Itoa(int(id)) + "/name")
-	if err != nil || len(name) > maxName {
+	if err != nil || len(name) > MaxName {
 		return ""
 	}
 	return name

@@ -412,7 +412,7 @@ func TestWatchCannotStart(t *testing.T) {
 func TestWatchNames(t *testing.T) {
 	h := newFakeHost(dom0, built(1, uuid1), built(2, uuid2))
 	h.names["/local/domain/1/name"] = "a\x1b[2J\n../x"
-	h.names["/local/domain/2/name"] = strings.Repeat("x", maxName+1)
+	h.names["/local/domain/2/name"] = strings.Repeat("x", MaxName+1)
 	w := startWatch(t, h)
 	e := <-w.Events()
 	if e.Name != "a\x1b[2J\n../x" {
