@@ -445,6 +445,20 @@ func TestGoneDomainsDisappear(t *testing.T) {
 	if g, n := series(uuidWeb); g != 0 || n != 0 {
 		t.Errorf("%d gauges and %d counters after their time", g, n)
 	}
+	// One that comes back in time has its counts for good.
+	src.domains = []Domain{web(), db()}
+	series(uuidWeb)
+	src.domains = []Domain{db()}
+	series(uuidWeb)
+	again := web()
+	again.AttachedAt = began.Add(time.Minute)
+	src.domains = []Domain{again, db()}
+	series(uuidWeb)
+	now = now.Add(2 * Linger)
+	series(uuidWeb)
+	if got := blocked(t, c); got != 6 {
+		t.Errorf("blocked %v in two lives, want 6", got)
+	}
 	if g, n := series(uuidDB); g == 0 || n == 0 {
 		t.Errorf("%d gauges and %d counters of a domain that stayed", g, n)
 	}
