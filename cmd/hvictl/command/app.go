@@ -19,6 +19,7 @@ import (
 // app is what the commands share: where they write, and what the global flags
 // said.
 type app struct {
+	in          io.Reader
 	out, errOut io.Writer
 	colour      bool
 	now         func() time.Time
@@ -99,7 +100,7 @@ guests from outside. Guests are named by domid, name or UUID.`,
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp))
 	root.AddCommand(
 		a.attachCommand(), a.createCommand(), a.detachCommand(), a.doctorCommand(), a.eventsCommand(),
-		a.listCommand(), a.statusCommand(), a.versionCommand(), exitCodesTopic(),
+		a.listCommand(), a.policyCommand(), a.setCommand(), a.statusCommand(), a.versionCommand(), exitCodesTopic(),
 	)
 	root.SetHelpCommand(helpCommand(root))
 	return root

@@ -14,15 +14,18 @@ import (
 )
 
 func (a *app) doctorCommand() *cobra.Command {
-	return &cobra.Command{
+	var warnings bool
+	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Check this host, and say what is missing and how to get it",
 		Long: `Check what protection needs on this host and for each domain, and say how to get
 what is missing. It works without hvid too, and then checks what it can itself.
 
 The exit code is 7 if something is missing or failing, so that a monitoring
-system can run it; a warning alone leaves it at 0.`,
+system can run it; a warning alone leaves it at 0, or with --warnings makes it 9.
+A check with status info says how something is, and is neither.`,
 		Example: `  hvictl doctor
+  hvictl doctor --warnings >/dev/null || echo "exit code $?"
   hvictl doctor -o json | jq '.checks[] | select(.status != "ok")'`,
 		Args:              argCount(0, 0, ""),
 		ValidArgsFunction: cobra.NoFileCompletions,
@@ -46,9 +49,14 @@ system can run it; a warning alone leaves it at 0.`,
 			if n := rep.Problems(); n > 0 {
 				return &control.Problem{Code: codeDoctor, What: count(n, "problem", "problems") + " found"}
 			}
+			if n := rep.Warnings(); warnings && n > 0 {
+				return &control.Problem{Code: codeWarnings, What: count(n, "warning", "warnings")}
+			}
 			return nil
 		},
 	}
+	cmd.Flags().BoolVar(&warnings, "warnings", false, "end with 9 where there is nothing worse than a warning")
+	return cmd
 }
 
 // withoutHvid is the report where hvid gives none: why, and what can be seen
@@ -76,11 +84,15 @@ func (a *app) doctorTable(rep control.DoctorReport) {
 		a.checkTable("  ", d.Checks)
 	}
 	fmt.Fprintln(a.out)
+	verdict := cell{"No problem found", green}
 	if n := rep.Problems(); n > 0 {
-		fmt.Fprintln(a.out, a.paint(cell{count(n, "problem", "problems") + " found.", red}))
-	} else {
-		fmt.Fprintln(a.out, a.paint(cell{"No problem found.", green}))
+		verdict = cell{count(n, "problem", "problems") + " found", red}
 	}
+	if n := rep.Warnings(); n > 0 {
+		verdict.text += ", " + count(n, "warning", "warnings")
+	}
+	verdict.text += "."
+	fmt.Fprintln(a.out, a.paint(verdict))
 }
 
 // checkTable writes the checks, and below each that is not ok what to do.
@@ -91,7 +103,7 @@ func (a *app) checkTable(indent string, checks []control.Check) {
 	var rows [][]cell
 	for _, c := range checks {
 		rows = append(rows, []cell{text(c.Name), checkCell(c.Status), text(c.Detail)})
-		if c.Status != control.CheckOK && c.Fix != "" {
+		if c.Status != control.CheckOK && c.Status != control.CheckInfo && c.Fix != "" {
 			rows = append(rows, []cell{{}, {}, text("fix: " + c.Fix)})
 		}
 	}

@@ -25,6 +25,8 @@ const (
 	exitPermission  = 5
 	exitRefused     = 6
 	exitDoctor      = 7
+	exitWrongFile   = 8
+	exitWarnings    = 9
 	exitInterrupted = 130
 )
 
@@ -34,6 +36,10 @@ const (
 	codeDoctor control.Code = "doctor"
 	codeFailed control.Code = "not_protected"
 	codeXL     control.Code = "xl_failed"
+	// codeNotKept: hvid keeps no policy of a domain that there is.
+	codeNotKept   control.Code = "not_kept"
+	codeWrongFile control.Code = "wrong_file"
+	codeWarnings  control.Code = "warnings"
 )
 
 var exitOf = map[control.Code]int{
@@ -48,7 +54,10 @@ var exitOf = map[control.Code]int{
 	control.CodeNotPossible:  exitRefused,
 	control.CodeBusy:         exitRefused,
 	codeFailed:               exitRefused,
+	codeNotKept:              exitRefused,
 	codeDoctor:               exitDoctor,
+	codeWrongFile:            exitWrongFile,
+	codeWarnings:             exitWarnings,
 }
 
 func exitCodesTopic() *cobra.Command {
@@ -67,6 +76,8 @@ func exitCodesTopic() *cobra.Command {
        its state, an ambiguous name, hvid has too much to do, or a domain
        that was to be protected is not
   7    doctor found something missing or failing
+  8    policy check found something wrong with a file
+  9    doctor --warnings found nothing worse than a warning
   130  interrupted; events -f, which ends no other way, ends with 0
 
 With -o json an error is one JSON object on standard error. Its member "code"
@@ -93,7 +104,7 @@ func (a *app) report(err error) int {
 	if !ok {
 		code = exitFailure
 	}
-	if p.Code == codeDoctor {
+	if p.Code == codeDoctor || p.Code == codeWrongFile || p.Code == codeWarnings {
 		return code // the report has said it all
 	}
 	if a.format == formatJSON {

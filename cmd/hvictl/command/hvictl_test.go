@@ -682,7 +682,11 @@ func TestColumns(t *testing.T) {
 func TestEveryCommandIsDocumented(t *testing.T) {
 	a := newApp(io.Discard, io.Discard)
 	root := a.root()
-	for _, c := range append(root.Commands(), root) {
+	all := append(root.Commands(), root)
+	for _, c := range root.Commands() {
+		all = append(all, c.Commands()...)
+	}
+	for _, c := range all {
 		if c.Short == "" {
 			t.Errorf("%s has no short description", c.Name())
 		}

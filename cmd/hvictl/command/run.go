@@ -18,7 +18,7 @@ func New() *cobra.Command { return terminal().root() }
 
 func terminal() *app {
 	return &app{
-		out: os.Stdout, errOut: os.Stderr,
+		in: os.Stdin, out: os.Stdout, errOut: os.Stderr,
 		colour: wantsColour(os.Stdout, os.Getenv),
 		now:    time.Now, zone: time.Local,
 		host: devNodes{dir: "/dev/xen"}, xl: "xl",
