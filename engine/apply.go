@@ -117,7 +117,9 @@ func (e *Engine) Apply(info xen.DomainInfo, decl Declaration) error {
 		d.since = time.Now()
 		return e.attach(d, decl)
 	default:
-		d.declared = decl
+		d.mu.Lock()
+		d.declared = &decl
+		d.mu.Unlock()
 		return s.Apply(decl)
 	}
 }

@@ -82,6 +82,9 @@ func TestApply(t *testing.T) {
 		}
 	}
 
+	if decl, ok := w.engine.Declared(w.info); !ok || decl.Spec.Mode != policy.ModeEnforce || decl.Source != "changed" {
+		t.Errorf("in force: %+v, %v", decl, ok)
+	}
 	if st = apply("off"); st.State != engine.StateUnprotected {
 		t.Errorf("with mode off: %s", st.State)
 	}

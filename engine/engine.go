@@ -79,8 +79,6 @@ type domain struct {
 	ledger *ledger.Ledger // while held, and handed to a session then
 	// over says that the domain has shut down or gone: nothing new begins.
 	over bool
-	// declared is what the session was begun with, or changed to, last.
-	declared Declaration
 	// resume is what to attach with if the domain, which is shut down, runs on;
 	// nil if it was not protected.
 	resume *Declaration
@@ -94,6 +92,8 @@ type domain struct {
 	mu      sync.Mutex // guards the fields below
 	status  Status     // when there is no session
 	session *Session
+	// declared is what was put in force last.
+	declared *Declaration
 }
 
 // New returns an engine that knows no domain. Recover first if a ledger may be
@@ -210,6 +210,7 @@ func (d *domain) setUnprotected(decl Declaration) {
 		d.status = d.session.Status()
 		d.session = nil
 	}
+	d.declared = &decl
 	st := &d.status
 	st.State, st.PolicySource, st.PolicyFrom, st.Decided = StateUnprotected, decl.Source, decl.From, true
 	st.Policy, st.Guards, st.Failure = decl.Spec.Effective(), nil, nil
@@ -237,6 +238,13 @@ func (d *domain) setStatus(f func(*Status)) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	f(&d.status)
+}
+
+// inForce is what was put in force last.
+func (d *domain) inForce() *Declaration {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.declared
 }
 
 // setHeld says why a domain is held, in whichever status is shown.
@@ -277,9 +285,9 @@ func (e *Engine) attach(d *domain, decl Declaration) error {
 	s := newSession(e.opt.Hypervisor, d.ledger, e.opt.Recorder, e.opt.Log, d.info, d.snapshot().Name, decl)
 	// Who runs already is not stopped for it.
 	s.holdOnFailure = held && decl.Spec.RequireAttach
-	d.ledger, d.declared = nil, decl
+	d.ledger = nil
 	d.mu.Lock()
-	d.session = s
+	d.session, d.declared = s, &decl
 	d.status.Held = ""
 	d.mu.Unlock()
 	err := s.start()
@@ -316,13 +324,11 @@ func (e *Engine) ShutDown(info xen.DomainInfo) {
 		return
 	}
 	if r := info.ShutdownReason; r != abi.ShutdownSuspend && r != abi.ShutdownSoftReset {
-		decl := d.declared
 		e.finish(d, (*Session).Detach)
-		d.resume = &decl
+		d.resume = d.inForce()
 		return
 	}
-	decl := d.declared
-	d.over, d.resume = true, &decl
+	d.over, d.resume = true, d.inForce()
 	d.waiting.Store(true)
 	if err := s.Suspend(); err != nil {
 		e.opt.Log.Error("withdraw from a suspended domain", "domid", info.ID, "err", err)
@@ -434,6 +440,22 @@ func (e *Engine) Wait(ctx context.Context, id xen.DomID) (Status, error) {
 			return d.snapshot(), ctx.Err()
 		}
 	}
+}
+
+// Declared returns what is in force for a domain, or was when its session
+// ended. ok is false for a domain the engine does not know, or has not decided
+// about.
+func (e *Engine) Declared(info xen.DomainInfo) (decl Declaration, ok bool) {
+	d := e.lookup(info)
+	if d == nil {
+		return decl, false
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.declared == nil {
+		return decl, false
+	}
+	return *d.declared, true
 }
 
 // Rename notes a domain's new name.

@@ -78,7 +78,8 @@ func (k EventKind) String() string {
 	}
 }
 
-// Event is something that happened to a domain. Of one domain they come in
+// Event is something that happened to a domain. A domain that XAPI migrates is
+// told of only while it has its VM's UUID, see [OwnUUID]. Of one domain they come in
 // this order: Appeared, then ShutDown and Resumed alternating, then Gone. A
 // domain that dies before it is built has only a Gone.
 type Event struct {
@@ -160,6 +161,10 @@ type watched struct {
 	existing bool
 	built    bool // Appeared was sent
 	gone     bool // Gone was sent; the domain is still dying
+	// hidden is a domain that is told of only when it has its own UUID.
+	hidden bool
+	// renamed is the node whose change says that it has, once watched.
+	renamed string
 }
 
 // Watch starts to watch domains. Those that exist are the first events; domain
@@ -264,6 +269,11 @@ func (w *Watcher) run(ctx context.Context) {
 			// nothing left to undo.
 			_ = w.store.Unwatch(introduceDomain, watchToken)
 			_ = w.store.Unwatch(releaseDomain, watchToken)
+			for _, k := range w.known {
+				if k.hidden {
+					w.unhide(k)
+				}
+			}
 			return
 		case <-w.lost:
 			w.err = ErrStoreLost
@@ -302,6 +312,10 @@ func (w *Watcher) scan(existing bool) error {
 		}
 		listed[info.ID] = true
 		k := w.known[info.ID]
+		if k != nil && k.hidden && (k.info.UUID != info.UUID || !w.hide(info)) {
+			w.unhide(k)
+			k = nil
+		}
 		// A number is used again sooner or later; that its UUID is another
 		// tells. So does one that was dying and is not any more.
 		if k != nil && (k.info.UUID != info.UUID || k.gone && !info.Dying) {
@@ -309,8 +323,12 @@ func (w *Watcher) scan(existing bool) error {
 			k = nil
 		}
 		switch {
+		case k == nil && w.hide(info):
+			w.keepHidden(info)
 		case info.Dying && k == nil:
 			w.known[info.ID] = &watched{info: info, gone: true}
+		case k != nil && k.hidden:
+			w.keepHidden(info)
 		case info.Dying:
 			w.sendGone(k)
 		case k == nil:
@@ -321,7 +339,11 @@ func (w *Watcher) scan(existing bool) error {
 		}
 	}
 	for id, k := range w.known {
-		if !listed[id] {
+		switch {
+		case listed[id]:
+		case k.hidden:
+			w.unhide(k)
+		default:
 			w.sendGone(k)
 			delete(w.known, id)
 		}
@@ -330,7 +352,7 @@ func (w *Watcher) scan(existing bool) error {
 	slices.SortFunc(infos, func(a, b xen.DomainInfo) int { return int(a.ID) - int(b.ID) })
 	for _, info := range infos {
 		k := w.known[info.ID]
-		if k == nil || k.gone {
+		if k == nil || k.gone || k.hidden {
 			continue
 		}
 		was := k.info.Shutdown
@@ -363,6 +385,49 @@ func (w *Watcher) sendGone(k *watched) {
 	if !k.gone {
 		k.gone = true
 		w.send(k, Gone)
+	}
+}
+
+// hide reports whether a domain is not to be told of yet, because its UUID is
+// going to change: to hvi a domain with another UUID is another domain, and what
+// was begun with the first could not be undone. The toolstack keeps such a
+// domain paused until it has its own.
+func (w *Watcher) hide(info xen.DomainInfo) bool {
+	if !Temporary(info.UUID) || info.Dying {
+		return false
+	}
+	// What tells is written some time after the UUID was given: in the one to
+	// come before it is built, in the one that is sent after it stopped.
+	if info.OnlineVCPUs == 0 || info.Shutdown {
+		return true
+	}
+	_, temporary := OwnUUID(w.store.Read, info.UUID)
+	return temporary
+}
+
+// keepHidden notes a hidden domain, and asks to be told when it gets its UUID:
+// Xen does not announce that.
+func (w *Watcher) keepHidden(info xen.DomainInfo) {
+	k := w.known[info.ID]
+	if k == nil || !k.hidden {
+		k = &watched{hidden: true}
+		w.known[info.ID] = k
+	}
+	k.info = info
+	if k.renamed == "" && info.OnlineVCPUs > 0 {
+		k.renamed = vmNode(info.UUID, "final-uuid")
+		if w.store.Watch(k.renamed, watchToken) != nil {
+			k.renamed = "" // the next scan tries again
+		}
+	}
+}
+
+// unhide forgets a hidden domain.
+func (w *Watcher) unhide(k *watched) {
+	delete(w.known, k.info.ID)
+	if k.renamed != "" {
+		// Only a connection that goes down refuses it.
+		_ = w.store.Unwatch(k.renamed, watchToken)
 	}
 }
 

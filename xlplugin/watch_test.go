@@ -438,3 +438,72 @@ func TestEventString(t *testing.T) {
 		}
 	}
 }
+
+// TestWatchMigratedByXAPI follows both ends of a migration as xenopsd does it:
+// the domain to come has a temporary UUID until it is complete, and the one
+// that is sent gets one when it has stopped.
+func TestWatchMigratedByXAPI(t *testing.T) {
+	come, sent := uuid1, uuid1
+	copy(come[10:], toCome)
+	copy(sent[10:], sentOff)
+	source := built(3, uuid1)
+	h := newFakeHost(dom0, source)
+	h.names["/local/domain/3/name"] = "vm"
+	h.names["/local/domain/4/name"] = "vm"
+	w := startWatch(t, h)
+	w.expect("3 appeared vm existing")
+
+	// It is made, but what its UUID means is not written yet; then it is built.
+	h.set(dom0, source, with(built(4, come), building))
+	h.fire(introduceDomain)
+	h.names["/vm/"+come.String()+"/final-uuid"] = uuid1.String()
+	h.set(dom0, source, built(4, come))
+	h.fire(introduceDomain)
+	h.set(dom0, with(source, shut(abi.ShutdownSuspend)), built(4, come))
+	h.fire(releaseDomain)
+	w.expect("3 shut down vm suspend")
+
+	// The source is renamed, the copy is; then the source is destroyed.
+	h.set(dom0, with(built(3, sent), shut(abi.ShutdownSuspend)), built(4, come))
+	h.fire(releaseDomain)
+	w.expect("3 gone vm")
+	h.set(dom0, with(built(3, sent), shut(abi.ShutdownSuspend)), built(4, uuid1))
+	h.fire("/vm/" + come.String() + "/final-uuid")
+	w.expect("4 appeared vm")
+	h.set(dom0, with(with(built(3, sent), shut(abi.ShutdownSuspend)), dying), built(4, uuid1))
+	h.fire(releaseDomain)
+	h.set(dom0, built(4, uuid1))
+	h.fire(releaseDomain)
+	h.set(dom0)
+	h.fire(releaseDomain)
+	w.expect("4 gone vm")
+
+	close(w.appeared)
+	var appeared []string
+	for a := range w.appeared {
+		appeared = append(appeared, a)
+	}
+	if want := []string{"3 true", "4 false"}; !slices.Equal(appeared, want) {
+		t.Errorf("announced %q, want %q", appeared, want)
+	}
+	w.cancel()
+	for range w.Events() {
+	}
+	if len(h.watches) != 0 {
+		t.Errorf("watches left: %q", h.watches)
+	}
+}
+
+// TestWatchLooksTemporary is a domain whose own UUID has the form of a temporary
+// one by chance: nothing in xenstore says that it will change.
+func TestWatchLooksTemporary(t *testing.T) {
+	own := uuid1
+	copy(own[10:], toCome)
+	h := newFakeHost(dom0)
+	w := startWatch(t, h)
+	h.set(dom0, with(built(4, own), building))
+	h.fire(introduceDomain)
+	h.set(dom0, built(4, own))
+	h.fire(introduceDomain)
+	w.expect("4 appeared")
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"sync/atomic"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"github.com/xen-hvi/hvi/engine/journal"
 	"github.com/xen-hvi/hvi/engine/policy"
 	"github.com/xen-hvi/hvi/engine/xen"
+	"github.com/xen-hvi/hvi/registry"
 )
 
 // api answers the control socket from the engine. It implements
@@ -22,6 +24,11 @@ type api struct {
 	// restarting are the domains an earlier hvid protected.
 	restarting *restarting
 	resolve    engine.Resolver
+	registry   *registry.Registry
+	policies   policy.Policies
+	// fallback is the host's default.
+	fallback policy.Spec
+	log      *slog.Logger
 	// gateTimeout bounds a gate that names no bound; refused counts those that
 	// stayed shut.
 	gateTimeout time.Duration
@@ -32,6 +39,7 @@ type api struct {
 	// events lists what Xen can report of a domain.
 	events  func(xen.DomainInfo) (xen.MonitorCaps, error)
 	journal *journal.Journal
+	store   store
 	xen     string
 	started time.Time
 }
@@ -44,6 +52,7 @@ func (a *api) Version(context.Context) (control.Version, error) {
 }
 
 func (a *api) Domains(context.Context) ([]control.DomainStatus, error) {
+	refreshNames(a.engine, a.store)
 	all := a.engine.Status()
 	out := make([]control.DomainStatus, len(all))
 	for i, st := range all {
@@ -112,7 +121,7 @@ func (a *api) declaration(dom control.DomainRef, req control.AttachRequest) (eng
 		return decl, nil
 	}
 	at := policy.Origin{Source: "hvictl attach"}
-	var b policy.Builder
+	b := policy.Builder{Policies: a.policies}
 	if req.Mode != "" {
 		b.Mode(req.Mode, at)
 	}
@@ -129,7 +138,7 @@ func (a *api) declaration(dom control.DomainRef, req control.AttachRequest) (eng
 			Fix: "to end a domain's protection, run: hvictl detach " + string(dom.Name),
 		}
 	}
-	return engine.Declaration{Spec: spec, Source: "hvictl attach"}, nil
+	return engine.Declaration{Spec: spec, Source: "hvictl attach", From: string(registry.FromHvictl)}, nil
 }
 
 func (a *api) info(dom control.DomainRef) (xen.DomainInfo, error) {

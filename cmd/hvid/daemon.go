@@ -4,29 +4,21 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
-	"os"
-	"strings"
-	"sync"
 	"time"
 
 	"github.com/xen-hvi/hvi/control"
 	"github.com/xen-hvi/hvi/engine"
 	"github.com/xen-hvi/hvi/engine/journal"
-	"github.com/xen-hvi/hvi/engine/policy"
 	"github.com/xen-hvi/hvi/engine/xen"
 	"github.com/xen-hvi/hvi/engine/xen/mutate"
 	"github.com/xen-hvi/hvi/engine/xen/xenstore"
+	"github.com/xen-hvi/hvi/metrics"
+	"github.com/xen-hvi/hvi/registry"
 	"github.com/xen-hvi/hvi/xlplugin"
 )
 
 // shutdownLimit bounds the wait for requests under way when hvid stops.
 const shutdownLimit = 5 * time.Second
-
-// rescanPeriod is how often the domains are listed while one is shut down and
-// may yet run on, which Xen does not announce. A protected domain stands still
-// until it is seen.
-const rescanPeriod = 100 * time.Millisecond
 
 // run is hvid from start to SIGTERM: it returns when ctx ends and everything
 // is undone.
@@ -63,9 +55,16 @@ func run(ctx context.Context, opt settings) (err error) {
 	}
 	defer func() { err = errors.Join(err, events.Close()) }()
 
+	kept, err := registry.Open(opt.declarations())
+	if err != nil {
+		return err
+	}
+	reg := registry.New(registry.Options{
+		Store: kept, XL: &xlplugin.Resolver{}, Files: opt.files, Default: opt.Default, XenStore: store, Log: opt.log,
+	})
 	e := engine.New(engine.Options{
 		Hypervisor: hv, Mutator: mutator, LedgerDir: opt.ledgerDir,
-		Recorder: events, Resolve: resolve, Log: opt.log,
+		Recorder: events, Resolve: resolver(reg), Log: opt.log,
 	})
 	watch, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -74,21 +73,32 @@ func run(ctx context.Context, opt settings) (err error) {
 		return err
 	}
 	left := takeNotice(opt.RunDir, time.Now(), opt.log)
-	server := control.NewServer(control.ServerOptions{
-		Engine: &api{
-			engine: e, restarting: left, resolve: resolve, gateTimeout: opt.Gate.Timeout, journal: events, xen: host.Release().String(), started: started,
-			events: func(info xen.DomainInfo) (xen.MonitorCaps, error) { return host.MonitorCapabilities(info.ID) },
-			probe:  func(info xen.DomainInfo) (engine.Tier, string) { return engine.Probe(hv, info) },
-			doctor: func() []control.Check { return examineHost(host, opt.ledgerDir, e.Status()) },
-		},
-		Journal: events, Logger: opt.log,
-	})
+	a := &api{
+		engine: e, restarting: left, store: store, registry: reg, resolve: resolver(reg), policies: opt.files, fallback: opt.Default,
+		gateTimeout: opt.Gate.Timeout, log: opt.log,
+		journal: events, xen: host.Release().String(), started: started,
+		events: func(info xen.DomainInfo) (xen.MonitorCaps, error) { return host.MonitorCapabilities(info.ID) },
+		probe:  func(info xen.DomainInfo) (engine.Tier, string) { return engine.Probe(hv, info) },
+		doctor: func() []control.Check { return examineHost(host, opt.ledgerDir, e.Status()) },
+	}
+	server := control.NewServer(control.ServerOptions{Engine: a, Journal: events, Logger: opt.log})
+	if opt.Metrics.Listen != "" {
+		v := control.ThisBuild()
+		m, err := metrics.Serve(watch, opt.Metrics.Listen, metrics.Options{
+			Source: gauge{a}, Log: opt.log,
+			Build: metrics.Build{Version: v.Version, Revision: v.Revision, Go: v.Go, Xen: host.Release().String()},
+		})
+		if err != nil {
+			return err
+		}
+		defer m.Close()
+	}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
 	notify("READY=1")
 	opt.log.Info("ready", "xen", host.Release().String(), "socket", opt.Socket)
 
-	err = follow(watch, e, watcher, served, opt.log)
+	err = (&follower{engine: e, registry: reg, watcher: watcher, log: opt.log, lanes: newLanes[xen.DomID]()}).follow(watch, served)
 
 	notify("STOPPING=1")
 	err = errors.Join(err, leaveNotice(opt.RunDir, time.Now(), e.Status()))
@@ -97,71 +107,4 @@ func run(ctx context.Context, opt settings) (err error) {
 	limit, done := context.WithTimeout(context.Background(), shutdownLimit)
 	defer done()
 	return errors.Join(err, server.Shutdown(limit))
-}
-
-// follow passes on what becomes of domains until ctx ends. Each event is
-// handled by itself, so that one domain's attachment does not hold up
-// another's; the engine keeps a domain's own events in order.
-func follow(ctx context.Context, e *engine.Engine, w *xlplugin.Watcher, served <-chan error, log *slog.Logger) error {
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	rescan := time.NewTicker(rescanPeriod)
-	defer rescan.Stop()
-	var alive <-chan time.Time
-	if period := watchdogPeriod(os.Getenv, os.Getpid()); period > 0 {
-		t := time.NewTicker(period)
-		defer t.Stop()
-		alive = t.C
-	}
-	for {
-		select {
-		case <-alive:
-			notify("WATCHDOG=1")
-		case <-rescan.C:
-			if e.Waiting() {
-				w.Rescan()
-			}
-		case <-ctx.Done():
-			return nil
-		case err := <-served:
-			return fmt.Errorf("serve the control socket: %w", err)
-		case ev, ok := <-w.Events():
-			if !ok {
-				if ctx.Err() != nil {
-					return nil
-				}
-				return fmt.Errorf("watch the domains: %w", w.Err())
-			}
-			switch ev.Kind {
-			case xlplugin.Appeared:
-				wg.Go(func() { e.Appeared(ev.Info, ev.Name) })
-			case xlplugin.ShutDown:
-				wg.Go(func() { e.ShutDown(ev.Info) })
-			case xlplugin.Resumed:
-				wg.Go(func() { e.Resumed(ev.Info, ev.Name) })
-			case xlplugin.Gone:
-				wg.Go(func() { e.Gone(ev.Info) })
-			case xlplugin.Trouble:
-				log.Error("watch the domains", "err", ev.Err)
-			}
-		}
-	}
-}
-
-// resolve finds what a domain's xl config declares.
-func resolve(info xen.DomainInfo, name string) (engine.Declaration, bool, error) {
-	found, err := (&xlplugin.Resolver{}).Resolve(xlplugin.Domain{ID: info.ID, Name: name, UUID: info.UUID})
-	if errors.Is(err, xlplugin.ErrNoConfig) {
-		// No mistake by itself (the guest may not be xl's), but when it is,
-		// status must say what was looked at.
-		return engine.Declaration{Source: err.Error()}, false, nil
-	}
-	d := engine.Declaration{Spec: found.Spec}
-	if found.ConfigPath != "" {
-		d.Source = "xl config " + policy.Quote(found.ConfigPath)
-	}
-	if len(found.Warnings) > 0 {
-		d.Source += " (" + strings.Join(found.Warnings, "; ") + ")"
-	}
-	return d, err == nil && found.Spec.Declared(), err
 }

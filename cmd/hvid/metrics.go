@@ -1,0 +1,49 @@
+package main
+
+import (
+	"github.com/xen-hvi/hvi/engine"
+	"github.com/xen-hvi/hvi/metrics"
+)
+
+// gauge is what the metrics are made of. It implements metrics.Source.
+type gauge struct{ api *api }
+
+// Domains implements metrics.Source.
+func (g gauge) Domains() []metrics.Domain {
+	all := g.api.engine.Status()
+	out := make([]metrics.Domain, len(all))
+	for i, st := range all {
+		out[i] = metricsOf(st)
+		if mode, ok := g.api.restarting.mode(st); ok {
+			out[i].State, out[i].Mode = "restarting", mode
+		}
+	}
+	return out
+}
+
+func metricsOf(st engine.Status) metrics.Domain {
+	d := metrics.Domain{
+		ID: uint16(st.Info.ID), UUID: st.Info.UUID.String(), Name: st.Name, Type: st.Info.Type.String(),
+		State: string(st.State), Mode: st.Policy.Mode.String(), Tier: string(st.Tier), PolicyFrom: st.PolicyFrom,
+		Held: st.Held != "", AttachedAt: st.AttachedAt,
+		RingEvents: st.Events, Stray: st.Stray, RecordsLost: st.Unrecorded,
+	}
+	for _, gs := range st.Guards {
+		d.Guards = append(d.Guards, metrics.Guard{
+			Name: string(gs.Name), Action: gs.Action.String(), State: string(gs.State),
+			Violations: gs.Violations, Blocked: gs.Blocked, Passed: gs.Passed,
+		})
+	}
+	return d
+}
+
+// Host implements metrics.Source.
+func (g gauge) Host() metrics.Host {
+	n := g.api.engine.Stats()
+	h := metrics.Host{
+		Journal:  g.api.journal.Stats(),
+		Attaches: n.Attaches, AttachTime: n.AttachTime, AttachFailures: n.AttachFailures,
+		GateRefused: g.api.refused.Load(),
+	}
+	return h
+}
