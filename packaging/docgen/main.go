@@ -5,17 +5,20 @@ package main
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
 	"time"
 
+	"github.com/xen-hvi/hvi/config"
 	"github.com/xen-hvi/hvi/packaging/manual"
 )
 
 const usage = `usage: docgen notice PROGRAM...      every licence of what is linked in
        docgen copyright PROGRAM...   the same as Debian's copyright file
-       docgen man DIR VERSION EPOCH  the manual pages, compressed, below DIR`
+       docgen man DIR VERSION EPOCH  the manual pages, compressed, below DIR
+       docgen settings               the hvid.toml that is installed`
 
 func main() {
 	if err := run(os.Args[1:]); err != nil {
@@ -25,8 +28,12 @@ func main() {
 }
 
 func run(args []string) error {
+	if len(args) == 1 && args[0] == "settings" {
+		_, err := os.Stdout.Write(config.Default())
+		return err
+	}
 	if len(args) < 2 {
-		return fmt.Errorf("%s", usage)
+		return errors.New(usage)
 	}
 	w := bufio.NewWriter(os.Stdout)
 	switch args[0] {
@@ -42,7 +49,7 @@ func run(args []string) error {
 		}
 	case "man":
 		if len(args) != 4 {
-			return fmt.Errorf("%s", usage)
+			return errors.New(usage)
 		}
 		seconds, err := strconv.ParseInt(args[3], 10, 64)
 		if err != nil {
@@ -50,7 +57,7 @@ func run(args []string) error {
 		}
 		return writePages(args[1], manual.Build{Version: args[2], Date: time.Unix(seconds, 0)})
 	default:
-		return fmt.Errorf("%s", usage)
+		return errors.New(usage)
 	}
 	return w.Flush()
 }

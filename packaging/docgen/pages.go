@@ -22,7 +22,7 @@ func pages(build manual.Build) []*manual.Page {
 	all = append(all, manual.Commands(hvictl.New(), 1, build,
 		[]string{"hvid(8)", "hvi-policy(5)", "hvi-xl(5)", "hvi-libvirt(5)"},
 		map[string]manual.Extra{"hvictl": aboutClient})...)
-	return append(all, policyPage(build), xlPage(build), libvirtPage(build), hookPage(build))
+	return append(all, settingsPage(build), policyPage(build), xlPage(build), libvirtPage(build), hookPage(build))
 }
 
 // writePages writes the pages below dir as man(1) looks for them: compressed,
