@@ -99,6 +99,9 @@ func (e *Engine) Apply(info xen.DomainInfo, decl Declaration) error {
 	}
 	d.busy.Lock()
 	defer d.busy.Unlock()
+	if e.isClosing() {
+		return ErrClosing
+	}
 	switch s := d.current(); {
 	case d.over:
 		if d.resume != nil {

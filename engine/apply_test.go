@@ -96,6 +96,9 @@ func TestApply(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.checkClean(0)
+	if err := w.engine.Apply(w.info, w.decl); !errors.Is(err, engine.ErrClosing) {
+		t.Errorf("a new policy while closing: %v", err)
+	}
 	if n := w.engine.Stats(); n.Attaches != 2 || n.AttachFailures != 0 || n.AttachTime <= 0 {
 		t.Errorf("%+v, want 2 attaches and the time they took", n)
 	}

@@ -528,10 +528,7 @@ func (e *Engine) Attach(id xen.DomID, decl Declaration) error {
 	if d.over {
 		return fmt.Errorf("domain %d has shut down: %w", id, xen.ErrNoDomain)
 	}
-	e.mu.Lock()
-	closing := e.closing
-	e.mu.Unlock()
-	if closing {
+	if e.isClosing() {
 		return ErrClosing
 	}
 	d.since = time.Now()
@@ -556,6 +553,12 @@ func (e *Engine) Detach(id xen.DomID) error {
 		return fmt.Errorf("domain %d: %w", id, ErrNotAttached)
 	}
 	return s.Detach()
+}
+
+func (e *Engine) isClosing() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.closing
 }
 
 func (s *Session) ended() bool {

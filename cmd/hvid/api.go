@@ -25,6 +25,7 @@ type api struct {
 	restarting *restarting
 	resolve    engine.Resolver
 	registry   *registry.Registry
+	virt       *virt // nil if libvirt is not to be asked
 	policies   policy.Policies
 	// fallback is the host's default.
 	fallback policy.Spec

@@ -81,6 +81,7 @@ func run(ctx context.Context, opt settings) (err error) {
 		probe:  func(info xen.DomainInfo) (engine.Tier, string) { return engine.Probe(hv, info) },
 		doctor: func() []control.Check { return examineHost(host, opt.ledgerDir, e.Status()) },
 	}
+	a.virt = startVirt(watch, opt.Libvirt, opt.files, opt.log, a)
 	server := control.NewServer(control.ServerOptions{Engine: a, Journal: events, Logger: opt.log})
 	if opt.Metrics.Listen != "" {
 		v := control.ThisBuild()
@@ -88,10 +89,12 @@ func run(ctx context.Context, opt settings) (err error) {
 			Source: gauge{a}, Log: opt.log,
 			Build: metrics.Build{Version: v.Version, Revision: v.Revision, Go: v.Go, Xen: host.Release().String()},
 		})
-		if err != nil {
-			return err
+		if err == nil {
+			defer m.Close()
+		} else {
+			// No reason to leave guests without protection.
+			opt.log.Error("serve metrics; hvid goes on without", "err", err)
 		}
-		defer m.Close()
 	}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
@@ -103,6 +106,7 @@ func run(ctx context.Context, opt settings) (err error) {
 	notify("STOPPING=1")
 	err = errors.Join(err, leaveNotice(opt.RunDir, time.Now(), e.Status()))
 	cancel()
+	a.virt.close()
 	err = errors.Join(err, e.Close())
 	limit, done := context.WithTimeout(context.Background(), shutdownLimit)
 	defer done()

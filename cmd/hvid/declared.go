@@ -10,6 +10,7 @@ import (
 	"github.com/xen-hvi/hvi/engine/journal"
 	"github.com/xen-hvi/hvi/engine/policy"
 	"github.com/xen-hvi/hvi/engine/xen"
+	"github.com/xen-hvi/hvi/libvirt"
 	"github.com/xen-hvi/hvi/registry"
 )
 
@@ -184,7 +185,10 @@ func (a *api) policyReport(t target) (control.PolicyReport, error) {
 			spec = decl.Spec
 		}
 	case t.virt != nil:
-		spec, rep.From, rep.Source = t.virt.Spec, control.FromHanded, "libvirt metadata"
+		rep.Source = virtSource
+		if t.virt.Declared() {
+			spec, rep.From = t.virt.Spec, control.FromHanded
+		}
 		if t.virt.Err != nil {
 			rep.Warnings = append(rep.Warnings, "its start will be refused: "+t.virt.Err.Error())
 		}
@@ -208,7 +212,7 @@ type target struct {
 	uuid    xen.UUID
 	name    string
 	running *engine.Status
-	virt    *virtDomain // as libvirt knows it, nil if it does not
+	virt    *libvirt.Domain // as libvirt knows it, nil if it does not
 }
 
 // target finds the domain a reference means, running or not.
@@ -319,7 +323,7 @@ func (a *api) change(ctx context.Context, dom control.DomainRef, spec policy.Spe
 	}
 	if err == nil && live {
 		decl := engine.Declaration{Spec: spec, Source: setBy, From: string(registry.FromHvictl)}
-		if !spec.Declared() {
+		if !spec.Declared() || t.virt != nil {
 			if decl, _, err = a.resolve(t.running.Info, t.name); err != nil {
 				return control.PolicyReport{}, badRequest(err, "what is declared besides")
 			}

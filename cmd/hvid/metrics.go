@@ -45,5 +45,12 @@ func (g gauge) Host() metrics.Host {
 		Attaches: n.Attaches, AttachTime: n.AttachTime, AttachFailures: n.AttachFailures,
 		GateRefused: g.api.refused.Load(),
 	}
+	if v := g.api.virt; v != nil {
+		h.Libvirt = &metrics.Libvirt{Connected: v.up.Load()}
+	}
+	// What could not be read is counted by nobody; doctor names it.
+	if all, _ := g.api.registry.All(); all != nil {
+		h.Declarations = len(all)
+	}
 	return h
 }

@@ -2,21 +2,131 @@ package main
 
 import (
 	"context"
+	"errors"
+	"log/slog"
+	"sync/atomic"
 
+	"github.com/xen-hvi/hvi/config"
+	"github.com/xen-hvi/hvi/control"
 	"github.com/xen-hvi/hvi/engine/policy"
 	"github.com/xen-hvi/hvi/engine/xen"
+	"github.com/xen-hvi/hvi/libvirt"
+	"github.com/xen-hvi/hvi/libvirt/metadata"
+	"github.com/xen-hvi/hvi/registry"
 )
 
-// virtDomain is a domain as libvirt knows it.
-type virtDomain struct {
-	UUID xen.UUID
-	Name string
-	Spec policy.Spec
-	Err  error // what is wrong with its element
+// virt is hvid's connection to libvirt.
+type virt struct {
+	client *libvirt.Client
+	up     atomic.Bool
+	lanes  *lanes[xen.UUID]
 }
 
-func (a *api) virtByUUID(context.Context, xen.UUID) *virtDomain { return nil }
+// startVirt connects to libvirt, nil if the configuration says not to. What
+// libvirt tells is handed over as its hook does: the hook is heard before a
+// domain starts, this when its metadata change while it runs, and after hvid or
+// libvirtd was away.
+func startVirt(ctx context.Context, opt config.Libvirt, policies policy.Policies, log *slog.Logger, a *api) *virt {
+	if opt.Enabled == "no" {
+		return nil
+	}
+	v := &virt{lanes: newLanes[xen.UUID]()}
+	v.client = libvirt.Start(ctx, libvirt.Options{
+		Sockets: opt.Sockets, Log: log, Policies: policies,
+		Changed: func(d libvirt.Domain) {
+			if d.ID < 0 {
+				return // its start is told of by the hook
+			}
+			v.lanes.do(d.UUID, func() {
+				if err := a.handOver(virtEntry(d)); err != nil {
+					log.Error("take over changed metadata", "domain", policy.Quote(d.Name), "uuid", d.UUID, "err", err)
+				}
+			})
+		},
+		Connected: func(up bool, why error) {
+			v.up.Store(up)
+			switch {
+			case up:
+				log.Info("connected to libvirt")
+			case opt.Enabled == "yes":
+				log.Warn("libvirt is not there", "err", why)
+			default:
+				log.Debug("libvirt is not there", "err", why)
+			}
+		},
+	})
+	return v
+}
 
-func (a *api) virtByName(context.Context, string) *virtDomain { return nil }
+// close ends the connection and returns when nothing it told is under way.
+func (v *virt) close() {
+	if v != nil {
+		v.client.Close()
+		v.lanes.wait()
+	}
+}
 
-func (a *api) setVirt(context.Context, target, policy.Spec, bool, bool) error { return nil }
+// virtSource is where libvirt's word was found, for people.
+const virtSource = "libvirt metadata"
+
+func virtEntry(d libvirt.Domain) registry.Entry {
+	e := registry.Entry{UUID: d.UUID, Name: d.Name, Toolstack: registry.ToolstackLibvirt, Source: virtSource, Spec: d.Spec}
+	if d.Err != nil {
+		e.Spec, e.Broken = policy.Spec{}, d.Err.Error()
+		if len(e.Broken) > registry.MaxText {
+			e.Broken = e.Broken[:registry.MaxText]
+		}
+	}
+	return e
+}
+
+// find returns a domain as libvirt knows it, as it runs or will start next; nil
+// if libvirt is not there or does not know it.
+func (v *virt) find(ctx context.Context, log *slog.Logger, which libvirt.Which, ask func(context.Context, libvirt.Which) (libvirt.Domain, error)) *libvirt.Domain {
+	if v == nil || !v.up.Load() {
+		return nil
+	}
+	d, err := ask(ctx, which)
+	switch {
+	case errors.Is(err, libvirt.ErrNoDomain):
+		return nil
+	case err != nil:
+		log.Warn("ask libvirt about a domain", "err", err)
+		return nil
+	}
+	return &d
+}
+
+func (a *api) virtByUUID(ctx context.Context, u xen.UUID) *libvirt.Domain {
+	return a.virt.find(ctx, a.log, libvirt.Live, func(ctx context.Context, w libvirt.Which) (libvirt.Domain, error) {
+		return a.virt.client.Domain(ctx, u, w)
+	})
+}
+
+func (a *api) virtByName(ctx context.Context, name string) *libvirt.Domain {
+	return a.virt.find(ctx, a.log, libvirt.Config, func(ctx context.Context, w libvirt.Which) (libvirt.Domain, error) {
+		return a.virt.client.Named(ctx, name, w)
+	})
+}
+
+// setVirt writes a domain's metadata. A spec that declares nothing removes them.
+// The change that libvirt then tells of is no news: it is handed over here, so
+// that it has been taken up when this returns.
+func (a *api) setVirt(ctx context.Context, t target, spec policy.Spec, live, config bool) error {
+	var e *metadata.Element
+	if spec.Declared() {
+		e = metadata.Of(spec)
+	}
+	if err := a.virt.client.SetMetadata(ctx, t.uuid, e, live, config); err != nil {
+		return &control.Problem{
+			Code: control.CodeNotPossible, What: "libvirt did not take the metadata: " + err.Error(), Where: policy.Quote(t.name), Err: err,
+			Fix: "a transient domain has no configuration: use --live",
+		}
+	}
+	if !live || t.running == nil {
+		return nil
+	}
+	return a.registry.Hand(registry.Entry{
+		UUID: t.uuid, Name: t.name, Domain: t.running.Info.ID, Toolstack: registry.ToolstackLibvirt, Source: virtSource, Spec: spec,
+	})
+}

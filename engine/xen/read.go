@@ -312,6 +312,49 @@ func (h *Host) ProbeMemAccess(dom DomID) error {
 	return h.fail(opGetAccess, dom, err)
 }
 
+// Listened reports whether a monitor ring of the domain is connected, by
+// whomever. It changes nothing. Where mem_access does not work (see
+// ProbeMemAccess) Xen does not tell, and the error says why.
+func (h *Host) Listened(dom DomID) (bool, error) {
+	_, err := h.memAccess(dom, allFrames)
+	switch err {
+	case nil:
+		return true, nil
+	case unix.ENODEV:
+		return false, nil
+	}
+	return false, h.fail(opGetAccess, dom, err)
+}
+
+// PagingPool returns the size in bytes of the pool of memory that Xen takes a
+// domain's page tables from, those of altp2m views included. Before Xen 4.17 it
+// is known to the MiB.
+func (h *Host) PagingPool(dom DomID) (uint64, error) {
+	if h.closed.Load() {
+		return 0, ErrClosed
+	}
+	l := h.c.Layout
+	op, cmd := "domctl(get_paging_mempool_size)", uint32(abi.DomctlGetPagingMempoolSize)
+	if !l.Has.PagingMempool {
+		op, cmd = "domctl(shadow_op get_allocation)", abi.DomctlShadowOp
+	}
+	b, err := h.c.NewDomctl(cmd, uint16(dom))
+	if err != nil {
+		return 0, h.fail(op, dom, err)
+	}
+	defer b.Free()
+	if !l.Has.PagingMempool {
+		b.PutU32(l.Domctl.U+l.ShadowOp.Op, abi.ShadowOpGetAllocation)
+	}
+	if err := h.c.Domctl(b); err != nil {
+		return 0, h.fail(op, dom, err)
+	}
+	if !l.Has.PagingMempool {
+		return uint64(b.U32(l.Domctl.U+l.ShadowOp.MB)) << 20, nil
+	}
+	return b.U64(l.Domctl.U + l.PagingMempool.PoolSize), nil
+}
+
 // MonitorCaps is the set of events that can be monitored for a domain: bit
 // 1<<abi.MonitorEvent* for each.
 type MonitorCaps uint32

@@ -272,6 +272,50 @@ func TestMemAccess(t *testing.T) {
 	})
 }
 
+// TestListened: who listens is seen without listening.
+func TestListened(t *testing.T) {
+	eachRelease(t, func(t *testing.T, r xen.Release) {
+		hv, h := open(t, xentest.Config{Release: r})
+		d := hv.AddDomain(xentest.Spec{ID: 1, Type: xen.PVH})
+		hv.AddDomain(xentest.Spec{ID: 2, Type: xen.PV})
+		if on, err := h.Listened(1); on || err != nil {
+			t.Errorf("nobody: %v, %v", on, err)
+		}
+		if _, err := d.Connect(); err != nil {
+			t.Fatal(err)
+		}
+		if on, err := h.Listened(1); !on || err != nil {
+			t.Errorf("somebody: %v, %v", on, err)
+		}
+		for _, dom := range []xen.DomID{2, 9} {
+			if on, err := h.Listened(dom); on || err == nil {
+				t.Errorf("domain %d: %v, %v", dom, on, err)
+			}
+		}
+	})
+}
+
+func TestPagingPool(t *testing.T) {
+	eachRelease(t, func(t *testing.T, r xen.Release) {
+		hv, h := open(t, xentest.Config{Release: r})
+		hv.AddDomain(xentest.Spec{ID: 1, Type: xen.PVH, PagingPool: 9<<20 + 4096})
+		hv.AddDomain(xentest.Spec{ID: 2, Type: xen.PV})
+		want := uint64(9<<20 + 4096)
+		if r.Minor < 17 {
+			want = 9 << 20
+		}
+		if n, err := h.PagingPool(1); n != want || err != nil {
+			t.Errorf("%d, %v; want %d", n, err, want)
+		}
+		if _, err := h.PagingPool(2); err == nil {
+			t.Error("a PV domain has one")
+		}
+		if _, err := h.PagingPool(9); !errors.Is(err, xen.ErrNoDomain) {
+			t.Errorf("of no domain: %v", err)
+		}
+	})
+}
+
 func TestNotSupported(t *testing.T) {
 	for _, tc := range []struct {
 		name  string

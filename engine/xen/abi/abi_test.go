@@ -65,6 +65,7 @@ var ofXen = map[string]string{
 	"MaxMem":            "struct xen_domctl_max_mem",
 	"PauseVCPU":         "struct xen_domctl_gdbsx_pauseunp_vcpu",
 	"PagingMempool":     "struct xen_domctl_paging_mempool",
+	"ShadowOp":          "struct xen_domctl_shadow_op",
 	"GetDomainState":    "struct xen_domctl_get_domain_state",
 	"Sysctl":            "struct xen_sysctl",
 	"GetDomainInfoList": "struct xen_sysctl_getdomaininfolist",

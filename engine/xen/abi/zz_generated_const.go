@@ -32,6 +32,7 @@ const (
 	DomctlPauseDomain          = 3     // XEN_DOMCTL_pausedomain
 	DomctlUnpauseDomain        = 4     // XEN_DOMCTL_unpausedomain
 	DomctlGetDomainInfo        = 5     // XEN_DOMCTL_getdomaininfo
+	DomctlShadowOp             = 10    // XEN_DOMCTL_shadow_op
 	DomctlMaxMem               = 11    // XEN_DOMCTL_max_mem
 	DomctlGetVCPUInfo          = 14    // XEN_DOMCTL_getvcpuinfo
 	DomctlGetHVMContext        = 33    // XEN_DOMCTL_gethvmcontext
@@ -47,6 +48,11 @@ const (
 	DomctlGetDomainState       = 90    // XEN_DOMCTL_get_domain_state, 4.21 to 4.22
 	DomctlPauseVCPU            = 0x3e9 // XEN_DOMCTL_gdbsx_pausevcpu
 	DomctlUnpauseVCPU          = 0x3ea // XEN_DOMCTL_gdbsx_unpausevcpu
+)
+
+// Operations of DomctlShadowOp.
+const (
+	ShadowOpGetAllocation = 30 // XEN_DOMCTL_SHADOW_OP_GET_ALLOCATION
 )
 
 // Bits of GetDomainInfo.Flags.

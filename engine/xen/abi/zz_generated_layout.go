@@ -150,6 +150,15 @@ type PagingMempool struct {
 	PoolSize int `xen:"size"` // u64, bytes
 }
 
+// ShadowOp is XEN_DOMCTL_shadow_op.
+// It is Xen's struct xen_domctl_shadow_op.
+type ShadowOp struct {
+	Size int // bytes
+
+	Op int `xen:"op"` // u32
+	MB int `xen:"mb"` // u32, the paging pool in MiB, with ShadowOpGetAllocation
+}
+
 // GetDomainState is XEN_DOMCTL_get_domain_state, the one operation with interface version 0.
 // It is Xen's struct xen_domctl_get_domain_state.
 type GetDomainState struct {
@@ -590,6 +599,7 @@ type Layout struct {
 	MaxMem            MaxMem
 	PauseVCPU         PauseVCPU
 	PagingMempool     PagingMempool
+	ShadowOp          ShadowOp
 	GetDomainState    GetDomainState
 	Sysctl            Sysctl
 	GetDomainInfoList GetDomainInfoList
@@ -822,6 +832,15 @@ var layoutsOfPagingMempool = [...]PagingMempool{
 	{
 		Size:     8,
 		PoolSize: 0,
+	},
+}
+
+var layoutsOfShadowOp = [...]ShadowOp{
+	// 4.11 to 4.22
+	{
+		Size: 40,
+		Op:   0,
+		MB:   8,
 	},
 }
 
@@ -2053,6 +2072,7 @@ var layouts = [...]Layout{
 		MaxMem:            layoutsOfMaxMem[0],
 		PauseVCPU:         layoutsOfPauseVCPU[0],
 		PagingMempool:     layoutsOfPagingMempool[0],
+		ShadowOp:          layoutsOfShadowOp[0],
 		GetDomainState:    layoutsOfGetDomainState[0],
 		Sysctl:            layoutsOfSysctl[0],
 		GetDomainInfoList: layoutsOfGetDomainInfoList[0],
@@ -2091,6 +2111,7 @@ var layouts = [...]Layout{
 		MaxMem:            layoutsOfMaxMem[0],
 		PauseVCPU:         layoutsOfPauseVCPU[0],
 		PagingMempool:     layoutsOfPagingMempool[0],
+		ShadowOp:          layoutsOfShadowOp[0],
 		GetDomainState:    layoutsOfGetDomainState[0],
 		Sysctl:            layoutsOfSysctl[0],
 		GetDomainInfoList: layoutsOfGetDomainInfoList[0],
@@ -2132,6 +2153,7 @@ var layouts = [...]Layout{
 		MaxMem:            layoutsOfMaxMem[0],
 		PauseVCPU:         layoutsOfPauseVCPU[0],
 		PagingMempool:     layoutsOfPagingMempool[0],
+		ShadowOp:          layoutsOfShadowOp[0],
 		GetDomainState:    layoutsOfGetDomainState[0],
 		Sysctl:            layoutsOfSysctl[0],
 		GetDomainInfoList: layoutsOfGetDomainInfoList[0],
@@ -2176,6 +2198,7 @@ var layouts = [...]Layout{
 		MaxMem:            layoutsOfMaxMem[0],
 		PauseVCPU:         layoutsOfPauseVCPU[0],
 		PagingMempool:     layoutsOfPagingMempool[0],
+		ShadowOp:          layoutsOfShadowOp[0],
 		GetDomainState:    layoutsOfGetDomainState[0],
 		Sysctl:            layoutsOfSysctl[0],
 		GetDomainInfoList: layoutsOfGetDomainInfoList[0],
@@ -2220,6 +2243,7 @@ var layouts = [...]Layout{
 		MaxMem:            layoutsOfMaxMem[0],
 		PauseVCPU:         layoutsOfPauseVCPU[0],
 		PagingMempool:     layoutsOfPagingMempool[0],
+		ShadowOp:          layoutsOfShadowOp[0],
 		GetDomainState:    layoutsOfGetDomainState[0],
 		Sysctl:            layoutsOfSysctl[0],
 		GetDomainInfoList: layoutsOfGetDomainInfoList[0],
@@ -2264,6 +2288,7 @@ var layouts = [...]Layout{
 		MaxMem:            layoutsOfMaxMem[0],
 		PauseVCPU:         layoutsOfPauseVCPU[0],
 		PagingMempool:     layoutsOfPagingMempool[0],
+		ShadowOp:          layoutsOfShadowOp[0],
 		GetDomainState:    layoutsOfGetDomainState[0],
 		Sysctl:            layoutsOfSysctl[0],
 		GetDomainInfoList: layoutsOfGetDomainInfoList[0],
@@ -2310,6 +2335,7 @@ var layouts = [...]Layout{
 		MaxMem:            layoutsOfMaxMem[0],
 		PauseVCPU:         layoutsOfPauseVCPU[0],
 		PagingMempool:     layoutsOfPagingMempool[1],
+		ShadowOp:          layoutsOfShadowOp[0],
 		GetDomainState:    layoutsOfGetDomainState[0],
 		Sysctl:            layoutsOfSysctl[0],
 		GetDomainInfoList: layoutsOfGetDomainInfoList[0],
@@ -2357,6 +2383,7 @@ var layouts = [...]Layout{
 		MaxMem:            layoutsOfMaxMem[0],
 		PauseVCPU:         layoutsOfPauseVCPU[0],
 		PagingMempool:     layoutsOfPagingMempool[1],
+		ShadowOp:          layoutsOfShadowOp[0],
 		GetDomainState:    layoutsOfGetDomainState[0],
 		Sysctl:            layoutsOfSysctl[0],
 		GetDomainInfoList: layoutsOfGetDomainInfoList[0],
@@ -2405,6 +2432,7 @@ var layouts = [...]Layout{
 		MaxMem:            layoutsOfMaxMem[0],
 		PauseVCPU:         layoutsOfPauseVCPU[0],
 		PagingMempool:     layoutsOfPagingMempool[1],
+		ShadowOp:          layoutsOfShadowOp[0],
 		GetDomainState:    layoutsOfGetDomainState[0],
 		Sysctl:            layoutsOfSysctl[0],
 		GetDomainInfoList: layoutsOfGetDomainInfoList[0],
@@ -2454,6 +2482,7 @@ var layouts = [...]Layout{
 		MaxMem:            layoutsOfMaxMem[0],
 		PauseVCPU:         layoutsOfPauseVCPU[0],
 		PagingMempool:     layoutsOfPagingMempool[1],
+		ShadowOp:          layoutsOfShadowOp[0],
 		GetDomainState:    layoutsOfGetDomainState[0],
 		Sysctl:            layoutsOfSysctl[0],
 		GetDomainInfoList: layoutsOfGetDomainInfoList[0],
@@ -2504,6 +2533,7 @@ var layouts = [...]Layout{
 		MaxMem:            layoutsOfMaxMem[0],
 		PauseVCPU:         layoutsOfPauseVCPU[0],
 		PagingMempool:     layoutsOfPagingMempool[1],
+		ShadowOp:          layoutsOfShadowOp[0],
 		GetDomainState:    layoutsOfGetDomainState[1],
 		Sysctl:            layoutsOfSysctl[0],
 		GetDomainInfoList: layoutsOfGetDomainInfoList[0],
@@ -2554,6 +2584,7 @@ var layouts = [...]Layout{
 		MaxMem:            layoutsOfMaxMem[0],
 		PauseVCPU:         layoutsOfPauseVCPU[0],
 		PagingMempool:     layoutsOfPagingMempool[1],
+		ShadowOp:          layoutsOfShadowOp[0],
 		GetDomainState:    layoutsOfGetDomainState[1],
 		Sysctl:            layoutsOfSysctl[0],
 		GetDomainInfoList: layoutsOfGetDomainInfoList[0],

@@ -29,6 +29,8 @@ type Spec struct {
 	MaxPages uint64
 	// NoHAP is a domain on shadow paging.
 	NoHAP bool
+	// PagingPool is the size of the memory for its page tables, in bytes.
+	PagingPool uint64
 	// Pauses is what the toolstack holds: 1 for a domain that was created
 	// and not started yet.
 	Pauses int

@@ -45,6 +45,8 @@ var domctlNames = map[uint32]string{
 	abi.DomctlGetDomainInfo:        "domctl(getdomaininfo)",
 	abi.DomctlGetHVMContextPartial: "domctl(gethvmcontext_partial)",
 	abi.DomctlGetPageFrameInfo3:    "domctl(getpageframeinfo3)",
+	abi.DomctlGetPagingMempoolSize: "domctl(get_paging_mempool_size)",
+	abi.DomctlShadowOp:             "domctl(shadow_op)",
 	abi.DomctlDebugOp:              "debug_op(single_step)",
 	abi.DomctlSetAccessRequired:    "domctl(set_access_required)",
 }
@@ -126,6 +128,8 @@ func (h *Hypervisor) domctl(c *caller, addr uint64) error {
 		return h.getContext(c, d, op, u)
 	case abi.DomctlGetPageFrameInfo3:
 		return h.getPageFrameInfo(c, d, u)
+	case abi.DomctlGetPagingMempoolSize, abi.DomctlShadowOp:
+		return h.pagingPool(cmd, d, u)
 	case abi.DomctlVMEventOp:
 		return h.vmEventOp(d, u)
 	case abi.DomctlMonitorOp:
@@ -208,6 +212,24 @@ func (h *Hypervisor) getDomainInfo(u, op handle, id xen.DomID) error {
 	}
 	h.putDomainInfo(d, u)
 	op.put(h.layout.Domctl.Domain, 2, uint64(d.spec.ID))
+	return nil
+}
+
+// pagingPool answers in the way of the release, and in no other.
+func (h *Hypervisor) pagingPool(cmd uint32, d *Domain, u handle) error {
+	l := h.layout
+	switch {
+	case l.Has.PagingMempool != (cmd == abi.DomctlGetPagingMempoolSize):
+		return unix.ENOSYS
+	case !d.hvm():
+		return unix.EOPNOTSUPP
+	case l.Has.PagingMempool:
+		u.put(l.PagingMempool.PoolSize, 8, d.spec.PagingPool)
+		return nil
+	case u.u32(l.ShadowOp.Op) != abi.ShadowOpGetAllocation:
+		return unix.EINVAL
+	}
+	u.put(l.ShadowOp.MB, 4, d.spec.PagingPool>>20)
 	return nil
 }
 

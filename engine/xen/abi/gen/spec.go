@@ -188,6 +188,14 @@ var structs = []structSpec{
 		},
 	},
 	{
+		name: "ShadowOp", xen: "struct xen_domctl_shadow_op", sized: true,
+		doc: "is XEN_DOMCTL_shadow_op.",
+		fields: []fieldSpec{
+			{"Op", "op", 4, ""},
+			{"MB", "mb", 4, "the paging pool in MiB, with ShadowOpGetAllocation"},
+		},
+	},
+	{
 		name: "GetDomainState", xen: "struct xen_domctl_get_domain_state", sized: true,
 		doc: "is XEN_DOMCTL_get_domain_state, the one operation with interface version 0.",
 		fields: []fieldSpec{
@@ -524,6 +532,7 @@ var constants = []constGroup{
 		{"DomctlPauseDomain", "XEN_DOMCTL_pausedomain"},
 		{"DomctlUnpauseDomain", "XEN_DOMCTL_unpausedomain"},
 		{"DomctlGetDomainInfo", "XEN_DOMCTL_getdomaininfo"},
+		{"DomctlShadowOp", "XEN_DOMCTL_shadow_op"},
 		{"DomctlMaxMem", "XEN_DOMCTL_max_mem"},
 		{"DomctlGetVCPUInfo", "XEN_DOMCTL_getvcpuinfo"},
 		{"DomctlGetHVMContext", "XEN_DOMCTL_gethvmcontext"},
@@ -539,6 +548,9 @@ var constants = []constGroup{
 		{"DomctlGetDomainState", "XEN_DOMCTL_get_domain_state"},
 		{"DomctlPauseVCPU", "XEN_DOMCTL_gdbsx_pausevcpu"},
 		{"DomctlUnpauseVCPU", "XEN_DOMCTL_gdbsx_unpausevcpu"},
+	}},
+	{"Operations of DomctlShadowOp.", []constSpec{
+		{"ShadowOpGetAllocation", "XEN_DOMCTL_SHADOW_OP_GET_ALLOCATION"},
 	}},
 	{"Bits of GetDomainInfo.Flags.", []constSpec{
 		{"DomInfDying", "XEN_DOMINF_dying"},
