@@ -145,13 +145,9 @@ func (c *choice) hook() (bool, error) {
 	if h == nil {
 		return false, nil
 	}
-	if h.domain != 0 && h.domain != c.info.ID {
-		// It was for an earlier life. A later start hands over anew; where
-		// none did, another toolstack has taken the domain over.
+	if c.xlSays() && c.found.Started.After(h.at.Add(slack)) {
+		// The domain has changed hands: it is xl's now.
 		return false, nil
-	}
-	if !c.d.Temporary {
-		h.domain = c.info.ID
 	}
 	done, err := c.take(h.entry, FromHook)
 	if !done {
@@ -162,15 +158,17 @@ func (c *choice) hook() (bool, error) {
 	return done, err
 }
 
+// xlSays reports whether an xl process has the domain's config.
+func (c *choice) xlSays() bool { return c.asked && c.found.ConfigPath != "" }
+
 func (c *choice) xl() (bool, error) {
-	var none *xlplugin.NoConfigError
 	switch {
 	case !c.asked:
 		return false, nil
-	case errors.As(c.xlErr, &none):
+	case errors.Is(c.xlErr, xlplugin.ErrNoConfig):
 		c.lookedAt(c.xlErr.Error())
 		return false, nil
-	case c.found.ConfigPath == "":
+	case !c.xlSays():
 		c.d.From, c.d.Source = FromXL, "xl"
 		return true, c.xlErr
 	}

@@ -87,7 +87,9 @@ type Registry struct {
 	opt Options
 
 	mu sync.Mutex
-	// handed is what hooks handed over, until the domain it was for ends.
+	// handed is what hooks handed over. It stays for a while after the domain
+	// it was for: a restart may hand over anew before the end of the old domain
+	// is seen.
 	handed map[xen.UUID]*handed
 	// next are the UUIDs of kept entries with a Next in them.
 	next map[xen.UUID]bool
@@ -97,8 +99,6 @@ type Registry struct {
 type handed struct {
 	entry Entry
 	at    time.Time
-	// domain is the one it was used for; 0 if none was yet.
-	domain xen.DomID
 }
 
 // New returns a registry. It reads the store once; what is damaged there is
@@ -187,7 +187,9 @@ func (r *Registry) identity(uuid xen.UUID) (xen.UUID, bool) {
 }
 
 // Hand takes over what a toolstack's hook says about a domain that is about to
-// start, or that runs if e.Domain is its number. A Spec that declares nothing
+// start, or, if e.Domain is its number, about one that runs. (A hook that speaks
+// of a start leaves it 0 even if a domain of the UUID is still there: that is
+// the one before.) A Spec that declares nothing
 // says that the domain's configuration has none of our words, and e.Broken that
 // it has some that cannot be honoured. It is kept at once, so that hvid may be
 // restarted before the domain is there.
@@ -202,7 +204,7 @@ func (r *Registry) Hand(e Entry) error {
 	if r.handed[e.UUID] == nil && len(r.handed) >= maxHanded {
 		return fmt.Errorf("what was handed over for %v: more than %d domains are about to start", e.UUID, maxHanded)
 	}
-	r.handed[e.UUID] = &handed{entry: e, at: now, domain: e.Domain}
+	r.handed[e.UUID] = &handed{entry: e, at: now}
 	kept, ok, err := r.kept(e.UUID)
 	e.Suspended, e.Next = kept.Suspended, kept.Next
 	if !e.Spec.Declared() && e.Broken == "" && !e.Suspended && e.Next == nil {
@@ -315,9 +317,6 @@ func (r *Registry) end(info xen.DomainInfo, destroyed bool) error {
 	how := EndOf(info)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if h := r.handed[uuid]; h != nil && destroyed && h.domain == info.ID {
-		delete(r.handed, uuid)
-	}
 	e, ok, err := r.kept(uuid)
 	if err != nil || !ok {
 		return err

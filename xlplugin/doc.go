@@ -2,13 +2,16 @@
 //
 // xl has no plugin mechanism and forgets what it does not know: the keys an
 // admin writes into a domain's config for hvi are legal, and gone once xl has
-// parsed them. This room gets them back. It does three things:
+// parsed them. This room gets them back. It does four things:
 //
 //   - It reads xl's config language ([Parse]) exactly as xl does, with places in
 //     its errors, and takes our keys out of a config ([FromConfig]).
 //   - It finds the config a domain was created from ([Resolver]): in the command
 //     line of the xl process that is creating the domain or, later, watching it.
-//   - It sees domains come and go ([Watch]), whatever toolstack makes them.
+//   - It finds the config that `xl config-update` has put in the place of that
+//     one ([Resolver.Updated]), for xl keeps it only until the next restart.
+//   - It sees domains come and go ([Watch]), whatever toolstack makes them, and
+//     tells a UUID that XAPI gives for the moment from a VM's own ([OwnUUID]).
 //
 // # What is believed
 //

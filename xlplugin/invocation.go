@@ -4,8 +4,9 @@ import "strings"
 
 // invocation is what a command line of xl asks for.
 type invocation struct {
-	// restore tells `xl restore` from `xl create`.
-	restore bool
+	// restore and receive tell `xl restore` and `xl migrate-receive` from
+	// `xl create`.
+	restore, receive bool
 	// config is the config file as it was written, or "" if none was given.
 	config string
 	// extra are the assignments after it.
@@ -14,7 +15,7 @@ type invocation struct {
 
 // parseInvocation understands a command line the way xl 4.11 to 4.22 does
 // (tools/xl/xl.c, xl_vmcontrol.c, xl_saverestore.c), and reports false for one
-// that creates no domain from a config: another command, help, a dry run, or
+// that creates no domain: another command, help, a dry run, or
 // options xl refuses. argv[0] is the program.
 //
 // Whether options may follow other arguments depends on the C library: xl's
@@ -47,6 +48,8 @@ func parseInvocation(argv []string) (invocation, bool) {
 		parse = parseCreate
 	case len(cmd) >= 3 && strings.HasPrefix("restore", cmd):
 		parse = parseRestore
+	case len(cmd) > len("migrate-") && strings.HasPrefix("migrate-receive", cmd):
+		parse = parseReceive
 	default:
 		return invocation{}, false
 	}
@@ -124,6 +127,27 @@ func parseRestore(args []string, stopEarly bool) (invocation, bool) {
 	default:
 		return invocation{}, false
 	}
+}
+
+var receiveLong = []longOption{
+	{"colo", false, 'c'},
+	{"coloft-script", true, 's'},
+	{"userspace-colo-proxy", false, 'u'},
+	{"help", false, 'h'},
+}
+
+func parseReceive(args []string, stopEarly bool) (invocation, bool) {
+	opts := getopt{args: args, short: "hFedrp", long: receiveLong, stopEarly: stopEarly}
+	for {
+		opt, _, more := opts.next()
+		if !more {
+			break
+		}
+		if opt == '?' || opt == 'h' {
+			return invocation{}, false
+		}
+	}
+	return invocation{receive: true}, len(opts.rest()) == 0
 }
 
 type longOption struct {

@@ -12,7 +12,7 @@ func TestParseInvocation(t *testing.T) {
 	}
 	tests := []struct {
 		line string
-		want *invocation // nil: creates nothing from a config
+		want *invocation // nil: creates nothing
 	}{
 		{"xl create g.cfg", create("g.cfg")},
 		{"xl create -p /path/g.cfg", create("/path/g.cfg")},
@@ -67,10 +67,19 @@ func TestParseInvocation(t *testing.T) {
 		{"xl list", nil},
 		{"xl creates g.cfg", nil},
 		{"xl console g", nil},
-		{"xl migrate-receive", nil},
+		{"xl migrate --debug g host", nil},
+		{"xl migrate- ", nil},
+		{"xl config-update g g.cfg", nil},
 
 		{"xl restore -p g.cfg /var/g.save", &invocation{restore: true, config: "g.cfg"}},
 		{"xl restore /var/g.save", &invocation{restore: true}},
+		{"xl restore -e /etc/xen/g.cfg /var/g.save", &invocation{restore: true, config: "/etc/xen/g.cfg"}},
+		{"xl migrate-receive", &invocation{receive: true}},
+		{"xl -v migrate-receive -F -r --colo --coloft-script=/x", &invocation{receive: true}},
+		{"xl migrate-rec -d", &invocation{receive: true}},
+		{"xl migrate-receive g", nil},
+		{"xl migrate-receive -h", nil},
+		{"xl migrate-receive --unknown", nil},
 		{"xl restore", nil},
 		{"xl restore -h", nil},
 		{"xl restore -x g.save", nil},
@@ -105,13 +114,14 @@ func FuzzParseInvocation(f *testing.F) {
 	f.Add("xl\x00-v\x00create\x00-f\x00g.cfg\x00a=1")
 	f.Add("xl\x00create\x00--defconfig=\x00--\x00-x")
 	f.Add("xl\x00restore\x00-p\x00a\x00b")
+	f.Add("xl\x00migrate-receive\x00--coloft-script\x00a")
 	f.Fuzz(func(t *testing.T, line string) {
 		argv := strings.Split(line, "\x00")
 		inv, ok := parseInvocation(argv)
 		if !ok {
 			return
 		}
-		if !inv.restore && inv.config == "" {
+		if !inv.restore && !inv.receive && inv.config == "" {
 			t.Errorf("create without a config: %q", argv)
 		}
 		for _, e := range inv.extra {

@@ -250,7 +250,10 @@ func (r *Resolver) consider(p procfs, d Domain, pid int, exe string, inv invocat
 	if why := r.disbelieve(p, pid, exe); why != "" {
 		return none, why
 	}
-	if inv.config == "" {
+	switch {
+	case inv.receive:
+		return none, "it receives a domain from another xl, which sends no config"
+	case inv.config == "":
 		return none, "it restores a domain without a config"
 	}
 	paths := []string{inv.config}

@@ -132,7 +132,7 @@ func (f *fakeProc) resolver() *Resolver {
 
 var (
 	uuid1 = xen.UUID{0x6c, 0x9f, 0x7a, 0x1e, 0x0b, 0x1d, 0x4f, 0x0e, 0x9c, 0x5c, 1, 0x23, 0x45, 0x67, 0x89, 0xab}
-	uuid2 = xen.UUID{1}
+	uuid2 = xen.UUID{15: 2}
 	dom   = Domain{ID: 5, Name: "g1", UUID: uuid1}
 )
 
@@ -304,6 +304,9 @@ func TestResolve(t *testing.T) {
 			if len(got.Argv) == 0 {
 				t.Error("no command line")
 			}
+			if want := time.Unix(bootTime+int64(got.PID), 0); !got.Started.Equal(want) {
+				t.Errorf("started at %v, want %v", got.Started, want)
+			}
 			if len(got.Warnings) != len(tt.want.warn) {
 				t.Fatalf("warnings %q, want %q", got.Warnings, tt.want.warn)
 			}
@@ -364,6 +367,9 @@ func TestResolveFindsNothing(t *testing.T) {
 		{"restored without a config", func(f *fakeProc) {
 			f.process(10, process{argv: []string{"xl", "restore", "/g.save"}})
 		}, []string{"restores a domain without a config"}},
+		{"received from another xl", func(f *fakeProc) {
+			f.process(10, process{argv: []string{"xl", "migrate-receive"}})
+		}, []string{"receives a domain from another xl, which sends no config"}},
 		{"a pipe on standard input", func(f *fakeProc) {
 			f.link("/proc/self/fd/0", f.root+"/dev/stdin")
 			f.process(10, process{argv: []string{"xl", "create", "/dev/stdin"}})

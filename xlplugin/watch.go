@@ -388,6 +388,9 @@ func (w *Watcher) sendGone(k *watched) {
 	}
 }
 
+// xenopsNode is there on a host where the xenopsd of XAPI makes domains.
+const xenopsNode = "/xenops"
+
 // hide reports whether a domain is not to be told of yet, because its UUID is
 // going to change: to hvi a domain with another UUID is another domain, and what
 // was begun with the first could not be undone. The toolstack keeps such a
@@ -396,13 +399,17 @@ func (w *Watcher) hide(info xen.DomainInfo) bool {
 	if !Temporary(info.UUID) || info.Dying {
 		return false
 	}
-	// What tells is written some time after the UUID was given: in the one to
-	// come before it is built, in the one that is sent after it stopped.
-	if info.OnlineVCPUs == 0 || info.Shutdown {
+	if _, temporary := OwnUUID(w.store.Read, info.UUID); temporary {
 		return true
 	}
-	_, temporary := OwnUUID(w.store.Read, info.UUID)
-	return temporary
+	// What tells is written some time after the UUID is given: in the one to
+	// come before it is built, in the one that is sent after it stopped. People
+	// make up such UUIDs, too; theirs mean nothing without xenopsd.
+	if info.OnlineVCPUs > 0 && !info.Shutdown {
+		return false
+	}
+	_, err := w.store.Read(xenopsNode)
+	return err == nil
 }
 
 // keepHidden notes a hidden domain, and asks to be told when it gets its UUID:

@@ -450,6 +450,7 @@ func TestWatchMigratedByXAPI(t *testing.T) {
 	h := newFakeHost(dom0, source)
 	h.names["/local/domain/3/name"] = "vm"
 	h.names["/local/domain/4/name"] = "vm"
+	h.names[xenopsNode] = ""
 	w := startWatch(t, h)
 	w.expect("3 appeared vm existing")
 
@@ -461,12 +462,12 @@ func TestWatchMigratedByXAPI(t *testing.T) {
 	h.fire(introduceDomain)
 	h.set(dom0, with(source, shut(abi.ShutdownSuspend)), built(4, come))
 	h.fire(releaseDomain)
-	w.expect("3 shut down vm suspend")
+	w.expect("3 shut down vm existing suspend")
 
 	// The source is renamed, the copy is; then the source is destroyed.
 	h.set(dom0, with(built(3, sent), shut(abi.ShutdownSuspend)), built(4, come))
 	h.fire(releaseDomain)
-	w.expect("3 gone vm")
+	w.expect("3 gone vm existing")
 	h.set(dom0, with(built(3, sent), shut(abi.ShutdownSuspend)), built(4, uuid1))
 	h.fire("/vm/" + come.String() + "/final-uuid")
 	w.expect("4 appeared vm")
@@ -495,15 +496,27 @@ func TestWatchMigratedByXAPI(t *testing.T) {
 }
 
 // TestWatchLooksTemporary is a domain whose own UUID has the form of a temporary
-// one by chance: nothing in xenstore says that it will change.
+// one: where there is no xenopsd it is like any other, and where there is, it
+// is told of once it is built and nothing says that its UUID will change.
 func TestWatchLooksTemporary(t *testing.T) {
 	own := uuid1
 	copy(own[10:], toCome)
-	h := newFakeHost(dom0)
-	w := startWatch(t, h)
-	h.set(dom0, with(built(4, own), building))
-	h.fire(introduceDomain)
-	h.set(dom0, built(4, own))
-	h.fire(introduceDomain)
-	w.expect("4 appeared")
+	for _, xenopsd := range []bool{false, true} {
+		h := newFakeHost(dom0)
+		if xenopsd {
+			h.names[xenopsNode] = ""
+		}
+		w := startWatch(t, h)
+		h.set(dom0, with(built(4, own), building))
+		h.fire(introduceDomain)
+		if !xenopsd {
+			if a := <-w.appeared; a != "4 false" {
+				t.Errorf("announced %q", a)
+			}
+		}
+		h.set(dom0, built(4, own))
+		h.fire(introduceDomain)
+		w.expect("4 appeared")
+		w.cancel()
+	}
 }
