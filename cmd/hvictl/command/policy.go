@@ -263,7 +263,7 @@ func findKept(kept []control.Declaration, running []control.DomainStatus, ref st
 
 // Bounds of an import.
 const (
-	maxImport        = 16 << 20
+	maxImport        = 8 << 20
 	maxImportObjects = 4096
 )
 
