@@ -19,7 +19,7 @@ comma := ,
 space := $(empty) $(empty)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test build install unit lint fmt lab lab-list lab-test lab-images lab-clean clean
+.PHONY: help demo test build package install unit lint fmt lab lab-list lab-test lab-images lab-clean clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,16 +27,22 @@ help: ## this list
 demo: ## see hvi protect a guest on a real Xen, in an emulator
 	@$(LAB) run -q $(DEMO)
 
-test: ## every check: format, vet, lint, unit tests, race detector, build, lab
+test: ## every check: format, vet, lint, unit tests, race detector, build, packages, lab
 	@GO='$(GO)' tools/test
 
 build: ## the static binaries, into bin/
 	@mkdir -p bin
 	CGO_ENABLED=0 $(GO) build -trimpath $(VCS) $(if $(VERSION),-ldflags '-X github.com/xen-hvi/hvi/control.buildVersion=$(VERSION)') -o bin/ ./cmd/...
 
-install: build ## hvid, hvictl and the systemd unit, below PREFIX (and DESTDIR)
+package: ## the deb and the rpm, into dist/
+	@GO='$(GO)' packaging/build dist
+
+# Without a package manager. Hooks, gates, manual pages and AppArmor's profile
+# come with the packages only.
+install: build ## hvid, hvictl, hvi-hook and the systemd unit, below PREFIX (and DESTDIR)
 	install -d '$(DESTDIR)$(PREFIX)/sbin' '$(DESTDIR)$(PREFIX)/bin'
 	install -m 0755 bin/hvid '$(DESTDIR)$(PREFIX)/sbin/hvid'
+	install -m 0755 bin/hvi-hook '$(DESTDIR)$(PREFIX)/sbin/hvi-hook'
 	install -m 0755 bin/hvictl '$(DESTDIR)$(PREFIX)/bin/hvictl'
 	install -d '$(DESTDIR)$(UNITDIR)'
 	sed 's|/usr/local/sbin|$(PREFIX)/sbin|' packaging/systemd/hvid.service > '$(DESTDIR)$(UNITDIR)/hvid.service'
