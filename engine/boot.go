@@ -5,7 +5,6 @@ import (
 
 	"github.com/xen-hvi/hvi/engine/guest/linux"
 	"github.com/xen-hvi/hvi/engine/ledger"
-	"github.com/xen-hvi/hvi/engine/policy"
 	"github.com/xen-hvi/hvi/engine/vmevent"
 	"github.com/xen-hvi/hvi/engine/x86"
 	"github.com/xen-hvi/hvi/engine/xen"
@@ -111,7 +110,7 @@ func (s *Session) identify(regs x86.Registers) error {
 		st.Failure = nil
 		st.Kernel = &KernelStatus{Release: k.Release, Banner: k.Banner, Base: k.Base, Symbols: k.Symbols.Len()}
 	})
-	s.log.Info("kernel identified", "release", policy.Quote(k.Release), "base", k.Base, "symbols", k.Symbols.Len(), "took", took)
+	s.log.Info("kernel identified", "release", k.Release, "base", k.Base, "symbols", k.Symbols.Len(), "took", took)
 	return nil
 }
 

@@ -174,7 +174,7 @@ func (e *Engine) appeared(d *domain, info xen.DomainInfo, name string) {
 	}
 	defer d.decide.Do(func() { close(d.decided) })
 	d.setStatus(func(st *Status) { st.Name, st.Info = name, info })
-	log := e.opt.Log.With("domid", info.ID, "domain", policy.Quote(name), "uuid", info.UUID)
+	log := e.opt.Log.With("domid", info.ID, "domain", name, "uuid", info.UUID)
 
 	decl, found, err := e.opt.Resolve(info, name)
 	switch {

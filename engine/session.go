@@ -73,7 +73,7 @@ func newSession(hv Hypervisor, l *ledger.Ledger, rec Recorder, log *slog.Logger,
 	p := decl.Spec.Effective()
 	s := &Session{
 		hv: hv, ledger: l, record: rec, info: info, policy: p,
-		log:      log.With("domid", info.ID, "domain", policy.Quote(name), "uuid", info.UUID),
+		log:      log.With("domid", info.ID, "domain", name, "uuid", info.UUID),
 		commands: make(chan func()), quit: make(chan struct{}),
 	}
 	st := Status{Info: info, Name: name, State: StateDeclared, Decided: true, Policy: p, PolicySource: decl.Source, PolicyFrom: decl.From}

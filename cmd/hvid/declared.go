@@ -64,7 +64,7 @@ func (a *api) reconsider(st engine.Status) error {
 	decl, _, err := a.resolve(st.Info, st.Name)
 	if err != nil {
 		// What is in force is better than nothing.
-		a.log.Error("the changed policy cannot be honoured; the domain keeps the one it has", "domid", st.Info.ID, "domain", policy.Quote(st.Name), "err", err)
+		a.log.Error("the changed policy cannot be honoured; the domain keeps the one it has", "domid", st.Info.ID, "domain", st.Name, "err", err)
 		return err
 	}
 	if now, ok := a.engine.Declared(st.Info); ok && now.Spec.SameIntent(decl.Spec) && st.State != engine.StateFailed {

@@ -39,7 +39,7 @@ func startVirt(ctx context.Context, opt config.Libvirt, policies policy.Policies
 			}
 			v.lanes.do(d.UUID, func() {
 				if err := a.handOver(virtEntry(d)); err != nil {
-					log.Error("take over changed metadata", "domain", policy.Quote(d.Name), "uuid", d.UUID, "err", err)
+					log.Error("take over changed metadata", "domain", d.Name, "uuid", d.UUID, "err", err)
 				}
 			})
 		},

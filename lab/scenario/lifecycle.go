@@ -1,8 +1,10 @@
 package scenario
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -134,6 +136,9 @@ func hvidStopped(t *T) error {
 	if err := g.Load(true); err != nil {
 		return err
 	}
+	if err := g.watchClock(); err != nil {
+		return err
+	}
 	for round := range 2 {
 		if err := t.Step(fmt.Sprintf("sigterm-%d", round+1), func() error { return hvid.Stop(hvidLimit) }); err != nil {
 			return err
@@ -148,6 +153,11 @@ func hvidStopped(t *T) error {
 		t.Check(left.frames > 0, "every page of the guest was looked at: %d", left.frames)
 		t.Check(!left.paused, "the guest is not paused")
 		t.Fact("frames_checked", left.frames)
+		// Who asks meanwhile is told that protection is coming back.
+		out1, err := t.Exec("hvictl", "status")
+		var failed *ExecError
+		t.Check(errors.As(err, &failed) && failed.Code == 3, "hvictl status without hvid ends with 3: %v", err)
+		t.Check(strings.Contains(out1.String(), "restarting") && strings.Contains(out1.String(), g.Name), "and says that %s waits for hvid: %s", g.Name, out1)
 		out, err := g.Run("echo on my own")
 		t.Check(err == nil && out == "on my own", "the guest goes on without hvid: %q %v", out, err)
 		v, err := g.Attack(Attack{Mode: "text", Symbol: victim})
@@ -170,6 +180,12 @@ func hvidStopped(t *T) error {
 			}
 		}
 	}
+	gap, err := g.longestGap()
+	if err != nil {
+		return err
+	}
+	t.Fact("longest_pause_ms", gap.Milliseconds())
+	t.Check(gap > 0 && gap < maxPause, "over two restarts of hvid the guest stood still for %v at most", gap)
 	// By hand, as an admin would.
 	if _, err := t.Exec("hvictl", "detach", g.Name); err != nil {
 		return err
@@ -192,4 +208,27 @@ func hvidStopped(t *T) error {
 		return err
 	}
 	return g.nothingLeft()
+}
+
+// maxPause bounds how long a guest stands still while hvid detaches and attaches
+// again. It is emulated time: a second of it is 200 million instructions, of
+// which dom0's and the hypervisor's take their part.
+const maxPause = 2 * time.Second
+
+// watchClock starts a process in the guest that looks at the clock without a
+// pause, and keeps the longest time between two looks.
+func (g *Guest) watchClock() error {
+	_, err := g.Run(`(m=0; l=0; while :; do read u r </proc/uptime; u=${u%.*}${u#*.}; d=$((u-l)); if [ $l -gt 0 ] && [ $d -gt $m ]; then m=$d; echo $m >/tmp/gap; fi; l=$u; done) & echo $! >/tmp/gap.pid`)
+	return err
+}
+
+// longestGap ends that process and returns what it found, which is a hundredth
+// of a second exact.
+func (g *Guest) longestGap() (time.Duration, error) {
+	out, err := g.Run("kill $(cat /tmp/gap.pid); cat /tmp/gap")
+	if err != nil {
+		return 0, err
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(out))
+	return time.Duration(n) * 10 * time.Millisecond, err
 }
