@@ -54,10 +54,11 @@ const (
 	// moduleBase is where the modules go: above the hypervisor's image, below
 	// where it will move itself.
 	moduleBase = 64 << 20
-	// geometry is what a disk's size must be a multiple of, so that the BIOS
-	// and the emulator agree on its cylinders.
-	geometry = 16 * 63 * SectorSize
 )
+
+// Geometry is what a disk's size must be a multiple of, so that the BIOS and the
+// emulator agree on its cylinders.
+const Geometry = 16 * 63 * SectorSize
 
 // Piece is something to copy onto the disk.
 type Piece struct {
@@ -153,7 +154,7 @@ func Write(w io.Writer, s Spec) (int64, error) {
 			return out.n, err
 		}
 	}
-	err = out.padFrom(0, geometry)
+	err = out.padFrom(0, Geometry)
 	return out.n, err
 }
 

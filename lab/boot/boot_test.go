@@ -100,7 +100,7 @@ func TestWrite(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n != int64(disk.Len()) || n%geometry != 0 || n > 2*geometry {
+	if n != int64(disk.Len()) || n%Geometry != 0 || n > 2*Geometry {
 		t.Errorf("%d bytes are said, %d written", n, disk.Len())
 	}
 	if !bytes.Equal(disk.Bytes()[:SectorSize], s.Loader) {

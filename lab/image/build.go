@@ -43,7 +43,7 @@ type Images struct {
 // Images builds what every machine needs, what it can at a time.
 func (b *Builder) Images(ctx context.Context) (Images, error) {
 	var im Images
-	var xen, dom0, guest, module, tiny string
+	var xen, dom0, guest, module, small string
 	err := parallel(
 		func() (err error) {
 			if xen, err = b.tree(ctx, treeXen); err != nil {
@@ -65,7 +65,7 @@ func (b *Builder) Images(ctx context.Context) (Images, error) {
 			return err
 		},
 		func() (err error) {
-			tiny, err = b.tiny(ctx)
+			small, err = b.small(ctx)
 			return err
 		},
 	)
@@ -74,7 +74,7 @@ func (b *Builder) Images(ctx context.Context) (Images, error) {
 	}
 	return im, parallel(
 		func() error { return b.base(ctx, xen, dom0, &im) },
-		func() error { return b.guest(ctx, xen, guest, module, tiny, &im) },
+		func() error { return b.guest(ctx, xen, guest, module, small, &im) },
 	)
 }
 
@@ -257,8 +257,11 @@ var guestFiles = map[string]string{
 	"sbin/reboot":   "guest-reboot",
 }
 
-func (b *Builder) guest(ctx context.Context, xen, tree, module, tiny string, im *Images) error {
-	inputs := []string{filepath.Base(xen), filepath.Base(tree), filepath.Base(module), filepath.Base(tiny)}
+// guestModules are the modules of its kernel that a guest has, for `insmod`.
+var guestModules = []string{"drivers/net/xen-netfront.ko"}
+
+func (b *Builder) guest(ctx context.Context, xen, tree, module, small string, im *Images) error {
+	inputs := []string{filepath.Base(xen), filepath.Base(tree), filepath.Base(module), filepath.Base(small)}
 	for name, src := range guestFiles {
 		inputs = append(inputs, name+" "+hash(source(src)))
 	}
@@ -285,28 +288,49 @@ func (b *Builder) guest(ctx context.Context, xen, tree, module, tiny string, im 
 		if err := in.file("lib/pwn.ko", filepath.Join(module, "pwn.ko"), 0o644); err != nil {
 			return err
 		}
+		for _, m := range guestModules {
+			from, err := only(tree, "lib/modules/*/kernel/"+m)
+			if err != nil {
+				return err
+			}
+			if err := in.file("lib/"+filepath.Base(from), from, 0o644); err != nil {
+				return err
+			}
+		}
 		initrd, err := in.bytes()
 		if err != nil {
 			return err
 		}
 		out := newLayer()
 		defer out.close()
-		out.text("guest/vmlinux", string(image), 0o644)
-		out.text("guest/initrd", string(initrd), 0o644)
-		out.text("guest/release", release+"\n", 0o644)
-		if err := out.file("guest/tiny", filepath.Join(tiny, "tiny"), 0o644); err != nil {
+		tiny, err := os.ReadFile(filepath.Join(small, "tiny"))
+		if err != nil {
 			return err
 		}
-		return errors.Join(
-			out.writeFile(filepath.Join(dir, "guest.cpio")),
-			os.WriteFile(filepath.Join(dir, "release"), []byte(release), 0o644))
+		disk, err := os.ReadFile(filepath.Join(small, "hvm.img"))
+		if err != nil {
+			return err
+		}
+		if err := os.Mkdir(filepath.Join(dir, "guest"), 0o755); err != nil {
+			return err
+		}
+		for name, data := range map[string][]byte{
+			"guest/vmlinux": image, "guest/initrd": initrd, "guest/release": []byte(release + "\n"), "guest/tiny": tiny,
+			"guest/hvm.img": disk,
+		} {
+			out.text(name, string(data), 0o644)
+			if err := os.WriteFile(filepath.Join(dir, name), data, 0o644); err != nil {
+				return err
+			}
+		}
+		return out.writeFile(filepath.Join(dir, "guest.cpio"))
 	})
 	if err != nil {
 		return err
 	}
 	im.Guest = filepath.Join(dir, "guest.cpio")
-	release, err := os.ReadFile(filepath.Join(dir, "release"))
-	im.GuestRelease = string(release)
+	release, err := os.ReadFile(filepath.Join(dir, "guest/release"))
+	im.GuestRelease = strings.TrimSpace(string(release))
 	return err
 }
 
@@ -390,26 +414,50 @@ func kernelHeaders(tree, dir string) (string, error) {
 	return out, nil
 }
 
-// tiny builds the guest of files/tiny.c and returns the folder that holds it.
-func (b *Builder) tiny(ctx context.Context) (string, error) {
-	src := source("tiny.c")
-	compile := []string{"-m32", "-march=i686", "-mgeneral-regs-only", "-ffreestanding", "-fno-pic", "-fno-stack-protector",
-		"-fcf-protection=none", "-fno-asynchronous-unwind-tables", "-O2", "-c"}
+// freestanding are gcc's options for code that runs on a bare machine, in 32-bit
+// mode and in the order of its source.
+var freestanding = []string{"-m32", "-march=i686", "-mgeneral-regs-only", "-ffreestanding", "-fno-pic", "-fno-stack-protector",
+	"-fcf-protection=none", "-fno-asynchronous-unwind-tables", "-fno-toplevel-reorder", "-Os"}
+
+// bare compiles one of our sources for a bare machine and links it to a file.
+func bare(ctx context.Context, dir, src, to string, link []string) error {
+	from, obj := filepath.Join(dir, src), filepath.Join(dir, src+".o")
+	if err := os.WriteFile(from, source(src), 0o644); err != nil {
+		return err
+	}
+	if err := tool(ctx, dir, "gcc", append(slices.Clone(freestanding), "-c", "-o", obj, from)...); err != nil {
+		return err
+	}
+	args := append([]string{"-m", "elf_i386", "-N", "--no-warn-rwx-segments", "-e", "start", "-s", "-o", filepath.Join(dir, to), obj}, link...)
+	if err := tool(ctx, dir, "ld", args...); err != nil {
+		return err
+	}
+	return errors.Join(os.Remove(from), os.Remove(obj))
+}
+
+// small builds the guest of files/tiny.c, as tiny, and the disk of files/hvm.c,
+// as hvm.img, and returns the folder that holds them.
+func (b *Builder) small(ctx context.Context) (string, error) {
 	// The note beside the text: where ld puts it by itself is outside of such a
-	// small guest's memory.
-	link := []string{"-m", "elf_i386", "-N", "--no-warn-rwx-segments", "-e", "start", "--section-start=.note.Xen=0x100000", "-Ttext=0x100100", "-s"}
-	return b.artifact(ctx, "tiny", append([]string{hash(src)}, append(compile, link...)...), func(dir string) error {
-		from, obj := filepath.Join(dir, "tiny.c"), filepath.Join(dir, "tiny.o")
-		if err := os.WriteFile(from, src, 0o644); err != nil {
+	// small guest's memory. All of it where nothing of an HVM guest's firmware is.
+	tiny := []string{"--section-start=.note.Xen=0x400000", "-Ttext=0x400100"}
+	disk := []string{"-Ttext=0x7c00", "--oformat=binary"}
+	inputs := slices.Concat([]string{hash(source("tiny.c")), hash(source("hvm.c"))}, freestanding, tiny, disk)
+	return b.artifact(ctx, "small", inputs, func(dir string) error {
+		if err := bare(ctx, dir, "tiny.c", "tiny", tiny); err != nil {
 			return err
 		}
-		if err := tool(ctx, dir, "gcc", append(compile, "-o", obj, from)...); err != nil {
+		if err := bare(ctx, dir, "hvm.c", "hvm.img", disk); err != nil {
 			return err
 		}
-		if err := tool(ctx, dir, "ld", append(link, "-o", filepath.Join(dir, "tiny"), obj)...); err != nil {
+		st, err := os.Stat(filepath.Join(dir, "hvm.img"))
+		if err != nil {
 			return err
 		}
-		return errors.Join(os.Remove(from), os.Remove(obj))
+		if st.Size() > 8*boot.SectorSize {
+			return fmt.Errorf("hvm.c makes %d bytes: it loads 8 sectors", st.Size())
+		}
+		return os.Truncate(filepath.Join(dir, "hvm.img"), 2*boot.Geometry)
 	})
 }
 
@@ -438,6 +486,7 @@ func (b *Builder) Everything(ctx context.Context) error {
 		func() error { _, err := b.Loader(ctx); return err },
 		func() error { _, err := b.Bochs(ctx); return err },
 		func() error { _, err := b.QEMU(ctx); return err },
+		func() error { _, err := b.Debian(ctx); return err },
 	)
 }
 

@@ -37,7 +37,7 @@ type Builder struct {
 
 // recipeVersion is part of every artifact's hash. It changes when a recipe in
 // this package would make something else from the same inputs.
-const recipeVersion = "2"
+const recipeVersion = "5"
 
 // buildingPrefix marks an artifact that isn't finished.
 const buildingPrefix = ".building-"
@@ -104,7 +104,7 @@ func (e *ToolError) Install() string {
 }
 
 // tools are the host's programs that recipes run.
-var tools = []string{"gcc", "make", "as", "ld", "strip"}
+var tools = []string{"gcc", "make", "as", "ld", "strip", "mkfs.ext4"}
 
 // CheckTools returns a [*ToolError] if the host lacks a program that a recipe
 // runs. What is in the cache already needs none of them.
@@ -119,7 +119,7 @@ func CheckTools() error {
 
 func lookTool(name string) error {
 	if _, err := exec.LookPath(name); err != nil {
-		return &ToolError{Tool: name, Packages: []string{"gcc", "make", "binutils", "libc6-dev"}}
+		return &ToolError{Tool: name, Packages: []string{"gcc", "make", "binutils", "libc6-dev", "e2fsprogs"}}
 	}
 	return nil
 }

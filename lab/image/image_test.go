@@ -18,6 +18,8 @@ import (
 	"testing"
 
 	"github.com/u-root/u-root/pkg/cpio"
+
+	"github.com/xen-hvi/hvi/lab/boot"
 )
 
 func write(t *testing.T, name, text string, perm fs.FileMode) string {
@@ -264,23 +266,27 @@ func TestFixINT3(t *testing.T) {
 }
 
 func TestScripts(t *testing.T) {
-	entries, err := files.ReadDir("files")
-	if err != nil || len(entries) < 6 {
-		t.Fatalf("%d files, %v", len(entries), err)
+	all, err := ownFiles("files")
+	if err != nil {
+		t.Fatal(err)
 	}
-	for _, e := range entries {
-		text := source(e.Name())
-		if strings.HasSuffix(e.Name(), ".c") {
+	scripts := 0
+	for _, f := range all {
+		if f.perm != 0o755 {
 			continue
 		}
-		if !bytes.HasPrefix(text, []byte("#!/bin/sh\n")) {
-			t.Errorf("%s has no interpreter", e.Name())
+		scripts++
+		if !bytes.HasPrefix(f.data, []byte("#!/bin/sh\n")) {
+			t.Errorf("%s has another interpreter", f.name)
 		}
 		cmd := exec.Command("sh", "-n")
-		cmd.Stdin = bytes.NewReader(text)
+		cmd.Stdin = bytes.NewReader(f.data)
 		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Errorf("%s: %v: %s", e.Name(), err, out)
+			t.Errorf("%s: %v: %s", f.name, err, out)
 		}
+	}
+	if scripts < 9 {
+		t.Errorf("%d scripts", scripts)
 	}
 	for _, src := range guestFiles {
 		if len(source(src)) == 0 {
@@ -295,7 +301,7 @@ func TestTiny(t *testing.T) {
 		t.Skip(err)
 	}
 	b := &Builder{CacheDir: t.TempDir()}
-	dir, err := b.tiny(t.Context())
+	dir, err := b.small(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -308,7 +314,7 @@ func TestTiny(t *testing.T) {
 	note = binary.LittleEndian.AppendUint32(note, uint32(f.Entry))
 	notes := 0
 	for _, p := range f.Progs {
-		if p.Memsz > 0 && p.Paddr < 1<<20 || p.Paddr+p.Memsz > 2<<20 {
+		if p.Memsz > 0 && p.Paddr < 4<<20 || p.Paddr+p.Memsz > 5<<20 {
 			t.Errorf("a segment at %#x of %#x bytes", p.Paddr, p.Memsz)
 		}
 		if p.Type != elf.PT_NOTE {
@@ -319,6 +325,10 @@ func TestTiny(t *testing.T) {
 		if err != nil || !bytes.Equal(got, note) {
 			t.Errorf("note % x, want % x, %v", got, note, err)
 		}
+	}
+	disk, err := os.ReadFile(filepath.Join(dir, "hvm.img"))
+	if err != nil || len(disk)%boot.Geometry != 0 || disk[510] != 0x55 || disk[511] != 0xaa {
+		t.Errorf("a disk of %d bytes, %v", len(disk), err)
 	}
 	if notes != 1 || f.Class != elf.ELFCLASS32 {
 		t.Errorf("%d notes, %v", notes, f.Class)

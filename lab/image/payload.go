@@ -30,6 +30,25 @@ func (b *Builder) Payload(ctx context.Context, file string, plan []string, bare 
 	defer os.RemoveAll(dir)
 	l := newLayer()
 	defer l.close()
+	if err := b.compile(ctx, dir, bare); err != nil {
+		return err
+	}
+	for _, p := range programs {
+		built := filepath.Join(dir, filepath.Base(p.pkg))
+		if _, err := os.Stat(built); errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err := l.file(p.dest, built, 0o755); err != nil {
+			return err
+		}
+	}
+	l.text("lab/plan", strings.Join(plan, " ")+"\n", 0o644)
+	return l.writeFile(file)
+}
+
+// compile builds the runner and, unless bare is set, the programs under test
+// into a folder.
+func (b *Builder) compile(ctx context.Context, dir string, bare bool) error {
 	// Without the commit in them, they are not linked anew for each one.
 	args := []string{"build", "-buildvcs=false", "-trimpath", "-ldflags=-s -w", "-o", dir + string(filepath.Separator)}
 	for i, p := range programs {
@@ -50,15 +69,5 @@ func (b *Builder) Payload(ctx context.Context, file string, plan []string, bare 
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("go %s: %w\n%s", strings.Join(args, " "), err, tail(string(out), 4000))
 	}
-	for _, p := range programs {
-		built := filepath.Join(dir, filepath.Base(p.pkg))
-		if _, err := os.Stat(built); errors.Is(err, os.ErrNotExist) {
-			continue
-		}
-		if err := l.file(p.dest, built, 0o755); err != nil {
-			return err
-		}
-	}
-	l.text("lab/plan", strings.Join(plan, " ")+"\n", 0o644)
-	return l.writeFile(file)
+	return nil
 }

@@ -8,18 +8,30 @@ import (
 	"text/template"
 )
 
-// Memory of each machine in MiB.
+// Memory of each machine in MiB, and of its control domain.
 const (
-	BochsMemory = 1024
-	QEMUMemory  = 3072
+	BochsMemory       = 1024
+	BochsDebianMemory = 1536
+	QEMUMemory        = 3072
+	Dom0Memory        = 512
+	Dom0DebianMemory  = 768
 )
 
 // Bochs is an Intel machine.
 type Bochs struct {
-	Tree string // the folder of Bochs' packages
-	Disk string // boots from it; a killed Bochs leaves a .lock beside it
-	Dir  string // for its configuration and log; must exist
+	Tree   string // the folder of Bochs' packages
+	Memory int    // MiB
+	Disk   string // boots from it; a killed Bochs leaves a .lock beside it
+	System string // a disk that is never written, "" for none
+	Lab    string // a further disk, "" for none
+	Dir    string // for its configuration and log; must exist
 }
+
+// The disks as the control domain names them.
+const (
+	BochsSystem = "/dev/sdb"
+	BochsLab    = "/dev/sdc"
+)
 
 // bochsrc: the processor is the newest model whose VMX Xen gets along with
 // (skylake_x: VMLAUNCH fails; arrow_lake: dom0 hangs). Time counts instructions,
@@ -37,8 +49,11 @@ boot: disk
 floppy_bootsig_check: disabled=1
 ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14
 ata0-master: type=disk, mode=flat, path={{.Disk}}, cylinders=0
-ata1: enabled=0
-com1: enabled=1, mode=file, dev={{.Console}}
+{{with .System}}ata0-slave: type=disk, mode=volatile, path={{.}}, journal={{$.Dir}}/system.redolog, cylinders=0
+{{end}}{{with .Lab}}ata1: enabled=1, ioaddr1=0x170, ioaddr2=0x370, irq=15
+ata1-master: type=disk, mode=flat, path={{.}}, cylinders=0
+{{else}}ata1: enabled=0
+{{end}}com1: enabled=1, mode=file, dev={{.Console}}
 port_e9_hack: enabled=1
 private_colormap: enabled=0
 vga: extension=none, update_freq=1
@@ -59,9 +74,11 @@ func (b Bochs) Command() (Command, error) {
 	lib := filepath.Join(b.Tree, "usr/lib/x86_64-linux-gnu")
 	var text bytes.Buffer
 	err := bochsrc.Execute(&text, map[string]string{
-		"Memory":  strconv.Itoa(BochsMemory),
+		"Memory":  strconv.Itoa(b.Memory),
 		"Share":   filepath.Join(b.Tree, "usr/share/bochs"),
 		"Disk":    b.Disk,
+		"System":  b.System,
+		"Lab":     b.Lab,
 		"Console": ConsolePath,
 		"Dir":     b.Dir,
 	})

@@ -82,7 +82,7 @@ func TestNoProgram(t *testing.T) {
 
 func TestBochsCommand(t *testing.T) {
 	dir := t.TempDir()
-	b := Bochs{Tree: "/tree", Disk: filepath.Join(dir, "disk.img"), Dir: dir}
+	b := Bochs{Tree: "/tree", Memory: 1024, Disk: filepath.Join(dir, "disk.img"), Dir: dir}
 	c, err := b.Command()
 	if err != nil {
 		t.Fatal(err)
@@ -101,6 +101,31 @@ func TestBochsCommand(t *testing.T) {
 	}
 }
 
+func TestDisks(t *testing.T) {
+	dir := t.TempDir()
+	b := Bochs{Disk: "/boot", System: "/system", Lab: "/lab", Dir: dir}
+	if _, err := b.Command(); err != nil {
+		t.Fatal(err)
+	}
+	rc, err := os.ReadFile(filepath.Join(dir, "bochsrc"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"ata0-slave: type=disk, mode=volatile, path=/system,", "ata1: enabled=1,", "ata1-master: type=disk, mode=flat, path=/lab,"} {
+		if !strings.Contains(string(rc), want) {
+			t.Errorf("%q is not in\n%s", want, rc)
+		}
+	}
+	args := strings.Join(QEMU{System: "/sys,tem", Lab: "/lab"}.Command().Args, "\n")
+	system, lab := strings.Index(args, "file=/sys,,tem,format=raw,if=none,readonly=on,id="), strings.Index(args, "file=/lab,format=raw")
+	if system < 0 || lab < system {
+		t.Errorf("the disks are not there, or in another order, in\n%s", args)
+	}
+	if none := strings.Join(QEMU{}.Command().Args, "\n"); strings.Contains(none, "-drive") {
+		t.Errorf("a disk in\n%s", none)
+	}
+}
+
 func TestQEMUCommand(t *testing.T) {
 	c := QEMU{Tree: "/tree", Program: "/qemu", Kernel: "/xen", Args: "a=b,c", Module: "/vmlinux", ModuleArgs: "x=1,2", Ramdisk: "/ini,trd"}.Command()
 	args := strings.Join(c.Args, "\n")
@@ -115,12 +140,18 @@ func TestQEMUCommand(t *testing.T) {
 }
 
 func TestXenArgs(t *testing.T) {
-	intel, amd := XenArgs(true, []string{"x=1", "y"}), XenArgs(false, nil)
+	intel, amd := XenArgs(true, 512, []string{"x=1", "y"}), XenArgs(false, 768, nil)
 	if !strings.HasSuffix(intel, " x=1 y") || !strings.Contains(intel, "altp2m=1 apicv=0") {
 		t.Errorf("intel: %s", intel)
 	}
 	if strings.Contains(amd, "altp2m") || strings.Contains(amd, "  ") {
 		t.Errorf("amd: %s", amd)
+	}
+	if !strings.Contains(intel, " dom0_mem=512M,max:512M ") || !strings.Contains(amd, " dom0_mem=768M,max:768M") {
+		t.Errorf("memory: %s; %s", intel, amd)
+	}
+	if d := DebianArgs("/dev/a", "/dev/b"); !strings.HasSuffix(d, " lab.root=/dev/a lab.disk=/dev/b") || strings.Contains(d, "apparmor=0") || strings.ContainsAny(d, "\n\t") {
+		t.Errorf("debian: %s", d)
 	}
 	if !strings.Contains(Dom0Args(), "rdinit=/init") || strings.ContainsAny(Dom0Args()+intel, "\n\t") {
 		t.Errorf("dom0: %s", Dom0Args())

@@ -17,7 +17,16 @@ type QEMU struct {
 	Module     string // its first module
 	ModuleArgs string
 	Ramdisk    string // its second module
+
+	System string // a disk that is never written, "" for none
+	Lab    string // a further disk, "" for none
 }
+
+// The disks as the control domain names them.
+const (
+	QEMUSystem = "/dev/vda"
+	QEMULab    = "/dev/vdb"
+)
 
 // Command returns how to start the machine. EPYC and max, in place of the
 // processor model here, fault while Xen boots.
@@ -25,7 +34,7 @@ func (q QEMU) Command() Command {
 	lib := filepath.Join(q.Tree, "usr/lib/x86_64-linux-gnu")
 	// A comma separates modules unless it is doubled.
 	comma := strings.NewReplacer(",", ",,")
-	return Command{
+	c := Command{
 		Path: filepath.Join(lib, "ld-linux-x86-64.so.2"),
 		Args: []string{
 			"--library-path", lib, q.Program,
@@ -40,4 +49,13 @@ func (q QEMU) Command() Command {
 		Env: []string{"QEMU_MODULE_DIR=" + filepath.Join(lib, "qemu")},
 		Dir: q.Dir,
 	}
+	for _, disk := range []string{q.System, q.Lab} {
+		if disk != "" {
+			id := "disk" + strconv.Itoa(len(c.Args))
+			c.Args = append(c.Args,
+				"-drive", "file="+comma.Replace(disk)+",format=raw,if=none,readonly=on,id="+id,
+				"-device", "virtio-blk-pci,drive="+id)
+		}
+	}
+	return c
 }

@@ -15,6 +15,8 @@ const (
 	// bootLimit bounds the time from power-on to Hello. Seen: 14 s in Bochs, 13
 	// in QEMU, on an idle machine; several times that on a busy one.
 	bootLimit = 4 * time.Minute
+	// debianLimit is the same where the control domain runs Debian.
+	debianLimit = 10 * time.Minute
 	// betweenLimit bounds the time between one scenario's end and what follows.
 	betweenLimit = time.Minute
 	// tailLimit is how long the console may go on after the results are complete.
@@ -67,7 +69,11 @@ func (f *follower) limit() (time.Duration, string) {
 	case f.done != nil:
 		return tailLimit, ""
 	case f.hello == nil:
-		return bootLimit, fmt.Sprintf("the control domain was not ready %v after power-on", bootLimit)
+		l := bootLimit
+		if f.list[0].System == scenario.Debian {
+			l = debianLimit
+		}
+		return l, fmt.Sprintf("the control domain was not ready %v after power-on", l)
 	case f.current >= 0 && !f.results[f.current].ended:
 		l := f.list[f.current].Limit()
 		return l, fmt.Sprintf("cut off: it took longer than %v", l)

@@ -41,7 +41,7 @@ type Runner struct {
 func (r *Runner) Run(ctx context.Context, list []scenario.Scenario) ([]*Result, error) {
 	start := time.Now()
 	groups := group(list)
-	im, err := r.prepare(ctx, list)
+	im, debian, err := r.prepare(ctx, list)
 	if err != nil {
 		return nil, err
 	}
@@ -56,7 +56,7 @@ func (r *Runner) Run(ctx context.Context, list []scenario.Scenario) ([]*Result, 
 		wg.Go(func() {
 			slots <- struct{}{}
 			defer func() { <-slots }()
-			rs, err := r.boot(ctx, im, g, images)
+			rs, err := r.boot(ctx, im, debian, g, images)
 			mu.Lock()
 			defer mu.Unlock()
 			fails = append(fails, err)
@@ -75,11 +75,11 @@ func (r *Runner) Run(ctx context.Context, list []scenario.Scenario) ([]*Result, 
 	return out, errors.Join(fails...)
 }
 
-// prepare builds the images, and beside them the emulators that will be asked
-// for.
-func (r *Runner) prepare(ctx context.Context, list []scenario.Scenario) (im image.Images, err error) {
+// prepare builds the images, and beside them the emulators and the system that
+// will be asked for.
+func (r *Runner) prepare(ctx context.Context, list []scenario.Scenario) (im image.Images, debian image.Debian, err error) {
 	var wg sync.WaitGroup
-	var bochs, qemu error
+	var bochs, qemu, system error
 	uses := func(e scenario.Emulator) bool {
 		return slices.ContainsFunc(list, func(s scenario.Scenario) bool { return s.Emulator == e })
 	}
@@ -89,9 +89,12 @@ func (r *Runner) prepare(ctx context.Context, list []scenario.Scenario) (im imag
 	if uses(scenario.QEMU) {
 		wg.Go(func() { _, qemu = r.Builder.QEMU(ctx) })
 	}
+	if slices.ContainsFunc(list, func(s scenario.Scenario) bool { return s.System == scenario.Debian }) {
+		wg.Go(func() { debian, system = r.Builder.Debian(ctx) })
+	}
 	im, err = r.Builder.Images(ctx)
 	wg.Wait()
-	return im, errors.Join(err, bochs, qemu)
+	return im, debian, errors.Join(err, bochs, qemu, system)
 }
 
 // group collects scenarios that can share a boot, each once, in their order.
@@ -116,7 +119,7 @@ func group(list []scenario.Scenario) [][]scenario.Scenario {
 }
 
 // boot runs one group.
-func (r *Runner) boot(ctx context.Context, im image.Images, list []scenario.Scenario, images time.Duration) (_ []*Result, err error) {
+func (r *Runner) boot(ctx context.Context, im image.Images, debian image.Debian, list []scenario.Scenario, images time.Duration) (_ []*Result, err error) {
 	emulator := list[0].Emulator
 	show := func(source, line string) { r.Show(emulator, source, line) }
 	start := time.Now()
@@ -132,11 +135,18 @@ func (r *Runner) boot(ctx context.Context, im image.Images, list []scenario.Scen
 		names = append(names, s.Name)
 		bare = bare && s.Bare
 	}
-	payload := filepath.Join(dir, "payload.cpio")
-	if err := r.Builder.Payload(ctx, payload, names, bare); err != nil {
+	var p parts
+	if list[0].System == scenario.Debian {
+		p = parts{ramdisk: []string{debian.Boot}, system: debian.Disk, lab: filepath.Join(dir, "lab.ext4"), changes: debian.Changes}
+		err = r.Builder.RunDisk(ctx, im, p.lab, names, bare)
+	} else {
+		p = parts{ramdisk: []string{im.Base, im.Guest, filepath.Join(dir, "payload.cpio")}}
+		err = r.Builder.Payload(ctx, p.ramdisk[2], names, bare)
+	}
+	if err != nil {
 		return nil, err
 	}
-	command, changes, err := r.command(ctx, im, dir, payload, list[0])
+	command, changes, err := r.command(ctx, im, dir, p, list[0])
 	if err != nil {
 		return nil, err
 	}
@@ -178,13 +188,29 @@ func (r *Runner) boot(ctx context.Context, im image.Images, list []scenario.Scen
 	return f.results, nil
 }
 
+// parts are what the control domain of one boot is made of.
+type parts struct {
+	ramdisk     []string // cpio archives
+	system, lab string   // disks, "" where the ramdisk is all
+	changes     []string // what is not Debian's in them
+}
+
 // command prepares the emulator that a scenario asks for and says in what it is
 // not Debian's.
-func (r *Runner) command(ctx context.Context, im image.Images, dir, payload string, s scenario.Scenario) (c machine.Command, changes []string, err error) {
-	ramdisk := []string{im.Base, im.Guest, payload}
+func (r *Runner) command(ctx context.Context, im image.Images, dir string, p parts, s scenario.Scenario) (c machine.Command, changes []string, err error) {
+	changes = slices.Clone(p.changes)
 	if im.P2MShrunk {
 		changes = append(changes, "dom0's kernel prepares for 8 GiB of memory instead of 512")
 	}
+	intel := s.Emulator == scenario.Bochs
+	dom0, args, memory := machine.Dom0Memory, machine.Dom0Args(), machine.BochsMemory
+	switch {
+	case s.System == scenario.Debian && intel:
+		dom0, args, memory = machine.Dom0DebianMemory, machine.DebianArgs(machine.BochsSystem, machine.BochsLab), machine.BochsDebianMemory
+	case s.System == scenario.Debian:
+		dom0, args = machine.Dom0DebianMemory, machine.DebianArgs(machine.QEMUSystem, machine.QEMULab)
+	}
+	xen := machine.XenArgs(intel, dom0, s.Xen)
 	switch s.Emulator {
 	case scenario.Bochs:
 		tree, err := r.Builder.Bochs(ctx)
@@ -192,10 +218,11 @@ func (r *Runner) command(ctx context.Context, im image.Images, dir, payload stri
 			return c, nil, err
 		}
 		disk := filepath.Join(dir, "disk.img")
-		if err := r.disk(ctx, disk, im, ramdisk, machine.XenArgs(true, s.Xen)); err != nil {
+		spec := boot.Spec{Args: xen, ModuleArgs: args, MemoryBytes: int64(memory) << 20}
+		if err := r.disk(ctx, disk, im, p.ramdisk, spec); err != nil {
 			return c, nil, err
 		}
-		c, err = machine.Bochs{Tree: tree, Disk: disk, Dir: dir}.Command()
+		c, err = machine.Bochs{Tree: tree, Memory: memory, Disk: disk, System: p.system, Lab: p.lab, Dir: dir}.Command()
 		return c, changes, err
 	case scenario.QEMU:
 		q, err := r.Builder.QEMU(ctx)
@@ -206,35 +233,31 @@ func (r *Runner) command(ctx context.Context, im image.Images, dir, payload stri
 			changes = append(changes, "QEMU shows a guest's INT3 to the hypervisor")
 		}
 		initrd := filepath.Join(dir, "initrd")
-		if err := concat(initrd, ramdisk); err != nil {
+		if err := concat(initrd, p.ramdisk); err != nil {
 			return c, nil, err
 		}
 		return machine.QEMU{
 			Tree: q.Tree, Program: q.Program, Dir: dir,
-			Kernel: im.Xen, Args: machine.XenArgs(false, s.Xen),
-			Module: im.Dom0Kernel, ModuleArgs: machine.Dom0Args(), Ramdisk: initrd,
+			Kernel: im.Xen, Args: xen,
+			Module: im.Dom0Kernel, ModuleArgs: args, Ramdisk: initrd,
+			System: p.system, Lab: p.lab,
 		}.Command(), changes, nil
 	}
 	return c, nil, fmt.Errorf("no emulator is called %q", s.Emulator)
 }
 
-// disk writes the disk that Bochs boots from.
-func (r *Runner) disk(ctx context.Context, to string, im image.Images, ramdisk []string, args string) (err error) {
-	loader, err := r.Builder.Loader(ctx)
-	if err != nil {
+// disk writes the disk that Bochs boots from: what spec says, with the loader,
+// Xen, and its modules.
+func (r *Runner) disk(ctx context.Context, to string, im image.Images, ramdisk []string, spec boot.Spec) (err error) {
+	if spec.Loader, err = r.Builder.Loader(ctx); err != nil {
 		return err
 	}
 	data, err := os.ReadFile(im.Xen)
 	if err != nil {
 		return err
 	}
-	xen, err := kernel.Flatten(data)
-	if err != nil {
+	if spec.Kernel, err = kernel.Flatten(data); err != nil {
 		return fmt.Errorf("%s: %w", im.Xen, err)
-	}
-	spec := boot.Spec{
-		Loader: loader, Kernel: xen, Args: args, ModuleArgs: machine.Dom0Args(),
-		MemoryBytes: machine.BochsMemory << 20,
 	}
 	var open []*os.File
 	defer func() {

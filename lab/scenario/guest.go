@@ -23,6 +23,7 @@ const (
 	GuestRamdisk = "/guest/initrd"  // what guestCmdline makes of it, see [Guest.Run]
 	GuestRelease = "/guest/release" // the kernel's uname -r
 	TinyKernel   = "/guest/tiny"    // see [GuestConfig.Kernel]
+	HVMDisk      = "/guest/hvm.img" // what an HVM guest boots from, see lab/image/files/hvm.c
 	guestCmdline = "console=hvc0 nokaslr mitigations=off nopti nomodeset audit=0 apparmor=0 selinux=0 cryptomgr.notests loglevel=5 panic=-1"
 	configDir    = "/etc/xen"       // where a guest's config file goes
 	upMark       = "@@GUEST-UP "    // followed by uname -r
@@ -46,7 +47,11 @@ type GuestConfig struct {
 	// rebooted as any other; it knows no command but [Guest.Poke]. With
 	// KernelArgs of one digit it ends when poked, with that reason: 0 poweroff,
 	// 1 reboot, 2 suspend, 3 crash, 4 watchdog, 5 soft_reset.
-	Kernel     string
+	Kernel string
+	// Type is xl's: "" for "pvh", or "hvm", which needs the system [Debian] with
+	// its device model. An HVM guest starts the same kernel, without the first
+	// half of a boot loader's work; it is to be started by [T.StartGuest].
+	Type       string
 	Memory     int      // MiB
 	VCPUs      int      // more than 1 hangs under Bochs
 	Altp2m     string   // xl's altp2m; "" leaves the line out
@@ -86,8 +91,9 @@ func (c GuestConfig) String() string {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	line("name = %q", c.name())
-	line("type = \"pvh\"")
-	if tiny {
+	if c.Type == TypeHVM {
+		c.writeHVM(line)
+	} else if line("type = \"pvh\""); tiny {
 		line("kernel = %q", TinyKernel)
 		line("extra = %q", strings.Join(c.KernelArgs, " "))
 	} else {
@@ -127,6 +133,11 @@ type Guest struct {
 // WriteConfig writes a guest's config file without starting it and returns its
 // path. The file is removed after Run.
 func (t *T) WriteConfig(c GuestConfig) (string, error) {
+	if c.Type == TypeHVM && c.Text == "" {
+		if err := t.writeHVMFiles(c); err != nil {
+			return "", err
+		}
+	}
 	if err := os.WriteFile(c.Path(), []byte(c.String()), 0o644); err != nil {
 		return "", err
 	}

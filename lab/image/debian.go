@@ -1,0 +1,399 @@
+package image
+
+import (
+	"bytes"
+	"context"
+	"debug/elf"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/xen-hvi/hvi/lab/archive"
+	"github.com/xen-hvi/hvi/lab/boot"
+)
+
+// Debian is a control domain with systemd, as files.
+type Debian struct {
+	Boot string // cpio archive: finds the disks and goes on there
+	Disk string // ext4: the system; never written, so that machines can share it
+	// Changes says what is not Debian's in it.
+	Changes []string
+}
+
+// debianPackages are what the system is asked to have; it gets what they depend
+// on too.
+var debianPackages = []string{
+	"usr-is-merged", "systemd", "systemd-sysv", "udev", "dbus", "libpam-systemd",
+	"apt", "kmod", "procps", "iproute2", "bridge-utils", "busybox-static", "logrotate", "apparmor", "strace",
+	"xen-utils-4.17", "xen-utils-common", "xenstore-utils", "qemu-system-xen",
+	"libvirt-daemon-system", "libvirt-daemon-driver-xen", "libvirt-clients",
+}
+
+// debianModules are what the system's first process loads, besides what they
+// depend on: the disks of both machines, their file system, and the checksum
+// that it asks for by name.
+var debianModules = []string{"virtio_pci", "virtio_blk", "ata_piix", "sd_mod", "crc32c_generic", "ext4", "overlay"}
+
+// leftOut are the kernel's modules that no emulated server needs, as folders of
+// /lib/modules/RELEASE/kernel.
+var leftOut = []string{
+	"sound", "drivers/bluetooth", "drivers/gpu", "drivers/hid", "drivers/hwmon", "drivers/iio", "drivers/infiniband", "drivers/input", "drivers/media",
+	"drivers/misc", "drivers/mmc", "drivers/mtd", "drivers/net/ethernet", "drivers/net/usb", "drivers/net/wireless", "drivers/nfc", "drivers/pcmcia",
+	"drivers/platform", "drivers/power", "drivers/staging", "drivers/thunderbolt", "drivers/usb", "drivers/video", "drivers/watchdog",
+	"net/bluetooth", "net/mac80211", "net/wireless",
+}
+
+// debianSize is how large the system's disk is. What nothing is written to
+// takes no room on the host's.
+const debianSize = 2 << 30
+
+// Debian builds the control domain's Debian. It needs root, for it installs
+// packages into a folder that it changes into.
+func (b *Builder) Debian(ctx context.Context) (Debian, error) {
+	xen, err := b.tree(ctx, treeXen)
+	if err != nil {
+		return Debian{}, err
+	}
+	kernel, err := b.tree(ctx, treeDom0Kernel)
+	if err != nil {
+		return Debian{}, err
+	}
+	d := Debian{Changes: []string{"libvirt's processor models do without SEP"}}
+	err = parallel(
+		func() (err error) { d.Boot, err = b.debianBoot(ctx, xen, kernel); return err },
+		func() (err error) { d.Disk, err = b.debianDisk(ctx, kernel); return err },
+	)
+	return d, err
+}
+
+func (b *Builder) debianBoot(ctx context.Context, xen, kernel string) (string, error) {
+	const name = "boot.cpio"
+	init := source("debian-boot")
+	inputs := []string{filepath.Base(xen), filepath.Base(kernel), hash(init), strings.Join(debianModules, " ")}
+	dir, err := b.artifact(ctx, "debian-boot", inputs, func(dir string) error {
+		l := newLayer()
+		defer l.close()
+		for _, d := range []string{"proc", "sys", "dev"} {
+			l.dir(d, 0o755)
+		}
+		l.text("init", string(init), 0o755)
+		if err := busybox(ctx, l, filepath.Join(xen, "bin/busybox"), "bin"); err != nil {
+			return err
+		}
+		modules, err := withDependencies(filepath.Join(kernel, "lib/modules"), debianModules)
+		if err != nil {
+			return err
+		}
+		var order strings.Builder
+		for _, from := range modules {
+			order.WriteString(filepath.Base(from) + "\n")
+			if err := l.file(path.Join("modules", filepath.Base(from)), from, 0o644); err != nil {
+				return err
+			}
+		}
+		l.text("modules/order", order.String(), 0o644)
+		return l.writeFile(filepath.Join(dir, name))
+	})
+	return filepath.Join(dir, name), err
+}
+
+// withDependencies returns the files of kernel modules and of those they depend
+// on, below a folder, each after what it depends on.
+func withDependencies(dir string, names []string) ([]string, error) {
+	files := map[string]string{}
+	err := filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+		if name, ok := strings.CutSuffix(filepath.Base(p), ".ko"); ok && err == nil {
+			files[moduleName(name)] = p
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	var add func(name string) error
+	add = func(name string) error {
+		file, ok := files[moduleName(name)]
+		if !ok {
+			return fmt.Errorf("kernel module %s: %w in %s", name, fs.ErrNotExist, dir)
+		}
+		if slices.Contains(out, file) {
+			return nil
+		}
+		depends, err := moduleDependencies(file)
+		if err != nil {
+			return err
+		}
+		for _, d := range depends {
+			if err := add(d); err != nil {
+				return err
+			}
+		}
+		out = append(out, file)
+		return nil
+	}
+	for _, n := range names {
+		if err := add(n); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// moduleName returns the one spelling of a module's name.
+func moduleName(s string) string { return strings.ReplaceAll(s, "-", "_") }
+
+// moduleDependencies returns what a module's .modinfo says it depends on.
+func moduleDependencies(file string) ([]string, error) {
+	f, err := elf.Open(file)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	defer f.Close()
+	s := f.Section(".modinfo")
+	if s == nil {
+		return nil, fmt.Errorf("%s is no kernel module: it has no .modinfo", file)
+	}
+	info, err := s.Data()
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	for field := range bytes.SplitSeq(info, []byte{0}) {
+		if list, ok := bytes.CutPrefix(field, []byte("depends=")); ok && len(list) > 0 {
+			return strings.Split(string(list), ","), nil
+		}
+	}
+	return nil, nil
+}
+
+func (b *Builder) debianDisk(ctx context.Context, kernel string) (string, error) {
+	const name = "system.ext4"
+	pkgs, err := b.Archive.Closure(ctx, bookworm, debianPackages, archive.ClosureOptions{Essential: true})
+	if err != nil {
+		return "", err
+	}
+	inputs := append([]string{filepath.Base(kernel), hash(source("debian-setup"))}, leftOut...)
+	for _, p := range pkgs {
+		inputs = append(inputs, p.SHA256)
+	}
+	own, err := ownFiles("files/debian")
+	if err != nil {
+		return "", err
+	}
+	for _, f := range own {
+		inputs = append(inputs, f.name+" "+hash(f.data))
+	}
+	dir, err := b.artifact(ctx, "debian", inputs, func(dir string) (err error) {
+		root := filepath.Join(dir, "root")
+		defer func() { err = errors.Join(err, os.RemoveAll(root)) }()
+		if err := b.debianRoot(ctx, root, kernel, pkgs, own); err != nil {
+			return err
+		}
+		return fileSystem(ctx, root, filepath.Join(dir, name), "system", debianSize)
+	})
+	return filepath.Join(dir, name), err
+}
+
+// ownFile is a file of ours in the system.
+type ownFile struct {
+	name string
+	data []byte
+	perm fs.FileMode
+}
+
+// ownFiles returns the files below one of our folders. What begins as a script
+// is executable; the compiler keeps no modes.
+func ownFiles(below string) ([]ownFile, error) {
+	var out []ownFile
+	err := fs.WalkDir(files, below, func(p string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		data, err := files.ReadFile(p)
+		f := ownFile{name: strings.TrimPrefix(p, below+"/"), data: data, perm: 0o644}
+		if bytes.HasPrefix(data, []byte("#!")) {
+			f.perm = 0o755
+		}
+		out = append(out, f)
+		return err
+	})
+	return out, err
+}
+
+// debianRoot installs packages into a folder.
+func (b *Builder) debianRoot(ctx context.Context, root, kernel string, pkgs []archive.Package, own []ownFile) error {
+	if os.Geteuid() != 0 {
+		return errors.New("installing Debian into a folder needs root")
+	}
+	// The programs that install are there already, as far as they must be to run.
+	first, err := b.Archive.Closure(ctx, bookworm, []string{"usr-is-merged", "mawk", "mount"}, archive.ClosureOptions{Essential: true})
+	if err != nil {
+		return err
+	}
+	tree, err := b.Archive.Tree(ctx, "debian-essential", first)
+	if err != nil {
+		return err
+	}
+	if err := tool(ctx, "/", "cp", "-a", tree, root); err != nil {
+		return err
+	}
+	debs, err := b.Archive.Download(ctx, pkgs)
+	if err != nil {
+		return err
+	}
+	if err := os.Mkdir(filepath.Join(root, "lab-debs"), 0o755); err != nil {
+		return err
+	}
+	for i, p := range pkgs {
+		if err := linkOrCopy(debs[i], filepath.Join(root, "lab-debs", p.Name+".deb")); err != nil {
+			return err
+		}
+	}
+	modules, err := only(kernel, "lib/modules/*")
+	if err != nil {
+		return err
+	}
+	release := filepath.Base(modules)
+	to := filepath.Join(root, "usr/lib/modules", release)
+	if err := errors.Join(os.MkdirAll(filepath.Dir(to), 0o755), tool(ctx, "/", "cp", "-a", modules, to)); err != nil {
+		return err
+	}
+	for _, d := range leftOut {
+		if err := os.RemoveAll(filepath.Join(to, "kernel", d)); err != nil {
+			return err
+		}
+	}
+	for _, f := range own {
+		at := filepath.Join(root, "lab-files", f.name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(at), 0o755), os.WriteFile(at, f.data, f.perm)); err != nil {
+			return err
+		}
+	}
+	return setup(ctx, root, source("debian-setup"), release)
+}
+
+// setup runs a script changed into a root, with mounts and processes of its own
+// that end with it.
+func setup(ctx context.Context, root string, script []byte, args ...string) error {
+	var out bytes.Buffer
+	cmd := exec.CommandContext(ctx, "/bin/sh", append([]string{"-s"}, args...)...)
+	cmd.Dir = "/"
+	cmd.Env = []string{}
+	cmd.Stdin = bytes.NewReader(script)
+	cmd.Stdout, cmd.Stderr = &out, &out
+	cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: root, Cloneflags: syscall.CLONE_NEWPID, Unshareflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("set up Debian: %w\n%s", err, tail(out.String(), 4000))
+	}
+	return nil
+}
+
+// linkOrCopy makes a file of the cache appear elsewhere. It is not to be
+// written to.
+func linkOrCopy(from, to string) error {
+	if os.Link(from, to) == nil {
+		return nil // the same file system
+	}
+	data, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(to, data, 0o644)
+}
+
+// RunDisk puts together what the lab brings for one run and writes it to file,
+// as ext4: the runner and the programs under test in bin, the plan, what guests
+// are made of, and the package, where the checkout makes one.
+func (b *Builder) RunDisk(ctx context.Context, im Images, file string, plan []string, bare bool) (err error) {
+	dir, err := os.MkdirTemp("", "hvi-lab-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	bin, guest := filepath.Join(dir, "bin"), filepath.Join(dir, "guest")
+	if err := errors.Join(os.Mkdir(bin, 0o755), os.Mkdir(guest, 0o755), os.Chmod(dir, 0o755)); err != nil {
+		return err
+	}
+	if err := b.compile(ctx, bin, bare); err != nil {
+		return err
+	}
+	from := filepath.Join(filepath.Dir(im.Guest), "guest")
+	entries, err := os.ReadDir(from)
+	if err != nil {
+		return err
+	}
+	size := int64(0)
+	for _, e := range entries {
+		if err := linkOrCopy(filepath.Join(from, e.Name()), filepath.Join(guest, e.Name())); err != nil {
+			return err
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, "plan"), []byte(strings.Join(plan, " ")+"\n"), 0o644); err != nil {
+		return err
+	}
+	if !bare {
+		if err := b.debPackage(ctx, filepath.Join(dir, "hvi.deb")); err != nil {
+			return err
+		}
+	}
+	err = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		st, err := d.Info()
+		if err == nil {
+			size += st.Size()
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	const room = 16 << 20 // for what the file system itself needs
+	return fileSystem(ctx, dir, file, "lab", size+room)
+}
+
+// fileSystem writes a disk with a folder's files. Nothing will be written to it,
+// so it needs no journal and no room to spare.
+func fileSystem(ctx context.Context, dir, file, label string, size int64) error {
+	err := tool(ctx, "/", "mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal,^metadata_csum,^resize_inode", "-E", "root_owner=0:0", "-L", label,
+		"-d", dir, file, strconv.FormatInt(size>>10, 10)+"k")
+	if err != nil {
+		return err
+	}
+	return os.Truncate(file, (size+boot.Geometry-1)/boot.Geometry*boot.Geometry)
+}
+
+// debPackage builds the package under test, where the checkout can, and puts it
+// at file.
+func (b *Builder) debPackage(ctx context.Context, file string) error {
+	build := filepath.Join(b.Root, "packaging", "build")
+	if _, err := os.Stat(build); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	dir, err := os.MkdirTemp("", "hvi-lab-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	if err := tool(ctx, b.Root, build, dir); err != nil {
+		return err
+	}
+	deb, err := only(dir, "hvi_*_amd64.deb")
+	if err != nil {
+		return err
+	}
+	data, err := os.ReadFile(deb)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(file, data, 0o644)
+}
