@@ -34,6 +34,21 @@ func (rs *roads) protected() {
 	image := filepath.Join(rs.dir, "web.save")
 
 	j.leg("boot-linux", func(*road) error { return nil })
+	if rs.intel {
+		// More often than Xen has views of a domain's memory, of which none may
+		// be left behind.
+		j.leg("attach-detach", func(r *road) error {
+			for range 12 {
+				if _, err := t.Exec("hvictl", "detach", j.g.Name); err != nil {
+					return err
+				}
+				if _, err := t.Exec("hvictl", "attach", j.g.Name); err != nil {
+					return err
+				}
+			}
+			return j.secure(r)
+		})
+	}
 	j.leg("save-checkpoint", func(r *road) error {
 		// The guest runs on, and never without us.
 		err := j.g.Save(image, "-c")
