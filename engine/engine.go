@@ -39,6 +39,9 @@ type Options struct {
 	Recorder  Recorder
 	Resolve   Resolver
 	Log       *slog.Logger
+	// Ended is told of each domain that has gone, with the counters of its last
+	// session. It must return soon and not call the engine. It may be nil.
+	Ended func(Status)
 }
 
 // Engine holds the sessions of all domains.
@@ -398,6 +401,9 @@ func (e *Engine) end(d *domain) {
 	d.busy.Lock()
 	defer d.busy.Unlock()
 	e.finish(d, (*Session).Release)
+	if s := d.current(); s != nil && e.opt.Ended != nil {
+		e.opt.Ended(s.Status())
+	}
 }
 
 // finish ends what is done for a domain that has shut down or is gone. The

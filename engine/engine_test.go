@@ -48,6 +48,7 @@ type world struct {
 	info   xen.DomainInfo
 	engine *engine.Engine
 	events *records
+	ended  []engine.Status // not under a lock: read it when nothing is under way
 	dir    string
 	decl   engine.Declaration
 	found  bool
@@ -94,6 +95,7 @@ func newWorld(t *testing.T, cfg xentest.Config, spec xentest.Spec) *world {
 		Hypervisor: engine.OnXen(w.host), Mutator: mutate.New(w.host), LedgerDir: w.dir, Recorder: w.events,
 		Resolve: func(xen.DomainInfo, string) (engine.Declaration, bool, error) { return w.decl, w.found, w.err },
 		Log:     slog.New(slog.DiscardHandler),
+		Ended:   func(st engine.Status) { w.ended = append(w.ended, st) },
 	})
 	t.Cleanup(func() {
 		if err := errors.Join(w.engine.Close(), w.host.Close(), w.xen.Close()); err != nil {
@@ -487,6 +489,9 @@ func TestGoneWhileAttached(t *testing.T) {
 	}
 	if !w.dom.Reap() {
 		t.Error("the domain stays a zombie")
+	}
+	if len(w.ended) != 1 || w.ended[0].Events == 0 {
+		t.Errorf("told of the end: %+v, want the session with its events", w.ended)
 	}
 	if files, _ := os.ReadDir(w.dir); len(files) != 0 {
 		t.Errorf("ledgers left: %v", files)

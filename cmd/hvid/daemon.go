@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/xen-hvi/hvi/control"
@@ -62,9 +63,15 @@ func run(ctx context.Context, opt settings) (err error) {
 	reg := registry.New(registry.Options{
 		Store: kept, XL: &xlplugin.Resolver{}, Files: opt.files, Default: opt.Default, XenStore: store, Log: opt.log,
 	})
+	var shown atomic.Pointer[metrics.Server]
 	e := engine.New(engine.Options{
 		Hypervisor: hv, Mutator: mutator, LedgerDir: opt.ledgerDir,
 		Recorder: events, Resolve: resolver(reg), Log: opt.log,
+		Ended: func(st engine.Status) {
+			if m := shown.Load(); m != nil {
+				m.Ended(metricsOf(st))
+			}
+		},
 	})
 	watch, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -91,6 +98,7 @@ func run(ctx context.Context, opt settings) (err error) {
 		})
 		if err == nil {
 			defer m.Close()
+			shown.Store(m)
 		} else {
 			// No reason to leave guests without protection.
 			opt.log.Error("serve metrics; hvid goes on without", "err", err)
