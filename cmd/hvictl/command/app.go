@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/xen-hvi/hvi/cmd/hostcheck"
 	"github.com/xen-hvi/hvi/control"
 	"github.com/xen-hvi/hvi/engine/policy"
 )
@@ -24,17 +25,13 @@ type app struct {
 	colour      bool
 	now         func() time.Time
 	zone        *time.Location
-	host        hostChecker
+	// host is what doctor examines without hvid.
+	host hostcheck.Options
 	// xl is the program.
 	xl string
 
 	socket string
 	format format
-}
-
-// hostChecker examines the host without hvid.
-type hostChecker interface {
-	Check(ctx context.Context) []control.Check
 }
 
 // format is how a command writes its result.

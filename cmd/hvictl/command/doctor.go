@@ -4,13 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 
 	"github.com/spf13/cobra"
 
+	"github.com/xen-hvi/hvi/cmd/hostcheck"
 	"github.com/xen-hvi/hvi/control"
-	"github.com/xen-hvi/hvi/engine/journal"
 )
 
 func (a *app) doctorCommand() *cobra.Command {
@@ -19,7 +17,8 @@ func (a *app) doctorCommand() *cobra.Command {
 		Use:   "doctor",
 		Short: "Check this host, and say what is missing and how to get it",
 		Long: `Check what protection needs on this host and for each domain, and say how to get
-what is missing. It works without hvid too, and then checks what it can itself.
+what is missing. It works without hvid too, and then checks what it can itself:
+devices, xenstored, libvirt's hook, the files in /etc/hvi.
 
 The exit code is 7 if something is missing or failing, so that a monitoring
 system can run it; a warning alone leaves it at 0, or with --warnings makes it 9.
@@ -37,7 +36,7 @@ A check with status info says how something is, and is neither.`,
 				if cmd.Context().Err() != nil {
 					return cmd.Context().Err()
 				}
-				rep = a.withoutHvid(cmd.Context(), err)
+				rep = a.withoutHvid(cmd.Context(), a.restarting(err, nil))
 			}
 			if a.format == formatJSON {
 				if err := a.json(rep); err != nil {
@@ -68,7 +67,7 @@ func (a *app) withoutHvid(ctx context.Context, err error) control.DoctorReport {
 		check.Fix = p.Fix
 	}
 	return control.DoctorReport{
-		Checks:  append([]control.Check{check}, a.host.Check(ctx)...),
+		Checks:  append([]control.Check{check}, hostcheck.Checks(ctx, a.host)...),
 		Domains: []control.DomainReport{},
 	}
 }
@@ -108,40 +107,4 @@ func (a *app) checkTable(indent string, checks []control.Check) {
 		}
 	}
 	a.table(a.out, indent, []string{"CHECK", "STATUS", "DETAIL"}, rows)
-}
-
-// devNodes checks that the kernel offers what hvid opens.
-type devNodes struct{ dir string }
-
-// nodes are what a dom0 kernel has, what each is for, and how to get it.
-var nodes = []struct {
-	name, use, fix string
-	missing        control.CheckStatus
-}{
-	{"privcmd", "hypercalls and guest memory", "boot this host under Xen as dom0; modprobe xen-privcmd", control.CheckMissing},
-	// The kernel makes it along with privcmd, since Linux 4.18.
-	{"hypercall", "hypercall buffers", "use a dom0 kernel of Linux 4.18 or later; until then hvid locks memory of its own", control.CheckWarn},
-	{"evtchn", "event channels", "boot this host under Xen as dom0; modprobe xen-evtchn", control.CheckMissing},
-	{"xenbus", "xenstore", "boot this host under Xen as dom0", control.CheckMissing},
-}
-
-// Check looks for each node.
-func (n devNodes) Check(context.Context) []control.Check {
-	var cs []control.Check
-	for _, node := range nodes {
-		path := filepath.Join(n.dir, node.name)
-		c := control.Check{Name: path, Status: control.CheckOK, Detail: node.use}
-		fi, err := os.Stat(path)
-		switch {
-		case errors.Is(err, os.ErrNotExist):
-			c.Status, c.Detail, c.Fix = node.missing, "there is none; it is for "+node.use, node.fix
-		case err != nil:
-			c.Status, c.Detail = control.CheckFail, journal.Escape(err.Error()).String()
-			c.Fix = "run it as root"
-		case fi.Mode()&os.ModeCharDevice == 0:
-			c.Status, c.Detail, c.Fix = control.CheckFail, "it is no device", "remove it and restart udev"
-		}
-		cs = append(cs, c)
-	}
-	return cs
 }

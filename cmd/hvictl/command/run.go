@@ -7,6 +7,9 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/xen-hvi/hvi/cmd/hostcheck"
+	"github.com/xen-hvi/hvi/config"
 )
 
 // Run executes a command line on the terminal of this process, until it is done
@@ -21,7 +24,7 @@ func terminal() *app {
 		in: os.Stdin, out: os.Stdout, errOut: os.Stderr,
 		colour: wantsColour(os.Stdout, os.Getenv),
 		now:    time.Now, zone: time.Local,
-		host: devNodes{dir: "/dev/xen"}, xl: "xl",
+		host: hostcheck.Options{Files: new(config.Files)}, xl: "xl",
 	}
 }
 

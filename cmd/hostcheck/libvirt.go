@@ -1,0 +1,149 @@
+package hostcheck
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/xen-hvi/hvi/control"
+)
+
+// Where libvirt looks for hooks of its Xen driver: the file since 2.1.0, the
+// directory since 6.5.0.
+const (
+	hookFile = "/etc/libvirt/hooks/libxl"
+	hookDir  = "/etc/libvirt/hooks/libxl.d"
+	ourHook  = hookDir + "/50-hvi"
+	// hookProgram is what a hook of ours runs.
+	hookProgram = "/usr/libexec/hvi/hvi-hook"
+)
+
+// clockSlack is how far the times of files and processes may be off: that of a
+// process is known to the second at best.
+const clockSlack = 2 * time.Second
+
+// libvirt looks whether libvirt manages domains here, and whether it will call
+// hvi's hook when it starts one.
+func (o Options) libvirt() []control.Check {
+	daemon := control.Check{Name: "libvirt", Status: control.CheckInfo}
+	// The modular daemon goes before the monolithic one, which then only passes
+	// on.
+	running := o.processes("virtxend")
+	if len(running) == 0 {
+		running = o.processes("libvirtd")
+	}
+	if len(running) == 0 {
+		daemon.Detail = "it does not run: nothing of it is needed"
+		return []control.Check{daemon}
+	}
+	p := running[0]
+	daemon.Detail = p.String()
+	if o.FixedAltP2M {
+		daemon.Detail += "; this Xen fixes altp2m when a domain is created, and libvirt cannot ask for it: its domains get tier access at most, xl's with altp2m = \"external\" get tier views"
+	}
+	return []control.Check{daemon, o.hook(p)}
+}
+
+// hook looks whether the running daemon calls our hook. It notes whether there
+// are hooks when it starts and when it is told to reload, and never looks
+// again; but which ones there are it looks up at each call.
+func (o Options) hook(daemon process) control.Check {
+	c := control.Check{Name: "libvirt hook", Status: control.CheckOK}
+	reload := "systemctl restart " + daemon.name
+	if daemon.name == "libvirtd" {
+		reload = "systemctl reload libvirtd"
+	}
+	ours, err := o.findHook()
+	switch {
+	case err != nil:
+		c.Status, c.Detail, c.Fix = control.CheckFail, o.shown(err), "run it as root"
+		return c
+	case ours == "":
+		c.Status = control.CheckMissing
+		c.Detail = "it is not installed: a domain of libvirt's is protected some time after its start only"
+		c.Fix = "install hvi's package again, or link " + hookFile + " to " + hookProgram + "; then: " + reload
+		return c
+	}
+	if fi, err := os.Stat(o.path(ours)); err != nil || fi.Mode()&0o111 == 0 {
+		c.Status, c.Detail, c.Fix = control.CheckFail, ours+" cannot be executed", "chmod 755 "+ours+"; then: "+reload
+		return c
+	}
+	if fi, err := os.Stat(o.path(hookProgram)); err != nil || fi.Mode()&0o111 == 0 {
+		c.Status, c.Detail, c.Fix = control.CheckFail, hookProgram+" is missing or cannot be executed", "install hvi's package again"
+		return c
+	}
+	const when = "2006-01-02 15:04:05"
+	switch first := o.firstHook(); {
+	case !o.HookHeard.IsZero() && (daemon.start.IsZero() || o.HookHeard.After(daemon.start)):
+		c.Detail = ours + ", called last at " + o.HookHeard.Format(when)
+	case daemon.start.IsZero():
+		c.Status = control.CheckWarn
+		c.Detail = ours + " is there; whether " + daemon.String() + " has seen it is unknown: /proc does not say when it started"
+		c.Fix = reload
+	case first.Before(daemon.start.Add(-clockSlack)):
+		c.Detail = ours + ", there before " + daemon.String() + " started"
+	case first.Before(daemon.start.Add(clockSlack)):
+		c.Status = control.CheckWarn
+		c.Detail = ours + " came when " + daemon.String() + " started: it may not have been seen"
+		c.Fix = reload
+	default:
+		c.Status = control.CheckFail
+		c.Detail = ours + " came at " + first.Format(when) + ", after " + daemon.String() + " started at " + daemon.start.Format(when) +
+			": unless that was told to reload since, which nobody can tell, it does not call it"
+		c.Fix = reload
+	}
+	return c
+}
+
+// findHook returns our hook, "" if there is none.
+func (o Options) findHook() (string, error) {
+	if _, err := os.Lstat(o.path(ourHook)); err == nil {
+		return ourHook, nil
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	if to, err := os.Readlink(o.path(hookFile)); err == nil && filepath.Base(to) == filepath.Base(hookProgram) {
+		return hookFile, nil
+	}
+	text, err := o.read(hookFile)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return "", nil
+	case err != nil:
+		return "", err
+	case strings.Contains(text, filepath.Base(hookProgram)):
+		return hookFile, nil
+	}
+	return "", nil
+}
+
+// firstHook is when the first hook, whosever, got where it is: any that is there
+// makes libvirt look for all. It is the time of the file's last change of any
+// kind, which a package cannot set.
+func (o Options) firstHook() time.Time {
+	paths := []string{hookFile}
+	if entries, err := os.ReadDir(o.path(hookDir)); err == nil {
+		for _, e := range entries {
+			paths = append(paths, filepath.Join(hookDir, e.Name()))
+		}
+	}
+	var first time.Time
+	for _, p := range paths {
+		fi, err := os.Stat(o.path(p))
+		if err != nil || fi.IsDir() || fi.Mode()&0o111 == 0 {
+			continue
+		}
+		st, ok := fi.Sys().(*syscall.Stat_t)
+		if !ok {
+			continue
+		}
+		if t := time.Unix(st.Ctim.Unix()); first.IsZero() || t.Before(first) {
+			first = t
+		}
+	}
+	return first
+}
