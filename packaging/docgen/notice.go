@@ -48,7 +48,7 @@ func linked(programs []string) ([]module, error) {
 			versions[dep.Path] = dep.Version
 		}
 	}
-	root, err := exec.Command("go", "env", "GOROOT").Output()
+	root, err := exec.Command(goCommand(), "env", "GOROOT").Output()
 	if err != nil {
 		return nil, fmt.Errorf("find Go's own licence: %w", err)
 	}
@@ -64,7 +64,7 @@ func linked(programs []string) ([]module, error) {
 	slices.Sort(paths)
 	for _, path := range paths {
 		m := module{path: path, version: versions[path]}
-		dir, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", path).Output()
+		dir, err := exec.Command(goCommand(), "list", "-m", "-f", "{{.Dir}}", path).Output()
 		if err != nil {
 			return nil, fmt.Errorf("%s: find its source: %w", path, err)
 		}
@@ -74,6 +74,14 @@ func linked(programs []string) ([]module, error) {
 		all = append(all, m)
 	}
 	return all, nil
+}
+
+// goCommand is the go command that built the programs; see packaging/build.
+func goCommand() string {
+	if own := os.Getenv("GO"); own != "" {
+		return own
+	}
+	return "go"
 }
 
 // texts reads the files of dir that a licence consists of.

@@ -136,9 +136,6 @@ func (p *Page) flags(set *pflag.FlagSet) {
 		}
 		if value != "" {
 			term += " <" + value + ">"
-			if !placeholder(value) {
-				term = strings.TrimSuffix(term, " <"+value+">") + " " + value
-			}
 		}
 		text := sentence(plainMarks.Replace(usage))
 		if def := f.DefValue; def != "" && def != "false" && def != "[]" && def != "0" && !strings.Contains(usage, "default") {

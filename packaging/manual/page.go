@@ -151,7 +151,7 @@ func (p *Page) fill(para string) {
 		line = ""
 	}
 	for _, w := range words {
-		if line != "" && len(line)+1+len(w) > lineLength && !openMark(line) {
+		if long := len(line) + 1 + len(w); line != "" && (long > lineLength && !openMark(line) || long > 2*lineLength) {
 			emit()
 		}
 		if line != "" {
@@ -170,7 +170,7 @@ const lineLength = 68
 
 // openMark reports whether a mark in line waits for its end.
 func openMark(line string) bool {
-	return strings.Count(line, "`")%2 == 1 || strings.Count(line, "<") > strings.Count(line, ">")
+	return strings.Count(line, "`")%2 == 1 || strings.LastIndexByte(line, '<') > strings.LastIndexByte(line, '>')
 }
 
 // endsSentence reports whether a sentence ends with word.
@@ -199,46 +199,27 @@ func unindent(lines []string) string {
 	return strings.Join(lines, "\n")
 }
 
-// reference is another page.
-var reference = regexp.MustCompile(`\b[a-z][a-z0-9_.-]*\([1-8]\)`)
+// marks are what is written in another font: `typed`, <placeholder>, and the
+// name of a page(1).
+var marks = regexp.MustCompile("`([^`]+)`|<([A-Za-z0-9][A-Za-z0-9 _.=|-]*)>|" + `\b([a-z][a-z0-9_.-]*)(\([1-8]\))`)
 
-// inline turns the marks of one line, and names of pages, into fonts.
+// inline turns the marks of one line into fonts.
 func inline(line string) string {
 	var b strings.Builder
-	for line != "" {
-		i := strings.IndexAny(line, "`<")
-		if at := reference.FindStringIndex(line); at != nil && (i < 0 || at[0] < i) {
-			name, section, _ := strings.Cut(line[at[0]:at[1]], "(")
-			b.WriteString(escape(line[:at[0]], false) + `\fB` + escape(name, true) + `\fR(` + section)
-			line = line[at[1]:]
-			continue
+	done := 0
+	for _, m := range marks.FindAllStringSubmatchIndex(line, -1) {
+		b.WriteString(escape(line[done:m[0]], false))
+		done = m[1]
+		switch {
+		case m[2] >= 0:
+			b.WriteString(`\fB` + escape(line[m[2]:m[3]], true) + `\fR`)
+		case m[4] >= 0:
+			b.WriteString(`\fI` + escape(line[m[4]:m[5]], true) + `\fR`)
+		default:
+			b.WriteString(`\fB` + escape(line[m[6]:m[7]], true) + `\fR` + line[m[8]:m[9]])
 		}
-		if i < 0 {
-			break
-		}
-		end := map[byte]string{'`': "`", '<': ">"}[line[i]]
-		n := strings.Index(line[i+1:], end)
-		if n <= 0 || line[i] == '<' && !placeholder(line[i+1:i+1+n]) {
-			b.WriteString(escape(line[:i+1], false))
-			line = line[i+1:]
-			continue
-		}
-		b.WriteString(escape(line[:i], false))
-		font := `\fB`
-		if line[i] == '<' {
-			font = `\fI`
-		}
-		b.WriteString(font + escape(line[i+1:i+1+n], true) + `\fR`)
-		line = line[i+1+n+1:]
 	}
-	b.WriteString(escape(line, false))
-	return b.String()
-}
-
-// placeholder reports whether what stands between < and > stands for something
-// else, and is not XML.
-func placeholder(s string) bool {
-	return strings.Trim(s, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-. ") == ""
+	return b.String() + escape(line[done:], false)
 }
 
 // escape makes text mean itself. In code, quotes and hyphens are those of
@@ -280,7 +261,7 @@ const dash = 0
 
 // beginsOption reports whether the hyphen at s[i] is one that is typed.
 func beginsOption(s string, i int) bool {
-	for i > 0 && s[i-1] == '-' {
+	if i > 0 && s[i-1] == '-' {
 		i--
 	}
 	return i == 0 || strings.IndexByte(" ([\"'|", s[i-1]) >= 0
