@@ -27,9 +27,10 @@ type choice struct {
 	haveFile bool
 	fileErr  error
 
-	// kept is the entry of the UUID, if have.
-	kept Entry
-	have bool
+	// before is the entry of the UUID as it was found, if existed, and kept
+	// what counts of it, if have. unread says that it could not be read.
+	before, kept          Entry
+	existed, have, unread bool
 	// won is the entry whose word holds, if any.
 	won *Entry
 	// void says that a source was there that has none of our words in it, so
@@ -48,6 +49,7 @@ const slack = time.Second
 func (c *choice) load() {
 	var err error
 	c.kept, c.have, err = c.r.kept(c.d.UUID)
+	c.before, c.existed, c.unread = c.kept, c.have, err != nil
 	if err != nil {
 		c.d.Warnings = append(c.d.Warnings, "what was kept for the domain cannot be read: "+err.Error())
 	}
@@ -278,10 +280,10 @@ func (c *choice) refresh() error {
 // keep writes down what was said, and that the domain is there. failed is that
 // what holds cannot be honoured: what was kept stays then.
 func (c *choice) keep(failed error) {
-	before, existed, err := c.r.kept(c.d.UUID)
-	if err != nil {
-		return // it was warned of
+	if c.unread {
+		return // it is not overwritten blindly
 	}
+	before, existed := c.before, c.existed
 	suspended := before.Suspended || c.have && c.kept.Suspended
 	var next *Next
 	if c.have {
