@@ -265,6 +265,12 @@ func (j *journey) secure(r *road) error {
 	}
 	yes := true
 	r.Protecting = &yes
+	if !j.rs.installed.IsZero() {
+		j.rs.t.Fact("seconds.install_to_protecting", round(time.Since(j.rs.installed)))
+		j.rs.installed = time.Time{}
+		out, err := j.rs.t.Exec("hvictl", "status", j.g.Name)
+		r.check(err == nil && strings.Contains(out.Stdout, string(state)), "hvictl status says %s: %q %v", state, out.Stdout, err)
+	}
 	if err := j.live(); err != nil {
 		return err
 	}

@@ -71,6 +71,8 @@ type roads struct {
 	dir   string   // for saved domains
 	// entry is where a guest of this kernel begins.
 	entry map[string]x86.VirtAddr
+	// installed is when the package's installation began, if it was.
+	installed time.Time
 }
 
 func newRoads(t *T, intel bool, hvid *Process) (*roads, error) {
