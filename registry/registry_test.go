@@ -14,7 +14,6 @@ import (
 	"github.com/xen-hvi/hvi/config"
 	"github.com/xen-hvi/hvi/engine/policy"
 	"github.com/xen-hvi/hvi/engine/xen"
-	"github.com/xen-hvi/hvi/engine/xen/abi"
 	"github.com/xen-hvi/hvi/xlplugin"
 )
 
@@ -128,6 +127,16 @@ func (w *world) set(mode string) {
 	}
 }
 
+// Why a guest has stopped, in Xen's numbers.
+const (
+	poweroff xen.ShutdownReason = iota
+	reboot
+	suspend
+	crash
+	watchdog
+	softReset
+)
+
 func dom(id int) xen.DomainInfo { return xen.DomainInfo{ID: xen.DomID(id), UUID: uuid1} }
 
 func stopped(id int, why xen.ShutdownReason) xen.DomainInfo {
@@ -240,7 +249,7 @@ func TestWithoutOurKeys(t *testing.T) {
 			w := newWorld(t)
 			w.xlSays("enforce", w.now)
 			w.is(1, FromXL, "enforce")
-			w.ends(stopped(1, abi.ShutdownReboot))
+			w.ends(stopped(1, reboot))
 			w.keeps(1)
 			silent(w)
 			d := w.is(2, FromNone, "off")
@@ -266,7 +275,7 @@ func TestRoads(t *testing.T) {
 		w.xlSays("enforce", w.now)
 		w.is(1, FromXL, "enforce")
 		w.noXL()
-		w.ends(stopped(1, abi.ShutdownReboot))
+		w.ends(stopped(1, reboot))
 		d := w.is(2, FromKept, "enforce")
 		if !strings.Contains(d.Source, `xl config "/etc/xen/web.cfg"`) || d.Captured.IsZero() {
 			t.Errorf("%+v", d)
@@ -286,7 +295,7 @@ func TestRoads(t *testing.T) {
 		w.is(2, FromKept, "enforce")
 	})
 	t.Run("every reason a guest stops for", func(t *testing.T) {
-		for _, why := range []xen.ShutdownReason{abi.ShutdownReboot, abi.ShutdownCrash, abi.ShutdownWatchdog, abi.ShutdownSoftReset, abi.ShutdownPoweroff} {
+		for _, why := range []xen.ShutdownReason{reboot, crash, watchdog, softReset, poweroff} {
 			w := newWorld(t)
 			w.xlSays("enforce", w.now)
 			w.is(1, FromXL, "enforce")
@@ -305,7 +314,7 @@ func TestRoads(t *testing.T) {
 		w.xlSays("enforce", w.now)
 		w.is(1, FromXL, "enforce")
 		w.noXL()
-		w.ends(stopped(1, abi.ShutdownSuspend))
+		w.ends(stopped(1, suspend))
 		w.now = w.now.Add(365 * 24 * time.Hour)
 		if n, err := w.Prune(func(xen.UUID) bool { return false }); n != 0 || err != nil {
 			t.Errorf("removed %d, %v", n, err)
@@ -315,19 +324,19 @@ func TestRoads(t *testing.T) {
 		// It stays, for the image may be restored again.
 		w.ends(dom(2))
 		w.is(3, FromKept, "enforce")
-		w.ends(stopped(3, abi.ShutdownPoweroff))
+		w.ends(stopped(3, poweroff))
 		w.is(4, FromKept, "enforce")
 	})
 	t.Run("restore with a config", func(t *testing.T) {
 		w := newWorld(t)
 		w.xlSays("enforce", w.now)
 		w.is(1, FromXL, "enforce")
-		w.ends(stopped(1, abi.ShutdownSuspend))
+		w.ends(stopped(1, suspend))
 		w.xlSays("observe", w.now.Add(time.Minute))
 		w.is(2, FromXL, "observe")
 		w.noXL()
 		w.is(2, FromKept, "observe")
-		w.ends(stopped(2, abi.ShutdownSuspend))
+		w.ends(stopped(2, suspend))
 		w.xlSays("", w.now.Add(time.Hour))
 		w.is(3, FromNone, "off")
 		w.noXL()
@@ -337,7 +346,7 @@ func TestRoads(t *testing.T) {
 		w := newWorld(t)
 		w.xlSays("enforce", w.now)
 		w.is(1, FromXL, "enforce")
-		if err := w.ShutDown(stopped(1, abi.ShutdownSuspend)); err != nil {
+		if err := w.ShutDown(stopped(1, suspend)); err != nil {
 			t.Fatal(err)
 		}
 		w.noXL()
@@ -352,7 +361,7 @@ func TestRoads(t *testing.T) {
 		w.xlSays("enforce", w.now)
 		w.is(1, FromXL, "enforce")
 		w.noXL() // its config has the old name
-		w.ends(stopped(1, abi.ShutdownReboot))
+		w.ends(stopped(1, reboot))
 		w.named(2, "renamed", FromKept, "enforce")
 		if e, _, _ := w.Get(uuid1); e.Name != "renamed" {
 			t.Errorf("kept as %q", e.Name)
@@ -388,13 +397,13 @@ func TestRoads(t *testing.T) {
 		w.is(1, FromXL, "enforce")
 		w.noXL()
 		w.named(2, "web--incoming", FromKept, "enforce")
-		if err := w.ShutDown(stopped(1, abi.ShutdownSuspend)); err != nil {
+		if err := w.ShutDown(stopped(1, suspend)); err != nil {
 			t.Fatal(err)
 		}
 		w.named(1, "web--migratedaway", FromKept, "enforce")
-		w.ends(stopped(1, abi.ShutdownSuspend))
+		w.ends(stopped(1, suspend))
 		w.is(2, FromKept, "enforce")
-		w.ends(stopped(2, abi.ShutdownReboot))
+		w.ends(stopped(2, reboot))
 		w.is(3, FromKept, "enforce")
 	})
 	t.Run("a migration within this host that fails", func(t *testing.T) {
@@ -413,7 +422,7 @@ func TestRoads(t *testing.T) {
 		w.noXL()
 		// The new domain is there before the old one's end was told.
 		w.is(2, FromKept, "enforce")
-		w.ends(stopped(1, abi.ShutdownCrash))
+		w.ends(stopped(1, crash))
 		w.ends(dom(1))
 		w.restart()
 		w.is(2, FromKept, "enforce")
@@ -472,7 +481,7 @@ func TestHandOver(t *testing.T) {
 		w := newWorld(t)
 		w.handed("enforce")
 		w.is(1, FromHook, "enforce")
-		w.ends(stopped(1, abi.ShutdownReboot))
+		w.ends(stopped(1, reboot))
 		w.handed("")
 		w.keeps(0)
 		w.is(2, FromNone, "off")
@@ -532,7 +541,7 @@ func TestSetByHand(t *testing.T) {
 		w.now = w.now.Add(time.Minute)
 		w.set("enforce")
 		w.is(1, FromHvictl, "enforce")
-		w.ends(stopped(1, abi.ShutdownReboot))
+		w.ends(stopped(1, reboot))
 		w.is(2, FromHvictl, "enforce")
 		w.noXL()
 		w.is(2, FromHvictl, "enforce")
@@ -550,7 +559,7 @@ func TestSetByHand(t *testing.T) {
 		w.is(1, FromXL, "observe")
 		w.now = w.now.Add(time.Minute)
 		w.set("enforce")
-		w.ends(stopped(1, abi.ShutdownPoweroff))
+		w.ends(stopped(1, poweroff))
 		w.xlSays("observe", w.now.Add(10*time.Second))
 		w.is(2, FromXL, "observe")
 		w.is(2, FromXL, "observe")
@@ -571,7 +580,7 @@ func TestSetByHand(t *testing.T) {
 		w.xlSays("observe", w.now)
 		w.is(1, FromXL, "observe")
 		w.noXL()
-		w.ends(stopped(1, abi.ShutdownSuspend))
+		w.ends(stopped(1, suspend))
 		w.set("enforce")
 		if e, _, _ := w.Get(uuid1); !e.Suspended || e.Toolstack != ToolstackHvictl {
 			t.Errorf("%+v", e)
@@ -593,12 +602,12 @@ func TestConfigUpdate(t *testing.T) {
 		w.updated(1, "enforce")
 		w.ConfigUpdated(1, uuid1)
 		w.is(1, FromXL, "observe")
-		w.ends(stopped(1, abi.ShutdownReboot))
+		w.ends(stopped(1, reboot))
 		d := w.is(2, FromXL, "enforce")
 		if !strings.Contains(d.Source, "xl config-update of 2026-03-01T12:01") {
 			t.Errorf("source %q", d.Source)
 		}
-		w.ends(stopped(2, abi.ShutdownReboot))
+		w.ends(stopped(2, reboot))
 		w.is(3, FromXL, "enforce")
 		w.noXL()
 		w.restart()
@@ -608,7 +617,7 @@ func TestConfigUpdate(t *testing.T) {
 	t.Run("it is seen only when the guest stops", func(t *testing.T) {
 		w := start(t)
 		w.updated(1, "enforce")
-		w.ends(stopped(1, abi.ShutdownReboot))
+		w.ends(stopped(1, reboot))
 		w.is(2, FromXL, "enforce")
 	})
 	t.Run("hvid was not there when the guest restarted", func(t *testing.T) {
@@ -622,7 +631,7 @@ func TestConfigUpdate(t *testing.T) {
 	t.Run("soft reset keeps the number", func(t *testing.T) {
 		w := start(t)
 		w.updated(1, "enforce")
-		if err := w.ShutDown(stopped(1, abi.ShutdownSoftReset)); err != nil {
+		if err := w.ShutDown(stopped(1, softReset)); err != nil {
 			t.Fatal(err)
 		}
 		delete(w.updates, 1)
@@ -631,7 +640,7 @@ func TestConfigUpdate(t *testing.T) {
 	t.Run("xl makes up another UUID", func(t *testing.T) {
 		w := start(t)
 		w.updated(1, "enforce")
-		w.ends(stopped(1, abi.ShutdownReboot))
+		w.ends(stopped(1, reboot))
 		info := dom(2)
 		info.UUID = uuid2
 		d, err := w.Registry.Resolve(info, "web")
@@ -657,12 +666,12 @@ func TestConfigUpdate(t *testing.T) {
 		u := w.updates[1]
 		u.Declared.UUID, u.Declared.HasUUID = uuid2, true
 		w.updates[1] = u
-		w.ends(stopped(1, abi.ShutdownReboot))
+		w.ends(stopped(1, reboot))
 		w.noXL()
 		w.is(2, FromKept, "observe") // the old UUID, by whatever toolstack
 		w = start(t)
 		w.updates[1] = u
-		w.ends(stopped(1, abi.ShutdownReboot))
+		w.ends(stopped(1, reboot))
 		info := dom(2)
 		info.UUID = uuid2
 		if d, err := w.Registry.Resolve(info, "renamed"); err != nil || d.From != FromXL || d.Spec.Mode != policy.ModeEnforce {
@@ -672,9 +681,9 @@ func TestConfigUpdate(t *testing.T) {
 	t.Run("it takes our keys away", func(t *testing.T) {
 		w := start(t)
 		w.updated(1, "")
-		w.ends(stopped(1, abi.ShutdownReboot))
+		w.ends(stopped(1, reboot))
 		w.is(2, FromNone, "off")
-		w.ends(stopped(2, abi.ShutdownReboot))
+		w.ends(stopped(2, reboot))
 		w.is(3, FromNone, "off")
 		w.xlSays("enforce", w.now.Add(time.Minute))
 		w.is(4, FromXL, "enforce")
@@ -685,7 +694,7 @@ func TestConfigUpdate(t *testing.T) {
 		w.updated(1, "enforce")
 		w.ConfigUpdated(1, uuid1)
 		w.is(1, FromNone, "off")
-		w.ends(stopped(1, abi.ShutdownReboot))
+		w.ends(stopped(1, reboot))
 		w.is(2, FromXL, "enforce")
 	})
 	t.Run("its policy is broken", func(t *testing.T) {
@@ -694,7 +703,7 @@ func TestConfigUpdate(t *testing.T) {
 		u := w.updates[1]
 		u.Err = errors.New("userdata:3:1: unknown mode\nuserdata:4:1: unknown guard")
 		w.updates[1] = u
-		w.ends(stopped(1, abi.ShutdownReboot))
+		w.ends(stopped(1, reboot))
 		w.fails(2, FromXL, "userdata:3:1: unknown mode; userdata:4:1", "xl config-update")
 		w.restart()
 		w.fails(2, FromXL, "userdata:3:1")
@@ -702,10 +711,10 @@ func TestConfigUpdate(t *testing.T) {
 	t.Run("a save loses it, in xl too", func(t *testing.T) {
 		w := start(t)
 		w.updated(1, "enforce")
-		w.ends(stopped(1, abi.ShutdownSuspend))
+		w.ends(stopped(1, suspend))
 		w.noXL()
 		w.is(2, FromKept, "observe")
-		w.ends(stopped(2, abi.ShutdownReboot))
+		w.ends(stopped(2, reboot))
 		w.is(3, FromKept, "observe")
 	})
 	t.Run("the domain is destroyed", func(t *testing.T) {
