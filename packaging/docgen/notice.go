@@ -150,7 +150,7 @@ License: Apache-2.0
 		if i == 0 {
 			files = "vendor/std/*"
 		}
-		holders, license := "see the licence", new(bytes.Buffer)
+		holders, license := "The authors of "+m.path, new(bytes.Buffer)
 		var who []string
 		for _, t := range m.texts {
 			if t.apache() {
