@@ -138,6 +138,7 @@ type soaker struct {
 	config  GuestConfig
 	uuid    string
 	id      uint16 // of the guest that lives, 0 if none does
+	late    int    // how often hvi was not attached before the first instruction
 	image   string
 }
 
@@ -179,9 +180,11 @@ func (s *soaker) run(name string, n int, begin, cycle func() error) error {
 	t.Check(err == nil, "%d times %s: %v; before %+v, after %+v", n, name, err, before, after)
 	const growth = 16 << 10
 	t.Check(after.Memory < before.Memory+growth, "and its memory has not grown by %d KiB: %d, then %d", growth, before.Memory, after.Memory)
+	t.Check(s.late == 0, "%d times %s: hvi was attached before the first instruction each time, but for %d", n, name, s.late)
 	t.Fact("soak."+name, map[string]any{
-		"cycles": n, "seconds_each": round(each), "before": before, "after": after,
+		"cycles": n, "late": s.late, "seconds_each": round(each), "before": before, "after": after,
 	})
+	s.late = 0
 	return s.end()
 }
 
@@ -416,7 +419,8 @@ func (s *soaker) attached(at x86.VirtAddr) error {
 		return fmt.Errorf("domain %d: mode %s, from %q", st.ID, st.Mode, st.PolicySource)
 	}
 	if at != 0 && (st.AttachPC == nil || *st.AttachPC != at) {
-		return fmt.Errorf("domain %d: hvi was attached at %v, the guest's entry point is %s", st.ID, st.AttachPC, at)
+		s.late++
+		s.t.Logf("domain %d: hvi was attached at %v, the guest's entry point is %s", st.ID, st.AttachPC, at)
 	}
 	return nil
 }
