@@ -18,11 +18,16 @@ func (a *Archive) lockPath(name string) string {
 	return filepath.Join(a.opt.CacheDir, "locks", name)
 }
 
-// lock takes an exclusive lock that other processes and goroutines sharing the
-// cache see, and returns what releases it. The kernel releases the lock of a
-// process that dies. Lock files stay: removing one would let two holders in.
+// lock takes one of the cache's locks.
 func (a *Archive) lock(ctx context.Context, name string) (unlock func(), err error) {
-	path := a.lockPath(name)
+	return Lock(ctx, a.lockPath(name))
+}
+
+// Lock takes an exclusive lock that other processes and goroutines which take it
+// on the same file see, and returns what releases it. The file is made where it
+// is missing. The kernel releases the lock of a process that dies. Lock files
+// stay: removing one would let two holders in.
+func Lock(ctx context.Context, path string) (unlock func(), err error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("cache lock: %w", err)

@@ -51,8 +51,17 @@ func (b *Builder) artifact(ctx context.Context, name string, inputs []string, bu
 	if isDir(final) {
 		return final, nil
 	}
-	if err := os.MkdirAll(root, 0o755); err != nil {
+	locks := filepath.Join(b.CacheDir, "locks")
+	if err := errors.Join(os.MkdirAll(root, 0o755), os.MkdirAll(locks, 0o755)); err != nil {
 		return "", fmt.Errorf("cache: %w", err)
+	}
+	unlock, err := archive.Lock(ctx, filepath.Join(locks, "artifact-"+filepath.Base(final)))
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	if isDir(final) { // another process was first
+		return final, nil
 	}
 	start := time.Now()
 	b.report(Event{Name: name})
@@ -70,7 +79,7 @@ func (b *Builder) artifact(ctx context.Context, name string, inputs []string, bu
 	if err := ctx.Err(); err != nil {
 		return "", err
 	}
-	if err := os.Rename(dir, final); err != nil && !isDir(final) { // else another process was first
+	if err := os.Rename(dir, final); err != nil {
 		return "", fmt.Errorf("cache: %w", err)
 	}
 	b.report(Event{Name: name, Elapsed: time.Since(start), Final: true})

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/u-root/u-root/pkg/cpio"
@@ -231,9 +232,11 @@ func TestArtifactRace(t *testing.T) {
 	b := &Builder{CacheDir: t.TempDir()}
 	var wg sync.WaitGroup
 	dirs := make([]string, 8)
+	var built atomic.Int32
 	for i := range dirs {
 		wg.Go(func() {
 			dir, err := b.artifact(t.Context(), "thing", nil, func(dir string) error {
+				built.Add(1)
 				return os.WriteFile(filepath.Join(dir, "f"), nil, 0o644)
 			})
 			if err != nil {
@@ -243,6 +246,9 @@ func TestArtifactRace(t *testing.T) {
 		})
 	}
 	wg.Wait()
+	if built.Load() != 1 {
+		t.Errorf("built %d times", built.Load())
+	}
 	for _, d := range dirs {
 		if d != dirs[0] {
 			t.Errorf("%s and %s", d, dirs[0])
