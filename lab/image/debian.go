@@ -6,6 +6,7 @@ import (
 	"debug/elf"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -296,17 +297,22 @@ func setup(ctx context.Context, root string, script []byte, args ...string) erro
 	return nil
 }
 
-// linkOrCopy makes a file of the cache appear elsewhere. It is not to be
-// written to.
-func linkOrCopy(from, to string) error {
+// linkOrCopy makes a file of the cache appear elsewhere, where none is. It is
+// not to be written to.
+func linkOrCopy(from, to string) (err error) {
 	if os.Link(from, to) == nil {
-		return nil // the same file system
+		return nil
 	}
-	data, err := os.ReadFile(from)
+	in, err := os.Open(from) // on another file system
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(to, data, 0o644)
+	out, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+	if err == nil {
+		_, err = io.Copy(out, in)
+		err = errors.Join(err, out.Close())
+	}
+	return errors.Join(err, in.Close())
 }
 
 // RunDisk puts together what the lab brings for one run and writes it to file,
