@@ -53,7 +53,7 @@ func packageXL(t *T, intel bool) error {
 	// First what a new admin does.
 	for _, take := range []func(*roads){
 		(*roads).protected, (*roads).creations, (*roads).lives, (*roads).endings, (*roads).softReset,
-		(*roads).hvm, (*roads).xendomains, (*roads).names,
+		(*roads).hvm, (*roads).gates, (*roads).xendomains, (*roads).names,
 	} {
 		take(rs)
 	}
@@ -127,7 +127,7 @@ func (rs *roads) hvm() {
 		if err != nil {
 			return err
 		}
-		_, err = r.attached(n, want{source: "hvm.cfg", at: entry})
+		_, err = r.attached(n, want{from: fromXLOrKept, source: "hvm.cfg", at: entry})
 		return err
 	})
 	rs.take("hvm-save-restore", func(r *road) error {

@@ -176,11 +176,15 @@ const enforceLine = `introspection = "enforce"`
 // want is what must be true of a domain at the end of a road.
 type want struct {
 	mode   string             // default "enforce"
-	from   control.PolicyFrom // default FromXL
+	from   control.PolicyFrom // default FromXL; fromXLOrKept
 	source string             // part of the words for people
 	at     x86.VirtAddr       // where the guest stood when hvi attached; 0 is the kernel's entry point
 	kernel string
 }
+
+// fromXLOrKept is wanted where xl's own process makes a domain anew: it still
+// names the config, and what was kept says the same.
+const fromXLOrKept control.PolicyFrom = "xl or captured"
 
 // attached waits until hvi is attached to a domain and checks that it was so
 // before the guest ran, and by which policy.
@@ -212,7 +216,8 @@ func (r *road) attached(g *Guest, w want) (control.DomainStatus, error) {
 	r.check(first, "attached before the guest's next instruction: at %s, it stood at %s", pc, w.at)
 	r.PolicySource, r.PolicyFrom = st.PolicySource, string(st.PolicyFrom)
 	r.check(st.Mode == w.mode, "mode is %s: %s, from %q", w.mode, st.Mode, st.PolicySource)
-	r.check(st.PolicyFrom == w.from && strings.Contains(st.PolicySource, w.source), "the policy is of kind %s and names %q: %s, %q", w.from, w.source, st.PolicyFrom, st.PolicySource)
+	kind := st.PolicyFrom == w.from || w.from == fromXLOrKept && (st.PolicyFrom == control.FromXL || st.PolicyFrom == control.FromCaptured)
+	r.check(kind && strings.Contains(st.PolicySource, w.source), "the policy is of kind %s and names %q: %s, %q", w.from, w.source, st.PolicyFrom, st.PolicySource)
 	r.check(st.UUID == g.UUID, "hvid knows the domain by its UUID: %s, xl says %s", st.UUID, g.UUID)
 	return st, nil
 }
@@ -462,7 +467,7 @@ func (rs *roads) lives() {
 			if g, err = r.next(g); err != nil {
 				return err
 			}
-			if _, err = r.attached(g, want{source: "reboots.cfg", kernel: KernelTiny}); err != nil {
+			if _, err = r.attached(g, want{from: fromXLOrKept, source: "reboots.cfg", kernel: KernelTiny}); err != nil {
 				return err
 			}
 			_, err = g.WaitUp()
@@ -673,7 +678,7 @@ func (rs *roads) end(limit time.Duration, endings []ending) {
 				// A domain that is renamed gets a UUID of its own, and the one that
 				// follows keeps the old.
 				r.check(n.UUID == uuidOf("ends"), "the domain that follows has the UUID of the config: %s", n.UUID)
-				if _, err := r.attached(n, want{source: "ends.cfg", kernel: KernelTiny}); err != nil {
+				if _, err := r.attached(n, want{from: fromXLOrKept, source: "ends.cfg", kernel: KernelTiny}); err != nil {
 					return err
 				}
 			}
