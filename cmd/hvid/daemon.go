@@ -25,6 +25,7 @@ const shutdownLimit = 5 * time.Second
 // is undone.
 func run(ctx context.Context, opt settings) (err error) {
 	started := time.Now()
+	raisePriority(opt.log)
 	host, err := xen.Open()
 	if err != nil {
 		return err
