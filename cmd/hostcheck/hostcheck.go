@@ -35,6 +35,10 @@ type Options struct {
 	// HookHeard is when libvirt's hook called hvid last, zero if it never did
 	// or isn't known.
 	HookHeard time.Time
+	// UnitChanged tells how long after the kernel's start a unit of systemd's
+	// changed its state last; a reload is such a change. nil where nobody can
+	// be asked, as in hvid, which runs no programs.
+	UnitChanged func(ctx context.Context, unit string) (time.Duration, error)
 	// FixedAltP2M: this Xen fixes a domain's altp2m when it is created.
 	FixedAltP2M bool
 
@@ -45,15 +49,10 @@ type Options struct {
 
 // Checks examines everything.
 func Checks(ctx context.Context, o Options) []control.Check {
-	if o.Root == "" {
-		o.Root = "/"
-	}
-	if o.group == nil {
-		o.group = user.LookupGroup
-	}
+	o = o.filled()
 	checks := o.devices()
 	checks = append(checks, o.xenstored(ctx))
-	checks = append(checks, o.libvirt()...)
+	checks = append(checks, o.libvirt(ctx)...)
 	if o.Socket != "" {
 		checks = append(checks, o.socket()...)
 	}
@@ -61,6 +60,29 @@ func Checks(ctx context.Context, o Options) []control.Check {
 		checks = append(checks, o.files()...)
 	}
 	return checks
+}
+
+// HookName is the name of the check of libvirt's hook.
+const HookName = "libvirt hook"
+
+// Hook makes the check HookName alone, false where libvirt does not run.
+func Hook(ctx context.Context, o Options) (control.Check, bool) {
+	for _, c := range o.filled().libvirt(ctx) {
+		if c.Name == HookName {
+			return c, true
+		}
+	}
+	return control.Check{}, false
+}
+
+func (o Options) filled() Options {
+	if o.Root == "" {
+		o.Root = "/"
+	}
+	if o.group == nil {
+		o.group = user.LookupGroup
+	}
+	return o
 }
 
 // path is a file of the host's.

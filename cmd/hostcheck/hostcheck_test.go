@@ -130,11 +130,30 @@ func TestLibvirt(t *testing.T) {
 	h.write(ourHook, 0o755, "#!/bin/sh\n")
 	h.expect("no program", "libvirt hook", control.CheckFail, hookProgram)
 	h.write(hookProgram, 0o755, "")
-	h.expect("installed later", "libvirt hook", control.CheckFail, "after libvirtd (pid 9) started")
+	h.expect("installed later", "libvirt hook", control.CheckWarn, "after libvirtd (pid 9) started")
+	for _, tc := range []struct {
+		name, script string
+		status       control.CheckStatus
+		mention      string
+	}{
+		{"reloaded", "echo 3602000000", control.CheckOK, "was told to reload at"},
+		{"not reloaded", "echo 3500000000", control.CheckFail, "was not told to reload"},
+		{"unknown to systemd", "echo 0", control.CheckWarn, "does not know libvirtd.service"},
+		{"no systemd", "exit 1", control.CheckWarn, "unknown"},
+		{"nonsense", "echo n/a", control.CheckWarn, "unknown"},
+	} {
+		h.write("systemctl", 0o755, "#!/bin/sh\n[ \"$*\" = 'show --property=StateChangeTimestampMonotonic --value libvirtd.service' ] || exit 2\n%s\n", tc.script)
+		h.o.UnitChanged = Systemctl(filepath.Join(h.o.Root, "systemctl"))
+		h.expect(tc.name, "libvirt hook", tc.status, tc.mention)
+		if c, ok := Hook(t.Context(), h.o); !ok || c.Status != tc.status {
+			t.Errorf("%s: alone: %+v", tc.name, c)
+		}
+	}
+	h.o.UnitChanged = nil
 	h.o.HookHeard = time.Now()
 	h.expect("installed later, and heard", "libvirt hook", control.CheckOK, "called last at")
 	h.o.HookHeard = time.Now().Add(-30 * time.Minute)
-	h.expect("heard by an earlier one", "libvirt hook", control.CheckFail, "after")
+	h.expect("heard by an earlier one", "libvirt hook", control.CheckWarn, "after")
 
 	h.process(9, "libvirtd", after)
 	h.expect("installed before", "libvirt hook", control.CheckOK, "before libvirtd (pid 9) started")
@@ -147,7 +166,7 @@ func TestLibvirt(t *testing.T) {
 
 	// Another's hook that was there before makes libvirt call ours, too.
 	h.process(9, "libvirtd", before)
-	h.expect("alone", "libvirt hook", control.CheckFail, "after")
+	h.expect("alone", "libvirt hook", control.CheckWarn, "after")
 	h.process(12, "virtxend", after)
 	h.o.FixedAltP2M = true
 	h.expect("modular", "libvirt", control.CheckInfo, "tier access at most")

@@ -1,6 +1,7 @@
 package hostcheck
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"os"
@@ -28,7 +29,7 @@ const clockSlack = 2 * time.Second
 
 // libvirt looks whether libvirt manages domains here, and whether it will call
 // hvi's hook when it starts one.
-func (o Options) libvirt() []control.Check {
+func (o Options) libvirt(ctx context.Context) []control.Check {
 	daemon := control.Check{Name: "libvirt", Status: control.CheckInfo}
 	// The modular daemon goes before the monolithic one, which then only passes
 	// on.
@@ -45,14 +46,14 @@ func (o Options) libvirt() []control.Check {
 	if o.FixedAltP2M {
 		daemon.Detail += "; this Xen fixes altp2m when a domain is created, and libvirt cannot ask for it: its domains get tier access at most, xl's with altp2m = \"external\" get tier views"
 	}
-	return []control.Check{daemon, o.hook(p)}
+	return []control.Check{daemon, o.hook(ctx, p)}
 }
 
 // hook looks whether the running daemon calls our hook. It notes whether there
 // are hooks when it starts and when it is told to reload, and never looks
 // again; but which ones there are it looks up at each call.
-func (o Options) hook(daemon process) control.Check {
-	c := control.Check{Name: "libvirt hook", Status: control.CheckOK}
+func (o Options) hook(ctx context.Context, daemon process) control.Check {
+	c := control.Check{Name: HookName, Status: control.CheckOK}
 	reload := "systemctl restart " + daemon.name
 	if daemon.name == "libvirtd" {
 		reload = "systemctl reload libvirtd"
@@ -76,7 +77,6 @@ func (o Options) hook(daemon process) control.Check {
 		c.Status, c.Detail, c.Fix = control.CheckFail, hookProgram+" is missing or cannot be executed", "install hvi's package again"
 		return c
 	}
-	const when = "2006-01-02 15:04:05"
 	switch first := o.firstHook(); {
 	case !o.HookHeard.IsZero() && (daemon.start.IsZero() || o.HookHeard.After(daemon.start)):
 		c.Detail = ours + ", called last at " + o.HookHeard.Format(when)
@@ -91,12 +91,39 @@ func (o Options) hook(daemon process) control.Check {
 		c.Detail = ours + " came when " + daemon.String() + " started: it may not have been seen"
 		c.Fix = reload
 	default:
-		c.Status = control.CheckFail
-		c.Detail = ours + " came at " + first.Format(when) + ", after " + daemon.String() + " started at " + daemon.start.Format(when) +
-			": unless that was told to reload since, which nobody can tell, it does not call it"
-		c.Fix = reload
+		o.reloaded(ctx, &c, ours, daemon, first)
+		if c.Status != control.CheckOK {
+			c.Fix = reload
+		}
 	}
 	return c
+}
+
+const when = "2006-01-02 15:04:05"
+
+// reloaded judges a hook that came after the daemon had started: the daemon
+// calls it only if it was told to reload since. It leaves no trace of that, but
+// systemd does if it was systemd that told it.
+func (o Options) reloaded(ctx context.Context, c *control.Check, hook string, daemon process, came time.Time) {
+	c.Status = control.CheckWarn
+	c.Detail = hook + " came at " + came.Format(when) + ", after " + daemon.String() + " started at " + daemon.start.Format(when)
+	if o.UnitChanged == nil {
+		c.Detail += ": unless that was told to reload since, which hvid cannot see, it does not call it"
+		return
+	}
+	after, err := o.UnitChanged(ctx, daemon.name+".service")
+	if err != nil {
+		c.Detail += ": unless that was told to reload since, which is unknown (" + o.shown(err) + "), it does not call it"
+		return
+	}
+	changed := o.bootTime().Add(after)
+	if changed.Before(came.Add(-clockSlack)) {
+		c.Status = control.CheckFail
+		c.Detail += ", which was not told to reload since: it does not call it"
+		return
+	}
+	c.Status = control.CheckOK
+	c.Detail = hook + ", there before " + daemon.String() + " was told to reload at " + changed.Format(when)
 }
 
 // findHook returns our hook, "" if there is none.

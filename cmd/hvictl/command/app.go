@@ -1,13 +1,17 @@
 package command
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
+	"unicode/utf16"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -184,11 +188,32 @@ const aDomain = "one domain: a domid, a name or a UUID"
 func (a *app) client() *control.Client { return control.NewClient(a.socket) }
 
 // json writes a result for programs.
-func (a *app) json(v any) error {
-	e := json.NewEncoder(a.out)
+func (a *app) json(v any) error { return writeJSON(a.out, v, "  ") }
+
+// writeJSON writes v and a newline. What a terminal would not print but obey is
+// escaped, which means the same to programs: JSON is read by people, too.
+func writeJSON(w io.Writer, v any, indent string) error {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
 	e.SetEscapeHTML(false)
-	e.SetIndent("", "  ")
-	return e.Encode(v)
+	e.SetIndent("", indent)
+	if err := e.Encode(v); err != nil {
+		return err
+	}
+	out := make([]byte, 0, b.Len())
+	for _, r := range b.String() {
+		switch {
+		case r == '\n' || strconv.IsPrint(r):
+			out = utf8.AppendRune(out, r)
+		case r < 0x10000:
+			out = fmt.Appendf(out, `\u%04x`, r)
+		default:
+			r1, r2 := utf16.EncodeRune(r)
+			out = fmt.Appendf(out, `\u%04x\u%04x`, r1, r2)
+		}
+	}
+	_, err := w.Write(out)
+	return err
 }
 
 // completionTime bounds how long a shell waits for hvid after a tab.

@@ -2,7 +2,6 @@ package command
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -147,9 +146,7 @@ func (a *app) events(ctx context.Context, q control.EventsQuery) error {
 // event writes one line.
 func (a *app) event(it journal.Item) error {
 	if a.format == formatJSON {
-		e := json.NewEncoder(a.out)
-		e.SetEscapeHTML(false)
-		return e.Encode(it)
+		return writeJSON(a.out, it, "")
 	}
 	if m := it.Missed; m != nil {
 		n := "an unknown number of events"

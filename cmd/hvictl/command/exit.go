@@ -2,7 +2,6 @@ package command
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -108,12 +107,10 @@ func (a *app) report(err error) int {
 		return code // the report has said it all
 	}
 	if a.format == formatJSON {
-		e := json.NewEncoder(a.errOut)
-		e.SetEscapeHTML(false)
-		_ = e.Encode(struct {
+		_ = writeJSON(a.errOut, struct {
 			Error string `json:"error"`
 			*control.Problem
-		}{p.Error(), p})
+		}{p.Error(), p}, "")
 		return code
 	}
 	fmt.Fprintf(a.errOut, "hvictl: %s\n", safe(p.What))

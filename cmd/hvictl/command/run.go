@@ -24,7 +24,7 @@ func terminal() *app {
 		in: os.Stdin, out: os.Stdout, errOut: os.Stderr,
 		colour: wantsColour(os.Stdout, os.Getenv),
 		now:    time.Now, zone: time.Local,
-		host: hostcheck.Options{Files: new(config.Files)}, xl: "xl",
+		host: hostcheck.Options{Files: new(config.Files), UnitChanged: hostcheck.Systemctl("systemctl")}, xl: "xl",
 	}
 }
 
