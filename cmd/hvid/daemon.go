@@ -80,7 +80,7 @@ func run(ctx context.Context, opt settings) (err error) {
 	if err != nil {
 		return err
 	}
-	left := takeNotice(opt.RunDir, time.Now(), opt.log)
+	left := readNotice(opt.RunDir, time.Now(), opt.log)
 	a := &api{
 		engine: e, restarting: left, store: store, registry: reg, resolve: resolver(reg), policies: opt.files, fallback: opt.Default,
 		gateTimeout: opt.Gate.Timeout, log: opt.log,
@@ -107,6 +107,7 @@ func run(ctx context.Context, opt settings) (err error) {
 	}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
+	dropNotice(opt.RunDir, opt.log)
 	notify("READY=1")
 	opt.log.Info("ready", "xen", host.Release().String(), "socket", opt.Socket)
 

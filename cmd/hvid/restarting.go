@@ -20,9 +20,9 @@ type restarting struct {
 	byUUID map[string]control.RestartDomain
 }
 
-// takeNotice reads what the last hvid left and removes it. A notice that can't
-// be read costs a word in status and nothing else.
-func takeNotice(runDir string, now time.Time, log *slog.Logger) *restarting {
+// readNotice reads what the last hvid left. A notice that can't be read costs a
+// word in status and nothing else.
+func readNotice(runDir string, now time.Time, log *slog.Logger) *restarting {
 	r := &restarting{byUUID: map[string]control.RestartDomain{}}
 	n, ok, err := control.ReadRestartNotice(runDir)
 	if err != nil {
@@ -34,10 +34,14 @@ func takeNotice(runDir string, now time.Time, log *slog.Logger) *restarting {
 		}
 		log.Info("restarted", "after", now.Sub(n.At), "domains", len(n.Domains))
 	}
+	return r
+}
+
+// dropNotice removes the notice, once this hvid can tell itself what is in it.
+func dropNotice(runDir string, log *slog.Logger) {
 	if err := control.RemoveRestartNotice(runDir); err != nil {
 		log.Warn("remove what the last hvid left", "err", err)
 	}
-	return r
 }
 
 // mode returns the mode a domain had under the last hvid, if this one has not

@@ -25,7 +25,11 @@ func TestRestarting(t *testing.T) {
 		t.Fatal(err)
 	}
 	log := slog.New(slog.DiscardHandler)
-	r := takeNotice(dir, now.Add(time.Second), log)
+	r := readNotice(dir, now.Add(time.Second), log)
+	if _, ok, err := control.ReadRestartNotice(dir); !ok || err != nil {
+		t.Errorf("the notice is gone before hvid answers: %v", err)
+	}
+	dropNotice(dir, log)
 	if left, _ := os.ReadDir(dir); len(left) != 0 {
 		t.Errorf("the notice is still there: %v", left)
 	}
@@ -49,7 +53,7 @@ func TestRestarting(t *testing.T) {
 	if err := leaveNotice(dir, now, []engine.Status{protected}); err != nil {
 		t.Fatal(err)
 	}
-	if r := takeNotice(dir, now.Add(time.Hour), log); len(r.byUUID) != 0 {
+	if r := readNotice(dir, now.Add(time.Hour), log); len(r.byUUID) != 0 {
 		t.Errorf("an old notice is believed")
 	}
 }
