@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -166,17 +167,20 @@ func (a *app) create(ctx context.Context, cmd *cobra.Command, o creation) error 
 	if err != nil {
 		return a.restarting(err, nil)
 	}
-	x, id, err := a.begin(o, name)
+	x, id, err := a.begin(o)
 	if err != nil {
-		return err
+		return a.leftBehind(err, name, before)
 	}
 	defer x.stop()
-	for _, d := range before {
-		if d.ID == id {
-			return &control.Problem{
-				Code: control.CodeConflict, What: fmt.Sprintf("the domain that is called %s ran before: domain %d", policy.Quote(name), id),
-				Where: o.config, Fix: "see xl list; the new domain, if there is one, is paused",
-			}
+	if x == nil {
+		if id, err = a.domid(name, a.errOut); err != nil {
+			return err
+		}
+	}
+	if slices.ContainsFunc(before, func(d control.DomainStatus) bool { return d.ID == id }) {
+		return &control.Problem{
+			Code: control.CodeConflict, What: fmt.Sprintf("the domain that is called %s ran before: domain %d", policy.Quote(name), id),
+			Where: o.config, Fix: "see xl list; the new domain, if there is one, is paused",
 		}
 	}
 	g, uuid, err := a.gate(ctx, c, id, o.timeout)
@@ -306,15 +310,12 @@ type foreground struct {
 	err  error
 }
 
-// begin has xl create the domain, paused, and finds its number.
-func (a *app) begin(o creation, name string) (*foreground, uint16, error) {
+// begin has xl create the domain, paused. An xl that stays is returned with the
+// domain's number.
+func (a *app) begin(o creation) (*foreground, uint16, error) {
 	argv := o.argv()
 	if !o.foreground {
-		if err := a.runXL(false, argv...); err != nil {
-			return nil, 0, err
-		}
-		id, err := a.domid(name)
-		return nil, id, err
+		return nil, 0, a.runXL(false, argv...)
 	}
 	// This xl does not end and says nothing to programs when the domain is
 	// ready, but what it logs then names the domain's number.
@@ -410,11 +411,28 @@ func (x *foreground) stop() {
 	}
 }
 
+// leftBehind adds to the failure of an xl that it left a domain behind: xl does
+// where it cannot open its log, whose name has the domain's in it. The domain
+// is not destroyed, because it may be somebody else's of the same name.
+func (a *app) leftBehind(err error, name string, before []control.DomainStatus) error {
+	var p *control.Problem
+	if !errors.As(err, &p) || p.Code != codeXL || errors.Is(err, exec.ErrNotFound) {
+		return err
+	}
+	id, lookup := a.domid(name, io.Discard)
+	if lookup != nil || slices.ContainsFunc(before, func(d control.DomainStatus) bool { return d.ID == id }) {
+		return err
+	}
+	q := *p
+	q.Fix += fmt.Sprintf("; there is a domain %s now, number %d: if xl left it, destroy it with xl destroy %d", policy.Quote(name), id, id)
+	return &q
+}
+
 // domid asks xl, whose names are those of xenstore.
-func (a *app) domid(name string) (uint16, error) {
+func (a *app) domid(name string, stderr io.Writer) (uint16, error) {
 	var out bytes.Buffer
 	cmd := a.xlCommand("domid", "--", name)
-	cmd.Stdout = &out
+	cmd.Stdout, cmd.Stderr = &out, stderr
 	if err := cmd.Run(); err != nil {
 		return 0, xlProblem("domid", err, errors.New("the new domain is paused: find it with xl list, and destroy it"))
 	}
