@@ -131,7 +131,11 @@ var ErrStoreLost = errors.New("the connection to xenstore is lost")
 const (
 	introduceDomain = "@introduceDomain"
 	releaseDomain   = "@releaseDomain"
-	watchToken      = "hvi-domains"
+	// vmPath is where a toolstack writes what a domain is, right after it has
+	// made it and before it builds it: well before it introduces it, which is
+	// shortly before it lets it run. No guest can write there.
+	vmPath     = "/vm"
+	watchToken = "hvi-domains"
 )
 
 // MaxName is the longest name taken from xenstore, which itself allows 4096
@@ -200,22 +204,32 @@ func Watch[E any](ctx context.Context, store XenStore[E], host DomainLister, opt
 	return w, nil
 }
 
+// watchPaths are what is watched, and what for.
+var watchPaths = []struct{ name, what string }{
+	{introduceDomain, "new domains"},
+	{releaseDomain, "domains that end"},
+	{vmPath, "domains that are being made"},
+}
+
+// unwatch takes the first n watches back.
+func (w *Watcher) unwatch(n int) error {
+	var errs []error
+	for _, path := range watchPaths[:n] {
+		errs = append(errs, w.store.Unwatch(path.name, watchToken))
+	}
+	return errors.Join(errs...)
+}
+
 // start sets the watches, and then lists: so that nothing happens unseen
 // between the two. On error it takes the watches back.
 func (w *Watcher) start() error {
-	if err := w.store.Watch(introduceDomain, watchToken); err != nil {
-		return fmt.Errorf("cannot watch for new domains: %w", err)
-	}
-	if err := w.store.Watch(releaseDomain, watchToken); err != nil {
-		return errors.Join(
-			fmt.Errorf("cannot watch for domains that end: %w", err),
-			w.store.Unwatch(introduceDomain, watchToken))
+	for i, path := range watchPaths {
+		if err := w.store.Watch(path.name, watchToken); err != nil {
+			return errors.Join(fmt.Errorf("cannot watch for %s: %w", path.what, err), w.unwatch(i))
+		}
 	}
 	if err := w.scan(true); err != nil {
-		return errors.Join(
-			fmt.Errorf("cannot list the domains: %w", err),
-			w.store.Unwatch(introduceDomain, watchToken),
-			w.store.Unwatch(releaseDomain, watchToken))
+		return errors.Join(fmt.Errorf("cannot list the domains: %w", err), w.unwatch(len(watchPaths)))
 	}
 	return nil
 }
@@ -267,8 +281,7 @@ func (w *Watcher) run(ctx context.Context) {
 			w.err = ctx.Err()
 			// The connection may be going down with the context; then there is
 			// nothing left to undo.
-			_ = w.store.Unwatch(introduceDomain, watchToken)
-			_ = w.store.Unwatch(releaseDomain, watchToken)
+			_ = w.unwatch(len(watchPaths))
 			for _, k := range w.known {
 				if k.hidden {
 					w.unhide(k)

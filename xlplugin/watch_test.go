@@ -250,7 +250,7 @@ func TestWatchRegistersBeforeListing(t *testing.T) {
 	startWatch(t, h)
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if want := []string{"watch " + introduceDomain, "watch " + releaseDomain, "list"}; !slices.Equal(h.trace, want) {
+	if want := []string{"watch " + introduceDomain, "watch " + releaseDomain, "watch " + vmPath, "list"}; !slices.Equal(h.trace, want) {
 		t.Errorf("order %q, want %q", h.trace, want)
 	}
 }
@@ -395,6 +395,7 @@ func TestWatchCannotStart(t *testing.T) {
 	}{
 		"introduce": {func(h *fakeHost) { h.refuse = introduceDomain }, "cannot watch for new domains: refused"},
 		"release":   {func(h *fakeHost) { h.refuse = releaseDomain }, "cannot watch for domains that end: refused"},
+		"vm":        {func(h *fakeHost) { h.refuse = vmPath }, "cannot watch for domains that are being made: refused"},
 		"list":      {func(h *fakeHost) { h.err = errors.New("EPERM") }, "cannot list the domains: EPERM"},
 	} {
 		h := newFakeHost()
