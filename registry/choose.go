@@ -154,7 +154,6 @@ func (c *choice) hook() (bool, error) {
 	done, err := c.take(h.entry, FromHook)
 	if !done {
 		c.void = true
-		c.kept.Standing = c.kept.Standing && c.kept.Asserted.After(h.at)
 		c.lookedAt(h.entry.Source + " has no policy in it")
 	}
 	return done, err

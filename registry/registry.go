@@ -301,14 +301,14 @@ func (r *Registry) ConfigUpdated(id xen.DomID, uuid xen.UUID) {
 // started anew, from now on.
 func (r *Registry) ShutDown(info xen.DomainInfo) error {
 	r.ConfigUpdated(info.ID, info.UUID)
-	return r.end(info, false)
+	return r.end(info)
 }
 
 // Ended notes that Xen has destroyed a domain. info is what was last known of
 // it.
-func (r *Registry) Ended(info xen.DomainInfo) error { return r.end(info, true) }
+func (r *Registry) Ended(info xen.DomainInfo) error { return r.end(info) }
 
-func (r *Registry) end(info xen.DomainInfo, destroyed bool) error {
+func (r *Registry) end(info xen.DomainInfo) error {
 	uuid, temporary := r.identity(info.UUID)
 	if temporary {
 		return nil
@@ -324,13 +324,10 @@ func (r *Registry) end(info xen.DomainInfo, destroyed bool) error {
 	if e.Domain != info.ID {
 		// Another domain of the UUID has taken its place already, or is about
 		// to: it was migrated within the host, or restarted quickly.
-		if how != Saved || e.Suspended && e.Next == nil {
+		if how != Saved || e.Suspended {
 			return nil
 		}
 		e.Suspended = true
-		if destroyed {
-			e.Next = nil // xl does not send it along
-		}
 		return r.put(e)
 	}
 	if err := r.opt.Store.Ended(uuid, how, now); err != nil {

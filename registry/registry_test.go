@@ -384,9 +384,11 @@ func TestRoads(t *testing.T) {
 		if err := w.Import(sent); err != nil {
 			t.Fatal(err)
 		}
-		w.now = w.now.Add(24 * time.Hour)
-		if n, err := w.Prune(func(xen.UUID) bool { return false }); n != 0 || err != nil {
-			t.Errorf("removed %d, %v", n, err)
+		for range 2 {
+			w.now = w.now.Add(24 * time.Hour)
+			if n, err := w.Prune(func(xen.UUID) bool { return false }); n != 0 || err != nil {
+				t.Errorf("removed %d, %v", n, err)
+			}
 		}
 		w.named(1, "web--incoming", FromKept, "enforce")
 		w.is(1, FromKept, "enforce")
@@ -486,6 +488,23 @@ func TestHandOver(t *testing.T) {
 		w.keeps(0)
 		w.is(2, FromNone, "off")
 	})
+	t.Run("the domain was saved once", func(t *testing.T) {
+		w := newWorld(t)
+		w.handed("enforce")
+		w.is(1, FromHook, "enforce")
+		w.ends(stopped(1, suspend))
+		w.handed("observe")
+		w.is(2, FromHook, "observe")
+		w.ends(dom(2))
+		if e, ok, _ := w.Get(uuid1); !ok || !e.Suspended {
+			t.Errorf("%+v", e)
+		}
+		w.handed("")
+		w.is(3, FromNone, "off")
+		if e, ok, _ := w.Get(uuid1); !ok || !e.Suspended || e.Spec.Declared() {
+			t.Errorf("%+v", e)
+		}
+	})
 	t.Run("it cannot be honoured", func(t *testing.T) {
 		w := newWorld(t)
 		w.file("domains/web.toml", `mode = "observe"`)
@@ -563,6 +582,14 @@ func TestSetByHand(t *testing.T) {
 		w.xlSays("observe", w.now.Add(10*time.Second))
 		w.is(2, FromXL, "observe")
 		w.is(2, FromXL, "observe")
+	})
+	t.Run("the guest is created anew without our keys", func(t *testing.T) {
+		w := newWorld(t)
+		w.set("enforce")
+		w.xlSays("", w.now.Add(time.Minute))
+		w.is(1, FromNone, "off")
+		w.noXL()
+		w.is(1, FromNone, "off")
 	})
 	t.Run("it is cleared", func(t *testing.T) {
 		w := newWorld(t)
@@ -717,6 +744,52 @@ func TestConfigUpdate(t *testing.T) {
 		w.ends(stopped(2, reboot))
 		w.is(3, FromKept, "observe")
 	})
+	t.Run("the domain is sent to another number", func(t *testing.T) {
+		w := start(t)
+		w.updated(1, "enforce")
+		w.ConfigUpdated(1, uuid1)
+		w.noXL()
+		w.named(2, "web--incoming", FromKept, "observe")
+		w.ends(stopped(1, suspend))
+		w.is(2, FromKept, "observe")
+		w.ends(stopped(2, reboot))
+		w.is(3, FromKept, "observe")
+	})
+	t.Run("the domain fails to be sent", func(t *testing.T) {
+		w := start(t)
+		w.updated(1, "enforce")
+		w.ConfigUpdated(1, uuid1)
+		w.named(2, "web--incoming", FromXL, "observe")
+		w.ends(dom(2))
+		w.ends(stopped(1, reboot))
+		w.is(3, FromXL, "enforce")
+	})
+	t.Run("another domain of the name, much later", func(t *testing.T) {
+		w := start(t)
+		w.updated(1, "enforce")
+		w.noXL()
+		w.ends(stopped(1, poweroff))
+		info := dom(2)
+		info.UUID = uuid2
+		if d, err := w.Registry.Resolve(info, "db"); err != nil || d.From != FromNone {
+			t.Errorf("another name: %+v, %v", d, err)
+		}
+		w.now = w.now.Add(PowerOffGrace)
+		info.ID = 3
+		if d, err := w.Registry.Resolve(info, "web"); err != nil || d.From != FromNone {
+			t.Errorf("later: %+v, %v", d, err)
+		}
+	})
+	t.Run("it is written down once", func(t *testing.T) {
+		w := start(t)
+		w.updated(1, "enforce")
+		w.ConfigUpdated(1, uuid1)
+		w.opt.Store.sync = func(*os.File) error { return errors.New("it is written again") }
+		w.ConfigUpdated(1, uuid1)
+		if w.log.Len() > 0 {
+			t.Errorf("log: %s", w.log.String())
+		}
+	})
 	t.Run("the domain is destroyed", func(t *testing.T) {
 		w := start(t)
 		w.updated(1, "enforce")
@@ -735,6 +808,10 @@ func TestBrokenIsNotSkipped(t *testing.T) {
 		w.xlSays("", w.now)
 		w.xlErr = errors.New("/etc/xen/web.cfg:2:1: unknown mode")
 		w.fails(1, FromXL, "web.cfg:2:1", `xl config "/etc/xen/web.cfg"`)
+		w.keeps(0)
+		if w.log.Len() > 0 {
+			t.Errorf("log: %s", w.log.String())
+		}
 	})
 	t.Run("several xl processes contradict each other", func(t *testing.T) {
 		w := newWorld(t)
