@@ -46,7 +46,7 @@ func TestShippedFile(t *testing.T) {
 }
 
 func TestParse(t *testing.T) {
-	got, err := Parse("hvid.toml", []byte(`
+	_, err := Parse("hvid.toml", []byte(`
 socket = "/run/x/hvid.sock"
 state_dir = '/srv/hvi'
 run_dir = "/run/x"
@@ -63,7 +63,7 @@ timeout = "1m0s"
 `), nil)
 	wantError(t, err, `hvid.toml:14:11: gate.timeout "1m0s" is not between 1s and 35s`)
 
-	got, err = Parse("hvid.toml", []byte(`
+	got, err := Parse("hvid.toml", []byte(`
 socket = "/run/x/hvid.sock"
 state_dir = '/srv/hvi'
 run_dir = "/run/x"

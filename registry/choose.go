@@ -167,7 +167,10 @@ func (c *choice) xl() (bool, error) {
 	case !c.asked:
 		return false, nil
 	case errors.Is(c.xlErr, xlplugin.ErrNoConfig):
-		c.lookedAt(c.xlErr.Error())
+		var none *xlplugin.NoConfigError
+		if errors.As(c.xlErr, &none) {
+			c.lookedAt(none.Reason())
+		}
 		return false, nil
 	case !c.xlSays():
 		c.d.From, c.d.Source = FromXL, "xl"

@@ -80,6 +80,8 @@ type Looked struct {
 	PID    int
 	Argv   []string
 	Reason string
+	// Another says that it is simply that of another domain.
+	Another bool
 }
 
 // String is the process and the reason, on one line.
@@ -95,18 +97,44 @@ type NoConfigError struct {
 
 // Error names the domain, each process looked at, and what to do.
 func (e *NoConfigError) Error() string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "%v for %v: ", ErrNoConfig, e.Domain)
+	return fmt.Sprintf("%v for %v: %s; a policy can be given with: hvictl attach", ErrNoConfig, e.Domain, e.Reason())
+}
+
+// maxReasons is how many processes an error names: a host may have one for each
+// of hundreds of domains.
+const maxReasons = 4
+
+// Reason is the processes looked at and why each was not it, without the
+// domain. Those that are not simply another domain's come first.
+func (e *NoConfigError) Reason() string {
 	if len(e.Looked) == 0 {
-		b.WriteString("no xl process is creating or watching a domain")
+		return "no xl process is creating or watching a domain"
 	}
-	for i, l := range e.Looked {
+	looked := slices.Clone(e.Looked)
+	slices.SortStableFunc(looked, func(a, b Looked) int {
+		switch {
+		case a.Another == b.Another:
+			return 0
+		case b.Another:
+			return -1
+		default:
+			return 1
+		}
+	})
+	var b strings.Builder
+	for i, l := range looked {
+		if i == maxReasons {
+			fmt.Fprintf(&b, "; and %d more xl processes, of other domains", len(looked)-i)
+			if !l.Another {
+				b.WriteString(" or as above")
+			}
+			break
+		}
 		if i > 0 {
 			b.WriteString("; ")
 		}
 		b.WriteString(l.String())
 	}
-	b.WriteString("; a policy can be given with: hvictl attach")
 	return b.String()
 }
 
@@ -177,6 +205,7 @@ type candidate struct {
 	restore bool
 	extra   []string
 	guessed bool // the directory was guessed from the environment
+	another bool // it is that of another domain
 }
 
 // Resolve finds the config of a domain and the policy in it, through the xl
@@ -232,7 +261,7 @@ func (r *Resolver) Resolve(d Domain) (Found, error) {
 		}
 		c, reason := r.consider(p, d, pid, exe, inv, argv, env)
 		if reason != "" {
-			looked = append(looked, Looked{PID: pid, Argv: argv, Reason: reason})
+			looked = append(looked, Looked{PID: pid, Argv: argv, Reason: reason, Another: c.another})
 			continue
 		}
 		fits = append(fits, c)
@@ -270,9 +299,11 @@ func (r *Resolver) consider(p procfs, d Domain, pid int, exe string, inv invocat
 		}
 	}
 	var reasons []string
+	none.another = true
 	for i, name := range paths {
 		c, reason := r.fits(p, d, pid, name, inv)
 		if reason != "" {
+			none.another = none.another && c.another
 			reasons = append(reasons, reason)
 			continue
 		}
@@ -358,10 +389,12 @@ func (r *Resolver) fits(p procfs, d Domain, pid int, name string, inv invocation
 	case declared.HasUUID && declared.UUID == d.UUID:
 		c.found.Match = ByUUID
 	case declared.HasUUID:
+		c.another = true
 		return c, fmt.Sprintf("its config %s is of a domain with uuid %s", shown, declared.UUID)
 	case declared.Name != "" && declared.Name == d.Name:
 		c.found.Match = ByName
 	default:
+		c.another = true
 		return c, fmt.Sprintf("its config %s is of a domain named %s", shown, policy.Quote(declared.Name))
 	}
 	c.err = err

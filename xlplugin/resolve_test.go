@@ -319,6 +319,25 @@ func TestResolve(t *testing.T) {
 	}
 }
 
+// TestReasonIsBounded is a host full of other domains.
+func TestReasonIsBounded(t *testing.T) {
+	f := newFakeProc(t)
+	for i := range 300 {
+		f.config(fmt.Sprintf("/%d.cfg", i), fmt.Sprintf("name='other%d'\n", i))
+		f.process(100+i, process{argv: []string{"xl", "create", fmt.Sprintf("/%d.cfg", i)}})
+	}
+	f.process(1000, process{argv: []string{"xl", "restore", "/g.save"}})
+	_, err := f.resolver().Resolve(dom)
+	var nc *NoConfigError
+	if !errors.As(err, &nc) || len(nc.Looked) != 301 {
+		t.Fatalf("%v", err)
+	}
+	why := nc.Reason()
+	if !strings.HasPrefix(why, "process 1000, xl restore /g.save: it restores a domain") || !strings.HasSuffix(why, "; and 297 more xl processes, of other domains") || len(why) > 1000 {
+		t.Errorf("%s", why)
+	}
+}
+
 func TestResolveFindsNothing(t *testing.T) {
 	tests := []struct {
 		name string
