@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"strconv"
 	"strings"
 	"time"
 
@@ -118,10 +119,10 @@ func (c *choice) lookedAt(s string) { c.vain = append(c.vain, s) }
 // take makes an entry's word the decision. It is the error if it is broken, and
 // reports whether the entry says anything.
 func (c *choice) take(e Entry, from From) (bool, error) {
-	c.d.From, c.d.Source, c.d.Captured = from, e.Source, e.Captured
+	c.d.From, c.d.Source, c.d.Captured = from, shown(e.Source), e.Captured
 	switch {
 	case e.Broken != "":
-		return true, errors.New(e.Broken)
+		return true, errors.New(shown(e.Broken))
 	case !e.Spec.Declared():
 		c.d.From, c.d.Source, c.d.Captured = FromNone, "", time.Time{}
 		return false, nil
@@ -129,6 +130,13 @@ func (c *choice) take(e Entry, from From) (bool, error) {
 		c.d.Spec, c.won = e.Spec, &e
 		return true, nil
 	}
+}
+
+// shown makes text that was kept fit for a terminal: who handed it over may have
+// put a domain's name into it.
+func shown(s string) string {
+	q := strconv.Quote(s)
+	return strings.ReplaceAll(q[1:len(q)-1], `\"`, `"`)
 }
 
 // choose asks the sources in their order.
@@ -154,7 +162,7 @@ func (c *choice) hook() (bool, error) {
 	done, err := c.take(h.entry, FromHook)
 	if !done {
 		c.void = true
-		c.lookedAt(h.entry.Source + " has no policy in it")
+		c.lookedAt(shown(h.entry.Source) + " has no policy in it")
 	}
 	return done, err
 }
@@ -215,7 +223,7 @@ func (c *choice) standing() (bool, error) {
 	done, err := c.take(c.kept, from)
 	if !done {
 		c.void = true
-		c.lookedAt(c.kept.Source + " has no policy in it")
+		c.lookedAt(shown(c.kept.Source) + " has no policy in it")
 	}
 	return done, err
 }

@@ -915,6 +915,28 @@ func TestHostileNames(t *testing.T) {
 	}
 }
 
+// TestHostileSources hands over what would control a terminal.
+func TestHostileSources(t *testing.T) {
+	const nasty = "metadata of \"a\nb\x1b[2J\xff\""
+	for _, e := range []Entry{
+		{Source: nasty}, {Source: nasty, Spec: spec(t, "enforce", "x")}, {Source: nasty, Broken: nasty},
+	} {
+		w := newWorld(t)
+		e.UUID, e.Toolstack = uuid1, ToolstackLibvirt
+		if err := w.Hand(e); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			d, err := w.Registry.Resolve(dom(1), "web")
+			text := d.Source + fmt.Sprint(err)
+			if !strings.Contains(text, `metadata of "a\nb\x1b[2J\xff"`) && e.Spec.Declared() || strings.ContainsAny(text, "\n\x1b\xff") {
+				t.Errorf("%q", text)
+			}
+			w.restart()
+		}
+	}
+}
+
 func TestXAPI(t *testing.T) {
 	w := newWorld(t)
 	come := uuid1

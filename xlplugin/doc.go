@@ -13,6 +13,16 @@
 //   - It sees domains come and go ([Watch]), whatever toolstack makes them, and
 //     tells a UUID that XAPI gives for the moment from a VM's own ([OwnUUID]).
 //
+// # What xl takes for a config
+//
+// A regular file, and nothing else: "-" is a file of that name, and /dev/stdin
+// works only where a file is redirected to it. The name /dev/null means that
+// everything stands on the command line. Of a domain that is restored without a
+// config, or received from another host, xl has only what libxl kept, without
+// our keys. After a restart xl goes by that, too, unless `xl config-update` was
+// used; the file is read anew here, for an admin who changes it and reboots the
+// guest expects nothing else.
+//
 // # What is believed
 //
 // A policy decides whether a guest is watched, so it matters who can write one.
