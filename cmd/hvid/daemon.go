@@ -94,7 +94,7 @@ func run(ctx context.Context, opt settings) (err error) {
 	if opt.Metrics.Listen != "" {
 		v := control.ThisBuild()
 		m, err := metrics.Serve(watch, opt.Metrics.Listen, metrics.Options{
-			Source: gauge{a}, Log: opt.log,
+			Source: gauge{a, opt.declarations()}, Log: opt.log,
 			Build: metrics.Build{Version: v.Version, Revision: v.Revision, Go: v.Go, Xen: host.Release().String()},
 		})
 		if err == nil {

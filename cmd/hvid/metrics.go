@@ -1,12 +1,27 @@
 package main
 
 import (
+	"path/filepath"
+
 	"github.com/xen-hvi/hvi/engine"
 	"github.com/xen-hvi/hvi/metrics"
 )
 
 // gauge is what the metrics are made of. It implements metrics.Source.
-type gauge struct{ api *api }
+type gauge struct {
+	api *api
+	// declarations is the directory of what is kept of domains.
+	declarations string
+}
+
+// kept counts it, without reading it: anybody may ask.
+func (g gauge) kept() int {
+	files, err := filepath.Glob(filepath.Join(g.declarations, "*.json"))
+	if err != nil {
+		return 0 // the pattern is a good one
+	}
+	return len(files)
+}
 
 // Domains implements metrics.Source.
 func (g gauge) Domains() []metrics.Domain {
@@ -45,12 +60,9 @@ func (g gauge) Host() metrics.Host {
 		Attaches: n.Attaches, AttachTime: n.AttachTime, AttachFailures: n.AttachFailures,
 		GateRefused: g.api.refused.Load(),
 	}
-	if v := g.api.virt; v != nil {
+	if v := g.api.virt; v != nil && v.expected() {
 		h.Libvirt = &metrics.Libvirt{Connected: v.up.Load()}
 	}
-	// What could not be read is counted by nobody; doctor names it.
-	if all, _ := g.api.registry.All(); all != nil {
-		h.Declarations = len(all)
-	}
+	h.Declarations = g.kept()
 	return h
 }

@@ -19,8 +19,14 @@ import (
 type virt struct {
 	client *libvirt.Client
 	up     atomic.Bool
+	wasUp  atomic.Bool
+	wanted bool // the configuration says so
 	lanes  *lanes[xen.UUID]
 }
+
+// expected reports whether a libvirt that is not there is worth a word: on a
+// host that only has xl it is not.
+func (v *virt) expected() bool { return v.wanted || v.wasUp.Load() }
 
 // startVirt connects to libvirt, nil if the configuration says not to. What
 // libvirt tells is handed over as its hook does: the hook is heard before a
@@ -30,7 +36,7 @@ func startVirt(ctx context.Context, opt config.Libvirt, policies policy.Policies
 	if opt.Enabled == "no" {
 		return nil
 	}
-	v := &virt{lanes: newLanes[xen.UUID]()}
+	v := &virt{lanes: newLanes[xen.UUID](), wanted: opt.Enabled == "yes"}
 	v.client = libvirt.Start(ctx, libvirt.Options{
 		Sockets: opt.Sockets, Log: log, Policies: policies,
 		Changed: func(d libvirt.Domain) {
@@ -47,6 +53,7 @@ func startVirt(ctx context.Context, opt config.Libvirt, policies policy.Policies
 			v.up.Store(up)
 			switch {
 			case up:
+				v.wasUp.Store(true)
 				log.Info("connected to libvirt")
 			case opt.Enabled == "yes":
 				log.Warn("libvirt is not there", "err", why)
