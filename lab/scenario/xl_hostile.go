@@ -45,7 +45,7 @@ func (j *journey) hostileStore(r *road) error {
 		script += "w " + path + " " + value + "; "
 	}
 	// And as many as it may.
-	script += `i=0; while [ $i -lt 200 ]; do w data/hvi-$i off; i=$((i + 1)); done | grep -c '^11 '`
+	script += `i=0; while [ $i -lt 100 ]; do w data/hvi-$i off; i=$((i + 1)); done | grep -c '^11 '`
 	out, err := j.g.Run(script)
 	if err != nil {
 		return err

@@ -243,15 +243,37 @@ func (j *journey) begin(r *road) error {
 	if err := j.secure(r); err != nil {
 		return err
 	}
-	// The kernel suspends by a call into its hypercall page, of 32 bytes for each:
-	// mov $29, %eax (5 bytes); vmcall or vmmcall (3 bytes); and goes on behind it.
-	out, err := g.Run("grep -w hypercall_page /proc/kallsyms")
-	if err != nil {
-		return err
-	}
-	page, err := strconv.ParseUint(strings.Fields(out)[0], 16, 64)
-	j.resume = x86.VirtAddr(page + 29*32 + 8)
+	j.resume, err = g.resumePoint()
 	return err
+}
+
+// resumePoint returns the instruction at which a Linux guest that is suspended
+// goes on: the one behind its call of the hypervisor.
+func (g *Guest) resumePoint() (x86.VirtAddr, error) {
+	out, err := g.Run(`grep -E ' (hypercall_page|xen_hypercall_intel|xen_hypercall_amd)$' /proc/kallsyms; grep -m 1 vendor_id /proc/cpuinfo`)
+	if err != nil {
+		return 0, err
+	}
+	vendor := "amd"
+	if strings.Contains(out, "GenuineIntel") {
+		vendor = "intel"
+	}
+	for line := range strings.Lines(out) {
+		f := strings.Fields(line)
+		if len(f) != 3 {
+			continue
+		}
+		at, err := strconv.ParseUint(f[0], 16, 64)
+		switch {
+		case err != nil:
+		case f[2] == "hypercall_page":
+			// 32 bytes for each call: mov $29, %eax (5 bytes); vmcall or vmmcall (3).
+			return x86.VirtAddr(at + 29*32 + 8), nil
+		case f[2] == "xen_hypercall_"+vendor:
+			return x86.VirtAddr(at + 3), nil
+		}
+	}
+	return 0, fmt.Errorf("where the guest calls the hypervisor is not in its symbols: %q", out)
 }
 
 // secure waits until the guest is protected, and attacks it.
