@@ -67,7 +67,7 @@ func (f *format) Set(s string) error {
 func (a *app) run(ctx context.Context, args []string) int {
 	root := a.root()
 	root.SetArgs(args)
-	return a.report(root.ExecuteContext(ctx))
+	return a.report(a.restarting(root.ExecuteContext(ctx), nil))
 }
 
 func (a *app) root() *cobra.Command {

@@ -165,7 +165,7 @@ func (a *app) create(ctx context.Context, cmd *cobra.Command, o creation) error 
 	// Nothing is created where it could not be protected.
 	before, err := c.Domains(ctx)
 	if err != nil {
-		return a.restarting(err, nil)
+		return err
 	}
 	x, id, err := a.begin(o)
 	if err != nil {

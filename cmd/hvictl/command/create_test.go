@@ -414,6 +414,12 @@ func TestRestarting(t *testing.T) {
 	if _, errOut, code := ts.hvictl(t.Context(), socket, "create", ts.config); code != exitUnreachable || !strings.Contains(errOut, "is restarting") || len(ts.calls(t)) > 0 {
 		t.Errorf("create: exit code %d: %s", code, errOut)
 	}
+	// So do the commands that have nothing to show.
+	for _, args := range []string{"attach web1", "detach web1", "events", "policy show web1", "set web1 --mode off"} {
+		if out, errOut, code := hvictl(t, socket, strings.Fields(args)...); code != exitUnreachable || out != "" || !strings.Contains(errOut, "is restarting") {
+			t.Errorf("%s: exit code %d: %s%s", args, code, out, errOut)
+		}
+	}
 	// One that is not back by now is down.
 	n.At = noon.Add(-control.RestartWindow)
 	if err := control.WriteRestartNotice(dir, n); err != nil {
