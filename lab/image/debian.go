@@ -43,13 +43,15 @@ var debianPackages = []string{
 // that it asks for by name.
 var debianModules = []string{"virtio_pci", "virtio_blk", "ata_piix", "sd_mod", "crc32c_generic", "ext4", "overlay"}
 
-// leftOut are the kernel's modules that no emulated server needs, as folders of
-// /lib/modules/RELEASE/kernel.
-var leftOut = []string{
-	"sound", "drivers/bluetooth", "drivers/gpu", "drivers/hid", "drivers/hwmon", "drivers/iio", "drivers/infiniband", "drivers/input", "drivers/media",
-	"drivers/misc", "drivers/mmc", "drivers/mtd", "drivers/net/ethernet", "drivers/net/usb", "drivers/net/wireless", "drivers/nfc", "drivers/pcmcia",
-	"drivers/platform", "drivers/power", "drivers/staging", "drivers/thunderbolt", "drivers/usb", "drivers/video", "drivers/watchdog",
-	"net/bluetooth", "net/mac80211", "net/wireless",
+// systemModules are the kernel modules that the system has, besides what they
+// depend on, as files or folders of /lib/modules/RELEASE/kernel: what an
+// emulated server needs, since every module more makes each search longer.
+var systemModules = []string{
+	"arch/x86/crypto", "crypto", "lib",
+	"drivers/ata", "drivers/block", "drivers/md", "drivers/scsi/sd_mod.ko", "drivers/scsi/sr_mod.ko", "drivers/virtio", "drivers/xen",
+	"drivers/net/dummy.ko", "drivers/net/macvtap.ko", "drivers/net/tun.ko", "drivers/net/veth.ko", "drivers/net/xen-netback",
+	"fs/autofs", "fs/binfmt_misc.ko", "fs/configfs", "fs/ext4", "fs/fat", "fs/fuse", "fs/isofs", "fs/nls", "fs/overlayfs",
+	"net/8021q", "net/bridge", "net/ipv4", "net/ipv6", "net/netfilter", "net/openvswitch", "net/packet", "net/sched", "net/unix", "net/xfrm",
 }
 
 // debianSize is how large the system's disk is. What nothing is written to
@@ -181,7 +183,7 @@ func (b *Builder) debianDisk(ctx context.Context, kernel string) (string, error)
 	if err != nil {
 		return "", err
 	}
-	inputs := append([]string{filepath.Base(kernel), hash(source("debian-setup"))}, leftOut...)
+	inputs := append([]string{filepath.Base(kernel), hash(source("debian-setup"))}, systemModules...)
 	for _, p := range pkgs {
 		inputs = append(inputs, p.SHA256)
 	}
@@ -258,19 +260,9 @@ func (b *Builder) debianRoot(ctx context.Context, root, kernel string, pkgs []ar
 			return err
 		}
 	}
-	modules, err := only(kernel, "lib/modules/*")
+	release, err := installModules(kernel, filepath.Join(root, "usr"))
 	if err != nil {
 		return err
-	}
-	release := filepath.Base(modules)
-	to := filepath.Join(root, "usr/lib/modules", release)
-	if err := errors.Join(os.MkdirAll(filepath.Dir(to), 0o755), tool(ctx, "/", "cp", "-a", modules, to)); err != nil {
-		return err
-	}
-	for _, d := range leftOut {
-		if err := os.RemoveAll(filepath.Join(to, "kernel", d)); err != nil {
-			return err
-		}
 	}
 	for _, f := range own {
 		at := filepath.Join(root, "lab-files", f.name)
@@ -279,6 +271,46 @@ func (b *Builder) debianRoot(ctx context.Context, root, kernel string, pkgs []ar
 		}
 	}
 	return setup(ctx, root, source("debian-setup"), release)
+}
+
+// installModules copies systemModules to lib/modules below a folder and returns
+// their kernel's release.
+func installModules(kernel, to string) (release string, err error) {
+	from, err := only(kernel, "lib/modules/*")
+	if err != nil {
+		return "", err
+	}
+	var names []string
+	for _, m := range systemModules {
+		err := filepath.WalkDir(filepath.Join(from, "kernel", m), func(p string, d fs.DirEntry, err error) error {
+			if name, ok := strings.CutSuffix(filepath.Base(p), ".ko"); ok && err == nil {
+				names = append(names, name)
+			}
+			return err
+		})
+		if err != nil {
+			return "", err
+		}
+	}
+	all, err := withDependencies(filepath.Join(from, "kernel"), names)
+	if err != nil {
+		return "", err
+	}
+	for _, n := range []string{"modules.builtin", "modules.builtin.modinfo", "modules.order"} {
+		all = append(all, filepath.Join(from, n))
+	}
+	release = filepath.Base(from)
+	for _, p := range all {
+		rel, err := filepath.Rel(from, p)
+		if err != nil {
+			return "", err
+		}
+		at := filepath.Join(to, "lib/modules", release, rel)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(at), 0o755), linkOrCopy(p, at)); err != nil {
+			return "", err
+		}
+	}
+	return release, nil
 }
 
 // setup runs a script changed into a root, with mounts and processes of its own

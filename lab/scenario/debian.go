@@ -113,7 +113,7 @@ func bootDebian(t *T) error {
 		text, _ := t.Journal(u)
 		t.Logf("%s: %s", u, lastLines(text, 10))
 	}
-	for _, u := range []string{"multi-user.target", "libvirtd.service", "xen.service"} {
+	for _, u := range []string{"multi-user.target", "libvirtd.socket", "xen.service"} {
 		out, err := t.Systemctl("is-active", u)
 		t.Check(err == nil, "%s is active: %s", u, strings.TrimSpace(out.Stdout))
 	}

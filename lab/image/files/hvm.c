@@ -138,6 +138,10 @@ void boot(void)
 	if (p->magic != 0x31495648) /* "HVI1" */
 		for (;;)
 			asm volatile("cli; hlt"); /* which is the end of the domain */
+	/* The BIOS's timer goes on: no interrupts from the old controllers. */
+	asm volatile("outb %b0, $0x21\n"
+		     "outb %b0, $0xa1\n"
+		     : : "a"(0xff));
 	if (!p->pvh)
 		start_linux(p);
 	info.cmdline = (u32)p->cmdline;
