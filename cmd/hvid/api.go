@@ -35,6 +35,8 @@ type api struct {
 	gateTimeout time.Duration
 	refused     atomic.Uint64
 	doctor      func() []control.Check
+	// alive asks Xen whether a domain still is, and is not being destroyed.
+	alive func(xen.DomainInfo) bool
 	// probe finds the tier of a domain nobody has attached to.
 	probe func(xen.DomainInfo) (engine.Tier, string)
 	// events lists what Xen can report of a domain.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -61,8 +62,9 @@ func run(ctx context.Context, opt settings) (err error) {
 	if err != nil {
 		return err
 	}
+	xl := &xlplugin.Resolver{Policies: opt.files}
 	reg := registry.New(registry.Options{
-		Store: kept, XL: &xlplugin.Resolver{}, Files: opt.files, Default: opt.Default, XenStore: store, Log: opt.log,
+		Store: kept, XL: xl, Files: opt.files, Default: opt.Default, XenStore: store, Log: opt.log,
 	})
 	var shown atomic.Pointer[metrics.Server]
 	e := engine.New(engine.Options{
@@ -80,12 +82,25 @@ func run(ctx context.Context, opt settings) (err error) {
 	if err != nil {
 		return err
 	}
+	var aside sync.WaitGroup
+	defer aside.Wait()
+	defer cancel()
+	aside.Go(func() {
+		// xl takes the config up, and away, the moment the guest stops.
+		if err := xl.WatchUpdates(watch, reg.ConfigUpdated); err != nil && watch.Err() == nil {
+			opt.log.Warn("watch for xl config-update: a change may be seen too late", "err", err)
+		}
+	})
 	left := readNotice(opt.RunDir, time.Now(), opt.log)
 	a := &api{
 		engine: e, restarting: left, store: store, registry: reg, resolve: resolver(reg), policies: opt.files, fallback: opt.Default,
 		gateTimeout: opt.Gate.Timeout, log: opt.log,
 		journal: events, xen: host.Release().String(), started: started,
 		events: func(info xen.DomainInfo) (xen.MonitorCaps, error) { return host.MonitorCapabilities(info.ID) },
+		alive: func(info xen.DomainInfo) bool {
+			now, err := host.Domain(info.ID)
+			return err == nil && !now.Dying && now.UUID == info.UUID
+		},
 		probe:  func(info xen.DomainInfo) (engine.Tier, string) { return engine.Probe(hv, info) },
 		doctor: func() []control.Check { return examineHost(host, opt.ledgerDir, e.Status()) },
 	}

@@ -73,10 +73,11 @@ func (a *api) reconsider(st engine.Status) error {
 	return a.engine.Apply(st.Info, decl)
 }
 
-// running returns the living domain of a UUID, nil if there is none.
+// running returns the living domain of a UUID, nil if there is none. One that is
+// being destroyed is not meant by what is said of its successor.
 func (a *api) running(uuid xen.UUID) *engine.Status {
 	for _, st := range a.engine.Status() {
-		if st.Info.UUID == uuid {
+		if st.Info.UUID == uuid && a.alive(st.Info) {
 			return &st
 		}
 	}

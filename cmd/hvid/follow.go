@@ -19,8 +19,8 @@ const (
 	// stands still until it is seen.
 	rescanPeriod = 100 * time.Millisecond
 	// updatePeriod is how often is looked whether xl config-update has given a
-	// domain another config.
-	updatePeriod = 2 * time.Second
+	// domain another config, where nobody tells of it.
+	updatePeriod = 10 * time.Second
 	// prunePeriod is how often is forgotten what is kept for nobody.
 	prunePeriod = time.Minute
 )
