@@ -363,6 +363,11 @@ func (b *Builder) RunDisk(ctx context.Context, im Images, file string, plan []st
 	if err := b.compile(ctx, bin, bare); err != nil {
 		return err
 	}
+	if !bare {
+		if err := b.compileProbe(ctx, bin); err != nil {
+			return err
+		}
+	}
 	from := filepath.Join(filepath.Dir(im.Guest), "guest")
 	entries, err := os.ReadDir(from)
 	if err != nil {

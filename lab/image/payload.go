@@ -71,3 +71,16 @@ func (b *Builder) compile(ctx context.Context, dir string, bare bool) error {
 	}
 	return nil
 }
+
+// compileProbe builds the program that sees libvirt through libvirt's own
+// library, into a folder. It is a module of its own, and takes a C compiler; the
+// library itself it finds where it runs.
+func (b *Builder) compileProbe(ctx context.Context, dir string) error {
+	cmd := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-trimpath", "-tags=libvirt_dlopen", "-o", filepath.Join(dir, "virtprobe"), ".")
+	cmd.Dir = filepath.Join(b.Root, "lab", "libvirtgo")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=1", "GOOS=linux", "GOARCH=amd64")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w\n%s", strings.Join(cmd.Args, " "), err, tail(string(out), 4000))
+	}
+	return nil
+}
