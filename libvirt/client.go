@@ -41,7 +41,9 @@ var (
 type Options struct {
 	// Sockets are tried in this order. Default: [DefaultSockets].
 	Sockets []string
-	Log     *slog.Logger
+	// Log is told of domains that libvirt does not tell about. What matters of
+	// the connection, Connected is told.
+	Log *slog.Logger
 	// Policies looks up what an admin keeps by name; see [metadata.Element.Spec].
 	Policies policy.Policies
 	// Changed is told of a domain that runs: after each connect, when it has
@@ -195,11 +197,6 @@ func (c *Client) setSession(s *session, why error) {
 func (c *Client) connected(up bool, why error) {
 	c.tell.Lock()
 	defer c.tell.Unlock()
-	if up {
-		c.log.Info("connected to libvirt")
-	} else {
-		c.log.Warn("libvirt is not reachable", "error", why)
-	}
 	c.opt.Connected(up, why)
 }
 
@@ -495,7 +492,7 @@ func (s *session) look(ctx context.Context, d rpc.Domain) {
 	if err != nil {
 		// It may have ended meanwhile, which others see.
 		if !errors.Is(err, ErrNoDomain) {
-			s.log.Warn("libvirt does not tell about a domain", "domain", policy.Quote(d.Name), "error", err)
+			s.log.Warn("libvirt does not tell about a domain", "domain", policy.Quote(d.Name), "err", err)
 		}
 		return
 	}
