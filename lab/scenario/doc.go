@@ -8,6 +8,11 @@
 // it: what it started through [T] is stopped for it, in reverse order, also
 // when it panics.
 //
+// The control domain runs one of two systems: Initramfs, which boots in
+// seconds, or Debian, where packages, units, libvirt and guests with a device
+// model or a network are at home. Every file written there is gone after the
+// boot, but scenarios of one boot see each other's.
+//
 // All times inside a scenario are those of the emulated clock. It stands still
 // against the wall clock while the emulator works hard and jumps while the
 // machine is idle; a timeout of a minute is a minute of the guest's life.
