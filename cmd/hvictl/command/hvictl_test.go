@@ -425,6 +425,9 @@ func TestExitCodes(t *testing.T) {
 		{"code of a later release", h.socket, []string{"attach", "7"}, problem("later"), exitFailure, "told so"},
 
 		{"unknown command", h.socket, []string{"statsu"}, nil, exitUsage, `did you mean "status"?`},
+		{"unknown policy command", h.socket, []string{"policy", "chek"}, nil, exitUsage, `did you mean "check"?`},
+		{"help on a command of a command", none, []string{"help", "policy", "check"}, nil, exitOK, ""},
+		{"policy alone", none, []string{"policy"}, nil, exitOK, ""},
 		{"unknown flag", h.socket, []string{"events", "--folow"}, nil, exitUsage, "did you mean --follow?"},
 		{"unknown flag, nothing near", h.socket, []string{"list", "--zzzzzz"}, nil, exitUsage, `unknown flag "--zzzzzz"`},
 		{"unknown short flag", h.socket, []string{"list", "-z"}, nil, exitUsage, "'z'"},
