@@ -16,7 +16,7 @@ import (
 func init() {
 	Register(Scenario{
 		Name:     "package-upgrade",
-		Brief:    "Upgrade, restart, removal and purge of the package under a running guest: never a long pause, never a silent gap",
+		Brief:    "Upgrade, restart and purge under a running guest: never a long pause, never a silent gap",
 		Emulator: Bochs,
 		System:   Debian,
 		Timeout:  20 * time.Minute,
