@@ -27,7 +27,7 @@ const (
 	guestCmdline = "console=hvc0 nokaslr mitigations=off nopti nomodeset audit=0 apparmor=0 selinux=0 cryptomgr.notests loglevel=5 panic=-1"
 	configDir    = "/etc/xen"       // where a guest's config file goes
 	upMark       = "@@GUEST-UP "    // followed by uname -r
-	bootLimit    = 2 * time.Minute  // emulated; seen: 8 s in Bochs, 20 s in QEMU
+	bootLimit    = 4 * time.Minute  // emulated; seen: 8 s in Bochs, 20 s in QEMU, 55 s for HVM there
 	commandLimit = 60 * time.Second // for Guest.Run, emulated
 	shutLimit    = 60 * time.Second // for Guest.Shutdown, emulated
 )
