@@ -105,13 +105,14 @@ func (rs *roads) names() {
 		}
 		return nil
 	})
-	for _, name := range hostileNames {
+	for i, name := range hostileNames {
 		// xl's language of configs has no line ends in strings, and no way to
 		// write a quote of the kind around it.
 		if strings.ContainsAny(name, "\n\"") {
 			continue
 		}
-		rs.take("hostile-create", func(r *road) error {
+		rs.take(fmt.Sprintf("hostile-create-%d", i+1), func(r *road) error {
+			r.Special = "name " + strconv.QuoteToASCII(name)
 			c := rs.guest(KernelTiny, "named", enforceLine)
 			path, err := t.WriteConfig(c)
 			if err != nil {
