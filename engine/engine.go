@@ -184,7 +184,7 @@ func (e *Engine) appeared(d *domain, info xen.DomainInfo, name string) {
 	case err != nil:
 		d.setStatus(func(st *Status) {
 			st.State, st.PolicySource, st.PolicyFrom, st.Decided = StateFailed, decl.Source, decl.From, true
-			st.Failure = &Failure{Stage: "read the declared policy", Err: err, Fix: "correct the configuration, then run: hvictl attach " + name + ", or start the guest anew"}
+			st.Failure = &Failure{Stage: "read the declared policy", Err: err, Fix: "correct the configuration, then run: hvictl attach " + info.UUID.String() + ", or start the guest anew"}
 		})
 		log.Error("the declared policy cannot be honoured; the guest runs unprotected", "err", err)
 	case !found || decl.Spec.Mode == policy.ModeOff:

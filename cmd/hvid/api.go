@@ -34,9 +34,13 @@ type api struct {
 	// stayed shut.
 	gateTimeout time.Duration
 	refused     atomic.Uint64
-	doctor      func() []control.Check
+	doctor      func(context.Context) []control.Check
 	// alive asks Xen whether a domain still is, and is not being destroyed.
 	alive func(xen.DomainInfo) bool
+	// inspect examines one domain from outside its session.
+	inspect func(engine.Status) []control.Check
+	// hookAt is when libvirt's hook called last.
+	hookAt atomic.Pointer[time.Time]
 	// probe finds the tier of a domain nobody has attached to.
 	probe func(xen.DomainInfo) (engine.Tier, string)
 	// events lists what Xen can report of a domain.
@@ -85,7 +89,7 @@ func (a *api) Attach(ctx context.Context, dom control.DomainRef, req control.Att
 	case errors.Is(err, engine.ErrAttached):
 		return control.DomainStatus{}, &control.Problem{
 			Code: control.CodeConflict, What: "already attached", Where: where(dom), Err: err,
-			Fix: "to change its policy, run: hvictl detach " + string(dom.Name) + ", then attach again",
+			Fix: "to change its policy, run: hvictl detach " + dom.UUID + ", then attach again",
 		}
 	case errors.Is(err, engine.ErrClosing):
 		return control.DomainStatus{}, &control.Problem{Code: control.CodeUnavailable, What: "hvid is stopping", Where: where(dom), Err: err}
@@ -118,7 +122,7 @@ func (a *api) declaration(dom control.DomainRef, req control.AttachRequest) (eng
 			return decl, &control.Problem{
 				Code: control.CodeBadRequest, What: "the domain's configuration asks for no protection",
 				Where: where(dom) + "; " + decl.Source,
-				Fix:   "say what to do: hvictl attach " + string(dom.Name) + " --mode enforce",
+				Fix:   "say what to do: hvictl attach " + dom.UUID + " --mode enforce",
 			}
 		}
 		return decl, nil
@@ -138,7 +142,7 @@ func (a *api) declaration(dom control.DomainRef, req control.AttachRequest) (eng
 	if spec.Mode == policy.ModeOff {
 		return engine.Declaration{}, &control.Problem{
 			Code: control.CodeBadRequest, What: "mode off protects nothing", Where: where(dom),
-			Fix: "to end a domain's protection, run: hvictl detach " + string(dom.Name),
+			Fix: "to end a domain's protection, run: hvictl detach " + dom.UUID,
 		}
 	}
 	return engine.Declaration{Spec: spec, Source: "hvictl attach", From: string(registry.FromHvictl)}, nil
@@ -164,17 +168,28 @@ func (a *api) Detach(ctx context.Context, dom control.DomainRef) (control.Domain
 	return a.Domain(ctx, dom)
 }
 
-func (a *api) Doctor(context.Context) (control.DoctorReport, error) {
-	r := control.DoctorReport{Checks: a.doctor()}
+func (a *api) Doctor(ctx context.Context) (control.DoctorReport, error) {
+	r := control.DoctorReport{Checks: a.doctor(ctx)}
 	for _, st := range a.engine.Status() {
 		if st.Tier == "" {
 			st.Tier, st.TierReason = a.probe(st.Info)
 		}
 		d := domainReport(st)
 		d.Checks = append(d.Checks, a.monitorEvents(st.Info))
+		if a.inspect != nil {
+			d.Checks = append(d.Checks, a.inspect(st)...)
+		}
 		r.Domains = append(r.Domains, d)
 	}
 	return r, nil
+}
+
+// hookHeard is when libvirt's hook called last, zero if it never did.
+func (a *api) hookHeard() time.Time {
+	if t := a.hookAt.Load(); t != nil {
+		return *t
+	}
+	return time.Time{}
 }
 
 // monitorEvents says which of a domain's events Xen can report.

@@ -101,8 +101,15 @@ func run(ctx context.Context, opt settings) (err error) {
 			now, err := host.Domain(info.ID)
 			return err == nil && !now.Dying && now.UUID == info.UUID
 		},
-		probe:  func(info xen.DomainInfo) (engine.Tier, string) { return engine.Probe(hv, info) },
-		doctor: func() []control.Check { return examineHost(host, opt.ledgerDir, e.Status()) },
+		probe: func(info xen.DomainInfo) (engine.Tier, string) { return engine.Probe(hv, info) },
+	}
+	look := &inspector{
+		xen: host, store: store, events: events, files: opt.files, socket: opt.Socket, kept: opt.declarations(),
+		hookHeard: a.hookHeard, fixedAltP2M: host.Layout().Has.AltP2MFixedAtCreate,
+	}
+	a.inspect = look.domain
+	a.doctor = func(ctx context.Context) []control.Check {
+		return append(examineHost(host, opt.ledgerDir, e.Status()), look.host(ctx)...)
 	}
 	a.virt = startVirt(watch, opt.Libvirt, opt.files, opt.log, a)
 	server := control.NewServer(control.ServerOptions{Engine: a, Journal: events, Logger: opt.log})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"time"
 
 	"github.com/xen-hvi/hvi/control"
 	"github.com/xen-hvi/hvi/engine"
@@ -86,6 +87,10 @@ func (a *api) running(uuid xen.UUID) *engine.Status {
 
 // Declare implements control.Engine.
 func (a *api) Declare(_ context.Context, uuid string, req control.DeclareRequest) (control.Declared, error) {
+	if req.Toolstack == registry.ToolstackLibvirt {
+		now := time.Now()
+		a.hookAt.Store(&now)
+	}
 	e := registry.Entry{Name: string(req.Name), Toolstack: req.Toolstack, Source: req.Source}
 	var err error
 	if e.UUID, err = xen.ParseUUID(uuid); err != nil {

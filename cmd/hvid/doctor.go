@@ -21,11 +21,7 @@ func examineHost(h *xen.Host, ledgerDir string, attached []engine.Status) []cont
 		Name: "Xen release", Status: control.CheckOK,
 		Detail: h.Release().String() + ", known to this hvi",
 	}}
-	checks = append(checks, processor(h), altp2m(h))
-	for _, dev := range []string{"/dev/xen/privcmd", "/dev/xen/evtchn", "/dev/xen/hypercall"} {
-		checks = append(checks, device(dev))
-	}
-	return append(checks, leftover(ledgerDir, attached))
+	return append(checks, processor(h), altp2m(h), leftover(ledgerDir, attached))
 }
 
 func processor(h *xen.Host) control.Check {
@@ -72,20 +68,6 @@ func enablesAltp2m(word string) bool {
 		return true
 	}
 	return false
-}
-
-func device(path string) control.Check {
-	c := control.Check{Name: path, Status: control.CheckOK, Detail: "there"}
-	if _, err := os.Stat(path); err != nil {
-		c.Status, c.Detail = control.CheckMissing, err.Error()
-		c.Fix = "load the kernel's modules: modprobe -a xen-privcmd xen-evtchn"
-		if strings.HasSuffix(path, "hypercall") {
-			c.Status = control.CheckWarn
-			c.Detail = "missing: locked memory is used instead, which Linux may move under a hypercall"
-			c.Fix = "run a control domain with Linux 4.18 or later"
-		}
-	}
-	return c
 }
 
 // leftover looks for changes of Xen's state that an earlier hvid made and that

@@ -191,7 +191,7 @@ func TestDeclaration(t *testing.T) {
 			}
 		})
 	}
-	a.doctor = func() []control.Check { return nil }
+	a.doctor = func(context.Context) []control.Check { return nil }
 	a.events = func(xen.DomainInfo) (xen.MonitorCaps, error) { return 1 << abi.MonitorEventMovToMSR, nil }
 	a.probe = func(xen.DomainInfo) (engine.Tier, string) { return engine.TierAccess, "no altp2m" }
 	if r, err := a.Doctor(context.Background()); err != nil || len(r.Domains) != 1 || r.Domains[0].Tier != control.TierAccess || r.Domains[0].TierReason != "no altp2m" {

@@ -60,7 +60,7 @@ func badInput(t *T) error {
 		{"badkey", "introspection = \"enforce\"\nintrospection_guard = [ \"kernel-text=block\" ]", "introspection_guards"},
 		{"badblock", "introspection = \"observe\"\nintrospection_guards = [ \"kernel-text=block\" ]", "enforce"},
 	} {
-		g, err := t.StartGuest(GuestConfig{Name: c.name, Memory: 64, Lines: []string{c.line}, CreateArgs: []string{"-p"}})
+		g, err := t.StartGuest(GuestConfig{Name: c.name, Memory: 160, Lines: []string{c.line}, CreateArgs: []string{"-p"}})
 		if err != nil {
 			return err
 		}
@@ -121,7 +121,10 @@ func (t *T) secondListener() error {
 	if err != nil {
 		return err
 	}
-	code, text := t.fails("hvictl", "attach", g.Name, "--mode", "enforce")
+	// Doctor sees it without an attempt to attach.
+	code, text := t.fails("hvictl", "doctor")
+	t.Check(code == 7 && strings.Contains(text, "another program listens"), "doctor on a ring that is taken: exit code %d, %q", code, text)
+	code, text = t.fails("hvictl", "attach", g.Name, "--mode", "enforce")
 	t.Check(code == 6 && strings.Contains(text, "listen"), "a ring that is taken: exit code %d, %q", code, text)
 	out, err := g.Run("echo unharmed")
 	t.Check(err == nil && out == "unharmed", "the guest goes on: %q %v", out, err)
