@@ -6,9 +6,15 @@ UNITDIR ?= /etc/systemd/system
 # A release sets VERSION; otherwise the binaries say which commit they are of.
 VERSION ?=
 
-# The scenario of make demo, and those of make test, in this order.
+# The scenario of make demo, those of make test, and those of make soak. What
+# shares a machine runs in this order; the machines that take longest come first.
 DEMO  ?= demo
-SUITE ?= boot-intel demo skeleton-intel guest-pti guards-off hvid-stopped hvid-killed bad-input first-instruction boot-amd skeleton-amd
+SUITE ?= $(BOCHS) $(QEMU_DEBIAN) $(BOCHS_DEBIAN) $(QEMU)
+BOCHS ?= boot-intel demo skeleton-intel guest-pti guards-off hvid-stopped hvid-killed bad-input first-instruction
+QEMU  ?= boot-amd skeleton-amd cycles
+BOCHS_DEBIAN ?= package-xl-intel package-upgrade
+QEMU_DEBIAN  ?= package-libvirt-amd package-xl
+SOAK  ?= soak-create soak-reboot soak-save
 
 # Go asks git which commit this is, and fails where git can't tell.
 VCS := $(shell git rev-parse HEAD >/dev/null 2>&1 || echo -buildvcs=false)
@@ -19,7 +25,7 @@ comma := ,
 space := $(empty) $(empty)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test build package install unit lint fmt lab lab-list lab-test lab-images lab-clean clean
+.PHONY: help demo test build package install unit lint fmt lab lab-list lab-test soak lab-images lab-clean clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +73,9 @@ lab-list: ## the scenarios, one line each
 
 lab-test: ## the scenarios of make test
 	@$(LAB) run -q $(subst $(space),$(comma),$(strip $(SUITE)))
+
+soak: ## 1,000 creations, 200 reboots, 100 saves and restores: an hour
+	@$(LAB) run -q $(subst $(space),$(comma),$(strip $(SOAK)))
 
 lab-images: ## build everything the lab boots, and run nothing
 	@$(LAB) images
