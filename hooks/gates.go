@@ -81,6 +81,10 @@ func (h Host) storeWrite(path, value string) {
 	if h.StoreWrite == nil {
 		return
 	}
+	// libxl names paths as seen from the control domain's own.
+	if !strings.HasPrefix(path, "/") {
+		path = "/local/domain/0/" + path
+	}
 	done := make(chan error, 1)
 	go func() { done <- h.StoreWrite(path, value) }()
 	late := time.NewTimer(storeTime)

@@ -187,6 +187,9 @@ func newRun(socket, stdin string, args ...string) *run {
 			return nil
 		},
 		StoreWrite: func(path, value string) error {
+			if !strings.HasPrefix(path, "/local/domain/0/") {
+				return fmt.Errorf("%s is no absolute path", path)
+			}
 			r.store = append(r.store, path+"="+value)
 			return nil
 		},
@@ -460,9 +463,10 @@ func TestVifGate(t *testing.T) {
 				t.Errorf("it asked for %q, want %q", got, tt.asks)
 			}
 			// libxl reads the reason there.
+			node := "/local/domain/0/" + strings.TrimPrefix(tt.xenbus, "/local/domain/0/")
 			told := slices.ContainsFunc(r.store, func(s string) bool {
-				return strings.HasPrefix(s, tt.xenbus+"/hotplug-error=hvi: domain ") && strings.Contains(s, tt.says)
-			}) && slices.Contains(r.store, tt.xenbus+"/hotplug-status=error")
+				return strings.HasPrefix(s, node+"/hotplug-error=hvi: domain ") && strings.Contains(s, tt.says)
+			}) && slices.Contains(r.store, node+"/hotplug-status=error")
 			if want := !tt.becomes && strings.Contains(tt.says+r.stderr.String(), "is not started"); told != want {
 				t.Errorf("xenstore was told %q", r.store)
 			}
