@@ -427,7 +427,7 @@ func (b *Builder) debPackage(ctx context.Context, file string) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	if err := tool(ctx, b.Root, build, dir); err != nil {
+	if err := tool(ctx, b.Root, "env", "FORMATS=deb", build, dir); err != nil {
 		return err
 	}
 	deb, err := only(dir, "hvi_*_amd64.deb")
