@@ -33,9 +33,9 @@ func (s *Session) detach(hold bool) error {
 // moment: first what makes events, then, with the domain running, the answers
 // to those under way are given time to be acted upon, then the ring, last the
 // pause references. It does not stop at an error, ends the session and leaves
-// it in the given state. With hold one pause reference is kept, the only entry
-// of a ledger that is then left open, for whoever decides over the domain: see
-// [Session.takeLedger].
+// it in the given state. With hold the domain does not run in between if it is
+// held, and one pause reference is kept, the only entry of a ledger that is then
+// left open, for whoever decides over the domain: see [Session.takeLedger].
 func (s *Session) withdraw(final State, hold bool) error {
 	if s.finished {
 		return nil
@@ -53,7 +53,11 @@ func (s *Session) withdraw(final State, hold bool) error {
 		for _, m := range s.heldMoments() {
 			s.server.Release(m.vcpu, vmevent.Continue)
 		}
-		errs = append(errs, s.ledger.Undo(ledger.OpPause))
+		if !hold {
+			// A domain that is to stay held has either not run a moment with the
+			// ring, or is shut down: nobody waits to act upon an answer.
+			errs = append(errs, s.ledger.Undo(ledger.OpPause))
+		}
 		ctx, cancel := context.WithTimeout(context.Background(), quietLimit)
 		s.waitQuiet(ctx)
 		cancel()

@@ -1,0 +1,42 @@
+package engine_test
+
+import (
+	"testing"
+
+	"github.com/xen-hvi/hvi/engine"
+	"github.com/xen-hvi/hvi/engine/xen/xentest"
+)
+
+// TestRequireAttachNeverRuns checks that a domain that is to stay held does not
+// run a moment while hvi withdraws from a ring that it served already.
+func TestRequireAttachNeverRuns(t *testing.T) {
+	w := newWorld(t, xentest.Config{}, xentest.Spec{}) // its toolstack was quick: nobody else holds it
+	w.decl.Spec.RequireAttach = true
+	const registers = "domctl(gethvmcontext_partial)"
+	w.xen.FailNext(registers, 0)
+	w.xen.FailNext(registers, 5)
+	w.xen.Log()
+	w.engine.Gate(w.info, false)
+	w.engine.Appeared(w.info, "web")
+	if st := w.status(); st.State != engine.StateFailed || st.AttachedAt.IsZero() || st.Held == "" {
+		t.Fatalf("%s, attached at %v, held %q", st.State, st.AttachedAt, st.Held)
+	}
+	held := 0
+	for _, call := range w.xen.Log() {
+		switch call {
+		case "domctl(pausedomain) 7":
+			held++
+		case "domctl(unpausedomain) 7":
+			if held--; held == 0 {
+				t.Error("the domain was let run")
+			}
+		}
+	}
+	if held != 1 || w.dom.Pauses() != 1 {
+		t.Errorf("%d pauses of ours, %d in Xen, want 1", held, w.dom.Pauses())
+	}
+	if err := w.engine.Detach(7); err != nil {
+		t.Fatal(err)
+	}
+	w.checkClean(0)
+}
