@@ -104,10 +104,9 @@ func (e *Engine) Apply(info xen.DomainInfo, decl Declaration) error {
 	}
 	switch s := d.current(); {
 	case d.over:
-		if d.resume != nil {
-			d.resume = &decl
-		}
-		return nil
+		return e.applyOver(d, decl)
+	case !d.isDecided():
+		return fmt.Errorf("domain %d: %w", info.ID, ErrTooEarly)
 	case decl.Spec.Mode == policy.ModeOff:
 		var err error
 		if s != nil && !s.ended() {
@@ -125,4 +124,20 @@ func (e *Engine) Apply(info xen.DomainInfo, decl Declaration) error {
 		d.mu.Unlock()
 		return s.Apply(decl)
 	}
+}
+
+// applyOver notes what a domain that is shut down gets if it runs on. The caller
+// holds d.busy.
+func (e *Engine) applyOver(d *domain, decl Declaration) error {
+	if decl.Spec.Mode == policy.ModeOff {
+		d.resume = nil
+		err := e.letGo(d)
+		d.setUnprotected(decl)
+		return err
+	}
+	d.resume = &decl
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.declared = &decl
+	return nil
 }

@@ -3,9 +3,11 @@ package engine_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 
 	"github.com/xen-hvi/hvi/engine"
+	"github.com/xen-hvi/hvi/engine/guest/linux/linuxtest"
 	"github.com/xen-hvi/hvi/engine/policy"
 	"github.com/xen-hvi/hvi/engine/x86"
 	"github.com/xen-hvi/hvi/engine/xen"
@@ -287,5 +289,65 @@ func TestRename(t *testing.T) {
 	w.writeText()
 	if r := <-w.events.got; r.Domain.Name != "db" {
 		t.Errorf("the record's domain is %q", r.Domain.Name)
+	}
+}
+
+// TestApplySuspended changes the policy of a domain while it is suspended, which
+// counts when it runs on: protected or not before, and protected or not then.
+func TestApplySuspended(t *testing.T) {
+	for _, before := range []bool{false, true} {
+		for _, after := range []string{"off", "observe"} {
+			t.Run(fmt.Sprintf("%v to %s", before, after), func(t *testing.T) {
+				w := newWorld(t, xentest.Config{}, xentest.Spec{})
+				if before {
+					w.appearRunning()
+				} else {
+					w.found, w.decl.Spec = false, policy.Spec{}
+					w.setState(linuxtest.Running)
+					w.copyMemory()
+					w.dom.SetRegisters(0, w.guest.Regs[0])
+					w.engine.Gate(w.info, true)
+					w.engine.Appeared(w.info, "web")
+				}
+				w.info.Shutdown, w.info.ShutdownReason = true, abi.ShutdownSuspend
+				w.engine.ShutDown(w.info)
+				if err := w.engine.Apply(w.info, declare(t, after)); err != nil {
+					t.Fatal(err)
+				}
+				if d, ok := w.engine.Declared(w.info); !ok || d.Spec.Mode.String() != after {
+					t.Errorf("while suspended %v is in force, %v", d.Spec.Mode, ok)
+				}
+				w.engine.Resumed(w.info, "web")
+				st, want := w.status(), engine.StateProtecting
+				if after == "off" {
+					want = engine.StateUnprotected
+					w.checkClean(0)
+				}
+				if st.State != want || st.Policy.Mode.String() != after || w.dom.Pauses() != 0 {
+					t.Errorf("resumed: %s, mode %s, %d pauses", st.State, st.Policy.Mode, w.dom.Pauses())
+				}
+			})
+		}
+	}
+}
+
+// TestTooEarly keeps a domain held that is still being built, whatever is asked
+// for meanwhile.
+func TestTooEarly(t *testing.T) {
+	w := newWorld(t, xentest.Config{}, xentest.Spec{Pauses: 1})
+	w.engine.Gate(w.info, false)
+	for what, err := range map[string]error{
+		"attach": w.engine.Attach(7, w.decl), "apply": w.engine.Apply(w.info, w.decl), "apply off": w.engine.Apply(w.info, declare(t, "off")),
+	} {
+		if !errors.Is(err, engine.ErrTooEarly) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if n := w.dom.Pauses(); n != 2 {
+		t.Errorf("%d pauses, want the toolstack's and ours", n)
+	}
+	w.engine.Appeared(w.info, "web")
+	if st := w.status(); st.State != engine.StateAttached {
+		t.Errorf("%s, %+v", st.State, st.Failure)
 	}
 }

@@ -520,6 +520,20 @@ var ErrAttached = errors.New("already attached")
 // ErrNotAttached says that the domain has no session.
 var ErrNotAttached = errors.New("not attached")
 
+// ErrTooEarly says that the domain is still being made. What is declared for it
+// is looked for when it is built.
+var ErrTooEarly = errors.New("the domain is still being made")
+
+// isDecided reports whether it was decided what becomes of the domain's start.
+func (d *domain) isDecided() bool {
+	select {
+	case <-d.decided:
+		return true
+	default:
+		return false
+	}
+}
+
 // Attach protects a domain as asked for by hand.
 func (e *Engine) Attach(id xen.DomID, decl Declaration) error {
 	d := e.byID(id)
@@ -536,6 +550,9 @@ func (e *Engine) Attach(id xen.DomID, decl Declaration) error {
 	}
 	if e.isClosing() {
 		return ErrClosing
+	}
+	if !d.isDecided() {
+		return fmt.Errorf("domain %d: %w", id, ErrTooEarly)
 	}
 	d.since = time.Now()
 	return e.attach(d, decl)

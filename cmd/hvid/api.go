@@ -91,6 +91,11 @@ func (a *api) Attach(ctx context.Context, dom control.DomainRef, req control.Att
 			Code: control.CodeConflict, What: "already attached", Where: where(dom), Err: err,
 			Fix: "to change its policy, run: hvictl detach " + dom.UUID + ", then attach again",
 		}
+	case errors.Is(err, engine.ErrTooEarly):
+		return control.DomainStatus{}, &control.Problem{
+			Code: control.CodeConflict, What: "the domain is still being made", Where: where(dom), Err: err,
+			Fix: "wait until hvictl status shows that it is decided about",
+		}
 	case errors.Is(err, engine.ErrClosing):
 		return control.DomainStatus{}, &control.Problem{Code: control.CodeUnavailable, What: "hvid is stopping", Where: where(dom), Err: err}
 	case err != nil:

@@ -71,7 +71,11 @@ func (a *api) reconsider(st engine.Status) error {
 	if now, ok := a.engine.Declared(st.Info); ok && now.Spec.SameIntent(decl.Spec) && st.State != engine.StateFailed {
 		return nil
 	}
-	return a.engine.Apply(st.Info, decl)
+	if err := a.engine.Apply(st.Info, decl); !errors.Is(err, engine.ErrTooEarly) {
+		return err
+	}
+	// It is looked for once more when the domain is built.
+	return nil
 }
 
 // running returns the living domain of a UUID, nil if there is none. One that is

@@ -52,8 +52,8 @@ func judgeGate(st engine.Status, err error, limit time.Duration) control.GateRes
 		res.Fix = "see hvid's log; a longer time can be set as gate.timeout in /etc/hvi/hvid.toml"
 	case st.State == engine.StateUnprotected:
 		res.Open, res.Reason = true, "no protection is asked for"
-	case st.State == engine.StateFailed && st.AttachedAt.IsZero():
-		// Of a policy that can't be read nobody knows what it requires.
+	case st.State == engine.StateFailed:
+		// Also after the ring was served for a moment: nothing is attached now. Of a policy that can't be read nobody knows what it requires.
 		res.Required = res.Required || st.Policy.Mode == policy.ModeOff
 		res.Open = !res.Required
 		if f := st.Failure; f != nil {

@@ -3,9 +3,11 @@ package main
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"testing"
 	"time"
 
+	"github.com/xen-hvi/hvi/control"
 	"github.com/xen-hvi/hvi/engine"
 	"github.com/xen-hvi/hvi/engine/policy"
 	"github.com/xen-hvi/hvi/engine/xen"
@@ -31,6 +33,8 @@ func TestGate(t *testing.T) {
 		"nothing asked for":         {engine.Status{State: engine.StateUnprotected, Decided: true}, nil, true, false, true},
 		"failed, not required":      {failed(enforce, time.Time{}), nil, true, false, true},
 		"failed, required":          {failed(required, time.Time{}), nil, false, true, true},
+		"failed late":               {failed(enforce, now), nil, true, false, true},
+		"failed late, required":     {failed(required, now), nil, false, true, true},
 		"a policy nobody can read":  {failed(policy.Effective{}, time.Time{}), nil, false, true, true},
 		"still being looked at":     {engine.Status{State: engine.StateGated}, context.DeadlineExceeded, false, true, true},
 		"not decided, hvid closing": {engine.Status{State: engine.StateGated}, nil, false, true, true},
@@ -44,5 +48,23 @@ func TestGate(t *testing.T) {
 		if !got.Open && got.Reason == "" {
 			t.Errorf("%s: refused without a reason", name)
 		}
+	}
+}
+
+// TestTooEarly leaves a domain to its appearance while it is still being made:
+// attaching by hand is refused, and news of its policy is found then.
+func TestTooEarly(t *testing.T) {
+	info := xen.DomainInfo{ID: 7, UUID: xen.UUID{7}, Type: xen.PVH}
+	e := engine.New(engine.Options{Log: slog.New(slog.DiscardHandler)})
+	e.Gate(info, true)
+	a := &api{engine: e, resolve: func(xen.DomainInfo, string) (engine.Declaration, bool, error) {
+		return engine.Declaration{Spec: policy.Spec{Mode: policy.ModeEnforce}}, true, nil
+	}}
+	_, err := a.Attach(t.Context(), control.DomainRef{ID: 7}, control.AttachRequest{Mode: "enforce"})
+	if !errors.Is(err, &control.Problem{Code: control.CodeConflict}) {
+		t.Errorf("attach: %v", err)
+	}
+	if err := a.reconsider(e.Status()[0]); err != nil {
+		t.Errorf("news of its policy: %v", err)
 	}
 }
