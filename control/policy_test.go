@@ -44,6 +44,11 @@ func TestDeclareAndGate(t *testing.T) {
 	if _, err := w.client.Gate(ctx, "77", GateRequest{}); err != nil || last() != "gate {ID:65535 UUID: Name:77 Ref:77} {TimeoutMS:0}" {
 		t.Errorf("gate of an unknown domain: %v, the engine was asked %q", err, last())
 	}
+	// Nor does another domain stand in for it that has its number for a name.
+	w.engine.domains = append(w.engine.domains, DomainStatus{ID: 9, Name: "78", UUID: uuid9})
+	if _, err := w.client.Gate(ctx, "78", GateRequest{}); err != nil || last() != "gate {ID:65535 UUID: Name:78 Ref:78} {TimeoutMS:0}" {
+		t.Errorf("gate of a number that is also a name: %v, the engine was asked %q", err, last())
+	}
 	for uuid, mention := range map[string]string{"": "UUID", "web1": `"web1"`, uuid9 + "0": "UUID", strings.Replace(uuid9, "-", "0", 1): "UUID", "../" + uuid9[3:]: "UUID"} {
 		var p *Problem
 		if _, err := w.client.Declare(ctx, uuid, req); !errors.As(err, &p) || p.Code != CodeBadRequest || !strings.Contains(p.What, mention) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
@@ -99,9 +100,13 @@ func (s *Server) gate(w http.ResponseWriter, r *http.Request, ref string) error 
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), timeout)
 	defer cancel()
-	dom, err := s.refer(ctx, ref)
-	if err != nil {
-		return err
+	dom := DomainRef{ID: NoDomID, Name: journal.Escape(ref), Ref: ref}
+	// A gate asks for a domain that may not have been seen yet: a number is a
+	// number here, and not another domain's name.
+	if _, err := strconv.ParseUint(ref, 10, 16); err != nil {
+		if dom, err = s.refer(ctx, ref); err != nil {
+			return err
+		}
 	}
 	g, err := s.opt.Engine.Gate(ctx, dom, req)
 	if err != nil {
