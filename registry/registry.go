@@ -216,6 +216,18 @@ func (r *Registry) Hand(e Entry) error {
 	return errors.Join(err, r.put(e))
 }
 
+// Handed returns what a hook handed over last for a UUID, and whether that is
+// still remembered.
+func (r *Registry) Handed(uuid xen.UUID) (Entry, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	h := r.handed[uuid]
+	if h == nil {
+		return Entry{}, false
+	}
+	return h.entry, true
+}
+
 // maxHanded bounds what was handed over and not used: there are no more domids.
 const maxHanded = 1 << 16
 

@@ -48,6 +48,11 @@ func (a *api) handOver(e registry.Entry) error {
 	}
 	running := a.running(e.UUID)
 	if running != nil {
+		if last, ok := a.registry.Handed(e.UUID); ok && last.Spec.SameIntent(e.Spec) && last.Broken == e.Broken {
+			return nil
+		} else if !ok && before.Standing && !e.Spec.Declared() && e.Broken == "" {
+			return nil // it was set by hand while nobody here could hear the toolstack
+		}
 		e.Domain = running.Info.ID
 	}
 	if err := a.registry.Hand(e); err != nil {
