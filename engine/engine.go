@@ -111,9 +111,10 @@ var ErrClosing = errors.New("hvid is stopping")
 // Gate takes a pause reference on a domain that has just appeared, so that it
 // cannot run before its policy is known. It is called from the watcher, before
 // anything else is looked up, and returns at once. existing says that the
-// domain was there before hvid, and runs: it is not held up.
+// domain was there before hvid: it is not held up, unless it is still being
+// built and so has not run yet.
 func (e *Engine) Gate(info xen.DomainInfo, existing bool) {
-	hold := !existing && info.Type != xen.PV
+	hold := (!existing || info.OnlineVCPUs == 0) && info.Type != xen.PV
 	d := &domain{info: info, since: time.Now(), status: Status{Info: info, State: StateGated}, decided: make(chan struct{})}
 	if !hold {
 		d.status.State = StateUnprotected

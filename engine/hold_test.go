@@ -40,3 +40,19 @@ func TestRequireAttachNeverRuns(t *testing.T) {
 	}
 	w.checkClean(0)
 }
+
+// TestGateWhileBuilt holds a domain that was being built when hvid was started:
+// it has not run yet.
+func TestGateWhileBuilt(t *testing.T) {
+	w := newWorld(t, xentest.Config{}, xentest.Spec{Pauses: 1})
+	building := w.info
+	building.OnlineVCPUs = 0
+	w.engine.Gate(building, true)
+	if st := w.status(); st.State != engine.StateGated || w.dom.Pauses() != 2 {
+		t.Errorf("%s, %d pauses, want the toolstack's and ours", st.State, w.dom.Pauses())
+	}
+	w.engine.Appeared(w.info, "web")
+	if st := w.status(); st.State != engine.StateAttached || w.dom.Pauses() != 1 {
+		t.Errorf("%s, %d pauses", st.State, w.dom.Pauses())
+	}
+}

@@ -80,7 +80,7 @@ func run(ctx context.Context, opt settings) (err error) {
 	defer cancel()
 	watcher, err := xlplugin.Watch(watch, store, host, xlplugin.WatchOptions{OnAppear: e.Gate})
 	if err != nil {
-		return err
+		return errors.Join(err, e.Close()) // what was held already is let go
 	}
 	var aside sync.WaitGroup
 	defer aside.Wait()

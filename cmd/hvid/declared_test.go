@@ -13,7 +13,7 @@ import (
 // TestNoNews keeps what was set by hand for a domain that runs when its
 // toolstack, which was away, says again what it has said all along.
 func TestNoNews(t *testing.T) {
-	info := xen.DomainInfo{ID: 7, UUID: xen.UUID{7}, Type: xen.PVH}
+	info := xen.DomainInfo{ID: 7, UUID: xen.UUID{7}, Type: xen.PVH, OnlineVCPUs: 1}
 	spec := func(mode string) policy.Spec {
 		var b policy.Builder
 		b.Mode(mode, policy.Origin{Source: "test"})

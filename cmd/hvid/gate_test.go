@@ -54,7 +54,7 @@ func TestGate(t *testing.T) {
 // TestTooEarly leaves a domain to its appearance while it is still being made:
 // attaching by hand is refused, and news of its policy is found then.
 func TestTooEarly(t *testing.T) {
-	info := xen.DomainInfo{ID: 7, UUID: xen.UUID{7}, Type: xen.PVH}
+	info := xen.DomainInfo{ID: 7, UUID: xen.UUID{7}, Type: xen.PVH, OnlineVCPUs: 1}
 	e := engine.New(engine.Options{Log: slog.New(slog.DiscardHandler)})
 	e.Gate(info, true)
 	a := &api{engine: e, resolve: func(xen.DomainInfo, string) (engine.Declaration, bool, error) {

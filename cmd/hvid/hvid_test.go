@@ -158,7 +158,7 @@ func TestDomainStatus(t *testing.T) {
 func TestDeclaration(t *testing.T) {
 	dom := control.DomainRef{ID: 7, Name: "web"}
 	e := engine.New(engine.Options{Log: slog.New(slog.DiscardHandler)})
-	e.Gate(xen.DomainInfo{ID: 7, UUID: xen.UUID{7}, Type: xen.PVH}, true)
+	e.Gate(xen.DomainInfo{ID: 7, UUID: xen.UUID{7}, Type: xen.PVH, OnlineVCPUs: 1}, true)
 	a := &api{engine: e, resolve: func(xen.DomainInfo, string) (engine.Declaration, bool, error) {
 		return engine.Declaration{}, false, nil
 	}}
