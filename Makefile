@@ -51,7 +51,7 @@ install: build ## hvid, hvictl, hvi-hook and the systemd unit, below PREFIX (and
 	install -m 0755 bin/hvi-hook '$(DESTDIR)$(PREFIX)/sbin/hvi-hook'
 	install -m 0755 bin/hvictl '$(DESTDIR)$(PREFIX)/bin/hvictl'
 	install -d '$(DESTDIR)$(UNITDIR)'
-	sed 's|/usr/local/sbin|$(PREFIX)/sbin|' packaging/systemd/hvid.service > '$(DESTDIR)$(UNITDIR)/hvid.service'
+	sed 's|/usr/sbin/|$(PREFIX)/sbin/|' packaging/systemd/hvid.service > '$(DESTDIR)$(UNITDIR)/hvid.service'
 
 unit: ## unit tests: no root, no Xen
 	@GO='$(GO)' tools/test unit

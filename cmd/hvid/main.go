@@ -44,11 +44,13 @@ func runDaemon(ctx context.Context, opt cli.Options) error {
 	return run(ctx, set)
 }
 
-// recoverLeft undoes what a dead hvid left in Xen.
+// recoverLeft undoes what a dead hvid left in Xen. A configuration that can't be
+// read is no reason to let guests wait: the places are then the usual ones.
 func recoverLeft(_ context.Context, opt cli.Options, out io.Writer) error {
 	set, err := readSettings(opt)
 	if err != nil {
-		return err
+		set = usualSettings(opt)
+		set.log.Warn("the configuration cannot be read; recovering with the defaults", "err", err)
 	}
 	// A living hvid's ledgers are not to be undone under it.
 	l, err := control.Listen(set.Socket)

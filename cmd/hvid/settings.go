@@ -24,11 +24,19 @@ func (s settings) declarations() string { return filepath.Join(s.StateDir, "doma
 
 // readSettings joins the configuration and the command line, which goes first.
 func readSettings(opt cli.Options) (settings, error) {
-	set := settings{files: &config.Files{Dir: filepath.Dir(opt.Config)}}
-	var err error
-	if set.Config, err = set.files.Load(opt.Config); err != nil {
-		return set, err
+	files := &config.Files{Dir: filepath.Dir(opt.Config)}
+	c, err := files.Load(opt.Config)
+	if err != nil {
+		return settings{}, err
 	}
+	return join(c, files, opt), nil
+}
+
+// usualSettings are those without a configuration.
+func usualSettings(opt cli.Options) settings { return join(config.Defaults(), &config.Files{}, opt) }
+
+func join(c config.Config, files *config.Files, opt cli.Options) settings {
+	set := settings{Config: c, files: files}
 	set.journal, set.ledgerDir = filepath.Join(set.StateDir, "events"), filepath.Join(set.RunDir, "ledger")
 	for _, o := range []struct {
 		to   *string
@@ -43,5 +51,5 @@ func readSettings(opt cli.Options) (settings, error) {
 		level = *opt.Level
 	}
 	set.log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
-	return set, nil
+	return set
 }

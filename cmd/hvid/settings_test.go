@@ -1,6 +1,8 @@
 package main
 
 import (
+	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,6 +12,7 @@ import (
 	"github.com/xen-hvi/hvi/control"
 	"github.com/xen-hvi/hvi/engine/journal"
 	"github.com/xen-hvi/hvi/engine/ledger"
+	"github.com/xen-hvi/hvi/engine/policy"
 )
 
 // TestSettings joins file and command line, and has the other rooms' defaults
@@ -43,7 +46,13 @@ func TestSettings(t *testing.T) {
 	if err := os.WriteFile(file, []byte("sockett = \"/run/x.sock\"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := readSettings(cli.Options{Config: file}); err == nil || !strings.Contains(err.Error(), "hvid.toml:1:1") {
+	opt := cli.Options{Config: file, Socket: filepath.Join(dir, "hvid.sock"), Ledger: filepath.Join(dir, "ledger")}
+	if _, err := readSettings(opt); err == nil || !strings.Contains(err.Error(), "hvid.toml:1:1") {
 		t.Errorf("an unknown key: %v", err)
+	}
+	// Guests may wait for what recover does: it goes as far as without a
+	// configuration, which on a machine without Xen is as far as Xen.
+	if err := recoverLeft(t.Context(), opt, io.Discard); errors.As(err, new(*policy.Error)) {
+		t.Errorf("recover, with a broken configuration: %v", err)
 	}
 }
