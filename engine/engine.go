@@ -274,6 +274,9 @@ func (d *domain) snapshot() Status {
 
 // attach starts a session. The caller holds d.busy.
 func (e *Engine) attach(d *domain, decl Declaration) error {
+	if e.isClosing() {
+		return ErrClosing // Close lets the domain go
+	}
 	held := d.ledger != nil
 	if !held {
 		l, err := e.hold(d.info)
@@ -548,9 +551,6 @@ func (e *Engine) Attach(id xen.DomID, decl Declaration) error {
 	}
 	if d.over {
 		return fmt.Errorf("domain %d has shut down: %w", id, xen.ErrNoDomain)
-	}
-	if e.isClosing() {
-		return ErrClosing
 	}
 	if !d.isDecided() {
 		return fmt.Errorf("domain %d: %w", id, ErrTooEarly)

@@ -56,3 +56,16 @@ func TestGateWhileBuilt(t *testing.T) {
 		t.Errorf("%s, %d pauses", st.State, w.dom.Pauses())
 	}
 }
+
+// TestAppearedLate attaches to nothing once hvid stops, whatever was under way.
+func TestAppearedLate(t *testing.T) {
+	w := newWorld(t, xentest.Config{}, xentest.Spec{Pauses: 1})
+	w.engine.Gate(w.info, false)
+	if err := w.engine.Close(); err != nil {
+		t.Fatal(err)
+	}
+	w.engine.Appeared(w.info, "web")
+	w.engine.ShutDown(w.info)
+	w.engine.Resumed(w.info, "web")
+	w.checkClean(1)
+}

@@ -138,8 +138,9 @@ func run(ctx context.Context, opt settings) (err error) {
 	notify("STOPPING=1")
 	err = errors.Join(err, leaveNotice(opt.RunDir, time.Now(), e.Status()))
 	cancel()
-	a.virt.close()
+	// The guests first: nobody they depend on is waited for.
 	err = errors.Join(err, e.Close())
+	a.virt.close()
 	limit, done := context.WithTimeout(context.Background(), shutdownLimit)
 	defer done()
 	return errors.Join(err, server.Shutdown(limit))

@@ -23,6 +23,8 @@ const (
 	updatePeriod = 10 * time.Second
 	// prunePeriod is how often is forgotten what is kept for nobody.
 	prunePeriod = time.Minute
+	// laneLimit bounds the wait for what is under way when hvid stops.
+	laneLimit = 10 * time.Second
 )
 
 // follower passes on what becomes of domains.
@@ -37,7 +39,13 @@ type follower struct {
 // follow does so until ctx ends. A domain's events are handled one after the
 // other, and one domain's attachment does not hold up another's.
 func (f *follower) follow(ctx context.Context, served <-chan error) error {
-	defer f.lanes.wait()
+	defer func() {
+		// A config that can't be read, on a file server that is gone, must not
+		// keep the other domains from being let go.
+		if !f.lanes.wait(laneLimit) {
+			f.log.Error("hvid stops while it waits for something about a domain", "for", laneLimit)
+		}
+	}()
 	rescan := time.NewTicker(rescanPeriod)
 	defer rescan.Stop()
 	update := time.NewTicker(updatePeriod)

@@ -1,6 +1,9 @@
 package main
 
-import "sync"
+import (
+	"sync"
+	"time"
+)
 
 // lanes runs functions: those of one key in their order, one at a time, those of
 // different keys at the same time. A lane that is empty costs nothing.
@@ -39,5 +42,19 @@ func (l *lanes[K]) run(key K) {
 	}
 }
 
-// wait returns when every lane is empty.
-func (l *lanes[K]) wait() { l.wg.Wait() }
+// wait returns when every lane is empty, or after a limit, and reports which.
+func (l *lanes[K]) wait(limit time.Duration) bool {
+	done := make(chan struct{})
+	go func() {
+		l.wg.Wait()
+		close(done)
+	}()
+	late := time.NewTimer(limit)
+	defer late.Stop()
+	select {
+	case <-done:
+		return true
+	case <-late.C:
+		return false
+	}
+}

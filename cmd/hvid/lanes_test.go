@@ -4,6 +4,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 )
 
 // TestLanes keeps the order within a lane, and lets one lane pass another that
@@ -23,8 +24,13 @@ func TestLanes(t *testing.T) {
 	if len(got) != 0 {
 		t.Errorf("%d ran before their turn", len(got))
 	}
+	if l.wait(time.Millisecond) {
+		t.Error("a lane that stands still counts as empty")
+	}
 	close(blocked)
-	l.wait()
+	if !l.wait(time.Minute) {
+		t.Error("the lanes don't become empty")
+	}
 	if len(got) != 100 || !slices.IsSorted(got) {
 		t.Errorf("out of order: %v", got)
 	}

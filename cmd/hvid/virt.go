@@ -69,7 +69,7 @@ func startVirt(ctx context.Context, opt config.Libvirt, policies policy.Policies
 func (v *virt) close() {
 	if v != nil {
 		v.client.Close()
-		v.lanes.wait()
+		v.lanes.wait(laneLimit)
 	}
 }
 
