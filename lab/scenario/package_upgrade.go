@@ -116,7 +116,7 @@ func (t *T) watchStates(g *Guest) func() []string {
 			}
 			select {
 			case <-ctx.Done():
-			case <-time.After(10 * time.Millisecond):
+			case <-time.After(50 * time.Millisecond):
 			}
 		}
 	})
