@@ -12,7 +12,7 @@ VERSION ?=
 # package-libvirt, xl-roads-intel, xl-roads-amd), and what takes long by itself.
 DEMO  ?= demo
 SUITE ?= $(QEMU_DEBIAN) $(BOCHS) $(QEMU) $(BOCHS_DEBIAN)
-BOCHS ?= boot-intel demo skeleton-intel guest-pti guards-off hvid-stopped hvid-killed bad-input first-instruction
+BOCHS ?= boot-intel demo skeleton-intel metrics guest-pti guards-off hvid-stopped hvid-killed bad-input first-instruction
 QEMU  ?= boot-amd skeleton-amd cycles
 BOCHS_DEBIAN ?= package-upgrade
 QEMU_DEBIAN  ?= package-libvirt-amd package-xl
