@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -159,6 +160,23 @@ func (e *Engine) hold(info xen.DomainInfo) (*ledger.Ledger, error) {
 	return l, nil
 }
 
+// holdAgain is hold for a domain of which no session lives. If the last one could
+// not undo all that it had changed, that is undone first, as after a crash.
+func (e *Engine) holdAgain(info xen.DomainInfo) (*ledger.Ledger, error) {
+	l, err := e.hold(info)
+	if !errors.Is(err, os.ErrExist) {
+		return l, err
+	}
+	left, loadErr := ledger.Reopen(e.opt.LedgerDir, info.ID, info.UUID, e.opt.Mutator)
+	if loadErr != nil {
+		return nil, errors.Join(err, loadErr)
+	}
+	if err := recoverDomain(e.opt.Hypervisor, left); err != nil {
+		return nil, fmt.Errorf("undo what the last session left: %w", err)
+	}
+	return e.hold(info)
+}
+
 // Appeared looks up what is declared for a domain and protects it accordingly.
 // It returns when the domain is attached, or is let go.
 func (e *Engine) Appeared(info xen.DomainInfo, name string) {
@@ -279,7 +297,7 @@ func (e *Engine) attach(d *domain, decl Declaration) error {
 	}
 	held := d.ledger != nil
 	if !held {
-		l, err := e.hold(d.info)
+		l, err := e.holdAgain(d.info)
 		if err != nil {
 			d.setStatus(func(st *Status) {
 				st.State, st.PolicySource, st.PolicyFrom, st.Decided = StateFailed, decl.Source, decl.From, true

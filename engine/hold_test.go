@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"github.com/xen-hvi/hvi/engine"
+	"github.com/xen-hvi/hvi/engine/xen/abi"
 	"github.com/xen-hvi/hvi/engine/xen/xentest"
 )
 
@@ -68,4 +69,24 @@ func TestAppearedLate(t *testing.T) {
 	w.engine.ShutDown(w.info)
 	w.engine.Resumed(w.info, "web")
 	w.checkClean(1)
+}
+
+// TestAttachAfterFailedDetach undoes what a session could not, and attaches.
+func TestAttachAfterFailedDetach(t *testing.T) {
+	w := newWorld(t, xentest.Config{}, xentest.Spec{})
+	w.appearRunning()
+	w.info.Shutdown, w.info.ShutdownReason = true, abi.ShutdownSuspend
+	w.xen.FailNext("vm_event_op(disable)", 1) // EPERM
+	w.engine.ShutDown(w.info)
+	if st := w.status(); st.State != engine.StateFailed || !w.dom.RingConnected() {
+		t.Fatalf("%s, ring connected %v: the fake did not fail", st.State, w.dom.RingConnected())
+	}
+	w.engine.Resumed(w.info, "web")
+	if st := w.status(); st.State != engine.StateProtecting || w.dom.Pauses() != 0 {
+		t.Errorf("%s, %+v, %d pauses", st.State, st.Failure, w.dom.Pauses())
+	}
+	if err := w.engine.Detach(7); err != nil {
+		t.Fatal(err)
+	}
+	w.checkClean(0)
 }

@@ -103,6 +103,15 @@ func Load(dir string, m Mutator) ([]*Ledger, error) {
 	return out, errors.Join(errs...)
 }
 
+// Reopen reads the ledger of one domain that was closed with changes outstanding.
+func Reopen(dir string, dom xen.DomID, uuid xen.UUID, m Mutator) (*Ledger, error) {
+	l, err := load(filepath.Join(dir, FileName(dom, uuid)), m)
+	if err != nil {
+		return nil, fmt.Errorf("ledger of domain %d: %w", dom, err)
+	}
+	return l, nil
+}
+
 func load(path string, m Mutator) (*Ledger, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_APPEND, 0)
 	if err != nil {
