@@ -15,7 +15,7 @@ SUITE ?= $(QEMU_DEBIAN) $(BOCHS) $(QEMU) $(BOCHS_DEBIAN)
 BOCHS ?= boot-intel demo skeleton-intel metrics guest-pti guards-off hvid-stopped hvid-killed bad-input first-instruction
 QEMU  ?= boot-amd skeleton-amd cycles
 BOCHS_DEBIAN ?= package-upgrade
-QEMU_DEBIAN  ?= package-libvirt-amd package-xl
+QEMU_DEBIAN  ?= package-libvirt-amd
 SOAK  ?= soak-create soak-reboot soak-save
 
 # Go asks git which commit this is, and fails where git can't tell.
