@@ -92,7 +92,7 @@ var keys = []Key{
 		set:     func(c *Config, s setting) error { return s.duration(&c.Gate.Timeout, minGateTimeout, maxGateTimeout) }},
 
 	{Name: "libvirt.enabled", Kind: "string", Default: `"auto"`, Values: []string{"auto", "yes", "no"},
-		Meaning: "Whether hvid follows libvirt: no; yes, which reports it if libvirt is not there; or auto, when one of the sockets is.",
+		Meaning: "Whether hvid follows libvirt: no; auto, while a daemon of libvirt's runs; or yes, which reports it if libvirt is not there. With yes hvid may be what starts the daemon, where systemd holds its socket; the libvirtd.service of many distributions conflicts with xendomains.service, so that this shuts down guests of xl's. With auto hvid never starts it.",
 		set: func(c *Config, s setting) error {
 			word, err := s.word("auto", "yes", "no")
 			if err == nil {

@@ -25,7 +25,10 @@ func DefaultSockets() []string {
 	return []string{"/run/libvirt/virtxend-sock", "/run/libvirt/libvirt-sock"}
 }
 
-var errNoSocket = errors.New("no libvirt daemon is reachable")
+var (
+	errNoSocket   = errors.New("no libvirt daemon is reachable")
+	errNotRunning = errors.New("no libvirt daemon runs, and hvid starts none")
+)
 
 var (
 	// ErrNotConnected matches the error of a call that no daemon is there for.
@@ -55,6 +58,9 @@ type Options struct {
 	// the first failure to make one, with the reason. It is called as Changed is,
 	// and never at the same time.
 	Connected func(up bool, why error)
+
+	// Ready says whether to try to connect now; nil is always. See [Running].
+	Ready func() bool
 
 	// CallTimeout bounds every wait for libvirt. Default: 10 s.
 	CallTimeout time.Duration
@@ -218,6 +224,9 @@ type session struct {
 
 // connect makes a connection to the first daemon that takes one and serves Xen.
 func (c *Client) connect(ctx context.Context) (*session, error) {
+	if c.opt.Ready != nil && !c.opt.Ready() {
+		return nil, errNotRunning
+	}
 	var errs []error
 	for _, socket := range c.opt.Sockets {
 		s, err := c.connectTo(ctx, socket)

@@ -37,7 +37,7 @@ func startVirt(ctx context.Context, opt config.Libvirt, policies policy.Policies
 		return nil
 	}
 	v := &virt{lanes: newLanes[xen.UUID](), wanted: opt.Enabled == "yes"}
-	v.client = libvirt.Start(ctx, libvirt.Options{
+	o := libvirt.Options{
 		Sockets: opt.Sockets, Log: log, Policies: policies,
 		Changed: func(d libvirt.Domain) {
 			if d.ID < 0 {
@@ -61,7 +61,13 @@ func startVirt(ctx context.Context, opt config.Libvirt, policies policy.Policies
 				log.Debug("libvirt is not there", "err", why)
 			}
 		},
-	})
+	}
+	if !v.wanted {
+		// On a host of xl's it would be us who start it, by way of systemd, and
+		// it would stop xendomains and with it the guests.
+		o.Ready = func() bool { return libvirt.Running("/proc") }
+	}
+	v.client = libvirt.Start(ctx, o)
 	return v
 }
 
