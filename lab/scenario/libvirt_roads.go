@@ -16,16 +16,16 @@ import (
 
 func init() {
 	Register(Scenario{
-		Name:     "package-libvirt",
-		Brief:    "The package on Debian 12 with its libvirtd, on Intel: every way of virsh's, and a Linux guest is protected",
+		Name:     "package-libvirt-intel",
+		Brief:    "The same ways on Intel, where a Linux guest is protected as well",
 		Emulator: Bochs,
 		System:   Debian,
 		Timeout:  40 * time.Minute,
 		Run:      func(t *T) error { return packageLibvirt(t, true) },
 	})
 	Register(Scenario{
-		Name:     "package-libvirt-amd",
-		Brief:    "The same ways on AMD",
+		Name:     "package-libvirt",
+		Brief:    "The package on Debian 12 with its libvirtd, on AMD: every way of virsh's, gates and refusals",
 		Emulator: QEMU,
 		System:   Debian,
 		Timeout:  30 * time.Minute,
