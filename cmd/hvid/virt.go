@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"sync/atomic"
+	"time"
 
 	"github.com/xen-hvi/hvi/config"
 	"github.com/xen-hvi/hvi/control"
@@ -66,6 +67,9 @@ func startVirt(ctx context.Context, opt config.Libvirt, policies policy.Policies
 		// On a host of xl's it would be us who start it, by way of systemd, and
 		// it would stop xendomains and with it the guests.
 		o.Ready = func() bool { return libvirt.Running("/proc") }
+		// A daemon that is being stopped still runs when it closes its
+		// connections, and would be started again.
+		o.RetryMin = 3 * time.Second
 	}
 	v.client = libvirt.Start(ctx, o)
 	return v
