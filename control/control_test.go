@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/xen-hvi/hvi/engine/journal"
+	"github.com/xen-hvi/hvi/engine/printable"
 	"github.com/xen-hvi/hvi/engine/x86"
 )
 
@@ -137,15 +138,15 @@ const (
 func someDomains() []DomainStatus {
 	pc := x86.VirtAddr(0x1000000)
 	return []DomainStatus{
-		{ID: 9, Name: journal.Escape("twin"), UUID: uuid9, Type: "PV", State: StateUnprotected, Tier: TierNone, TierReason: "a PV guest"},
+		{ID: 9, Name: printable.Escape("twin"), UUID: uuid9, Type: "PV", State: StateUnprotected, Tier: TierNone, TierReason: "a PV guest"},
 		{
-			ID: 7, Name: journal.Escape("web1"), UUID: uuid7, Type: "PVH", State: StateProtecting, Mode: "enforce", Tier: TierViews,
+			ID: 7, Name: printable.Escape("web1"), UUID: uuid7, Type: "PVH", State: StateProtecting, Mode: "enforce", Tier: TierViews,
 			GuestKernel: &GuestKernel{Release: "6.1.0-9-amd64", Base: 0xffffffff81000000, SymbolCount: 120000},
 			Guards:      []GuardStatus{{Name: "kernel-text", Action: "block", State: GuardArmed, Events: 2, Blocked: 2, Passed: 40}},
 			AttachedAt:  time.Date(2026, 5, 9, 7, 0, 0, 0, time.UTC), AttachPC: &pc,
 			Counters: Counters{RingEvents: 42, Blocked: 2},
 		},
-		{ID: 8, Name: journal.Escape("twin"), UUID: uuid8, Type: "PVH", State: StateFailed, Failure: &Failure{Stage: "attach", Got: "EBUSY", Fix: "detach the other listener"}},
+		{ID: 8, Name: printable.Escape("twin"), UUID: uuid8, Type: "PVH", State: StateFailed, Failure: &Failure{Stage: "attach", Got: "EBUSY", Fix: "detach the other listener"}},
 	}
 }
 
@@ -280,12 +281,12 @@ func TestStrangeNames(t *testing.T) {
 	w := newWorld(t, nil)
 	w.engine.domains = nil
 	for i, n := range names {
-		w.engine.domains = append(w.engine.domains, DomainStatus{ID: uint16(100 + i), Name: journal.Escape(n), UUID: fmt.Sprintf("00000000-0000-0000-0000-%012d", i)})
+		w.engine.domains = append(w.engine.domains, DomainStatus{ID: uint16(100 + i), Name: printable.Escape(n), UUID: fmt.Sprintf("00000000-0000-0000-0000-%012d", i)})
 	}
 	for i, n := range names {
-		for _, ref := range []string{n, journal.Escape(n).String()} {
+		for _, ref := range []string{n, printable.Escape(n).String()} {
 			d, err := w.client.Domain(t.Context(), ref)
-			if err != nil || d.ID != uint16(100+i) || d.Name != journal.Escape(n) {
+			if err != nil || d.ID != uint16(100+i) || d.Name != printable.Escape(n) {
 				t.Errorf("%q: got %d %q, %v", ref, d.ID, d.Name, err)
 			}
 		}

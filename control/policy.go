@@ -3,8 +3,8 @@ package control
 import (
 	"time"
 
-	"github.com/xen-hvi/hvi/engine/journal"
 	"github.com/xen-hvi/hvi/engine/policy"
+	"github.com/xen-hvi/hvi/engine/printable"
 )
 
 // Bounds of the texts in what is declared.
@@ -44,7 +44,7 @@ const (
 // domain. Without a Mode it says that nothing is declared, which ends what was
 // declared before. The values are words as people write them; hvid judges them.
 type DeclareRequest struct {
-	Name journal.Text `json:"name,omitempty"`
+	Name printable.Text `json:"name,omitempty"`
 	// Toolstack is "libvirt" or "xl".
 	Toolstack string `json:"toolstack,omitempty"`
 	// Source says where it was written, in words for people.
@@ -90,9 +90,9 @@ type GateResult struct {
 // from.
 type PolicyReport struct {
 	// ID is NoDomID for a domain that does not run.
-	ID   uint16       `json:"id"`
-	Name journal.Text `json:"name"`
-	UUID string       `json:"uuid"`
+	ID   uint16         `json:"id"`
+	Name printable.Text `json:"name"`
+	UUID string         `json:"uuid"`
 	// Toolstack that manages the domain: "xl", "libvirt", or empty where it
 	// isn't known.
 	Toolstack string     `json:"toolstack,omitempty"`
@@ -160,9 +160,9 @@ type PolicyRequest struct {
 // Declaration is what hvid keeps of one domain's policy between its lives, and
 // what travels to another host.
 type Declaration struct {
-	UUID      string       `json:"uuid"`
-	Name      journal.Text `json:"name,omitempty"`
-	Toolstack string       `json:"toolstack,omitempty"`
+	UUID      string         `json:"uuid"`
+	Name      printable.Text `json:"name,omitempty"`
+	Toolstack string         `json:"toolstack,omitempty"`
 	// Source says where the policy was found, in words for people.
 	Source string `json:"source,omitempty"`
 	// Spec holds the admin's own policy, too, where it names one: it means the
@@ -236,7 +236,7 @@ func (q PolicyRequest) Words() PolicyWords {
 func (r *PolicyReport) SetSpec(s policy.Spec) {
 	e := s.Effective()
 	value := func(v string, at policy.Origin) PolicyValue {
-		return PolicyValue{Value: v, From: journal.Text(at.String()).String()}
+		return PolicyValue{Value: v, From: printable.Text(at.String()).String()}
 	}
 	r.Declared = WordsOf(s)
 	r.Mode = value(e.Mode.String(), e.Origins.Mode)
@@ -244,6 +244,6 @@ func (r *PolicyReport) SetSpec(s policy.Spec) {
 	r.RequireAttach = value(yesNo(e.RequireAttach), e.Origins.RequireAttach)
 	r.Guards = make([]PolicyGuard, len(e.Guards))
 	for i, g := range e.Guards {
-		r.Guards[i] = PolicyGuard{Name: string(g.Name), Action: g.Action.String(), From: journal.Text(g.From).String()}
+		r.Guards[i] = PolicyGuard{Name: string(g.Name), Action: g.Action.String(), From: printable.Text(g.From).String()}
 	}
 }

@@ -10,8 +10,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/xen-hvi/hvi/engine/journal"
 	"github.com/xen-hvi/hvi/engine/policy"
+	"github.com/xen-hvi/hvi/engine/printable"
 )
 
 func TestDeclareAndGate(t *testing.T) {
@@ -119,7 +119,7 @@ func TestDeclarations(t *testing.T) {
 		t.Errorf("none: %v, %v", ds, err)
 	}
 	one := Declaration{
-		UUID: uuid9, Name: journal.Escape("a\x1bb"), Toolstack: "xl", Source: `xl config "/etc/xen/web9.cfg"`,
+		UUID: uuid9, Name: printable.Escape("a\x1bb"), Toolstack: "xl", Source: `xl config "/etc/xen/web9.cfg"`,
 		Spec:       aSpec(t),
 		CapturedAt: time.Date(2026, 5, 9, 7, 0, 0, 0, time.UTC), Suspended: true, GoneAt: time.Date(2026, 5, 9, 8, 0, 0, 0, time.UTC),
 	}
@@ -252,7 +252,7 @@ func TestRestartNotice(t *testing.T) {
 	if err := RemoveRestartNotice(dir); err != nil {
 		t.Errorf("remove none: %v", err)
 	}
-	n := RestartNotice{At: time.Date(2026, 5, 9, 7, 0, 0, 0, time.UTC), PID: 812, Domains: []RestartDomain{{ID: 7, Name: journal.Escape("a\x1bb"), UUID: uuid7, Mode: "enforce"}}}
+	n := RestartNotice{At: time.Date(2026, 5, 9, 7, 0, 0, 0, time.UTC), PID: 812, Domains: []RestartDomain{{ID: 7, Name: printable.Escape("a\x1bb"), UUID: uuid7, Mode: "enforce"}}}
 	for range 2 { // over an older one, too
 		if err := WriteRestartNotice(dir, n); err != nil {
 			t.Fatal(err)

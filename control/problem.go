@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/xen-hvi/hvi/engine/journal"
+	"github.com/xen-hvi/hvi/engine/printable"
 )
 
 // Code is the kind of a Problem, stable for programs.
@@ -86,9 +87,9 @@ type Problem struct {
 
 // Candidate names a domain.
 type Candidate struct {
-	ID   uint16       `json:"id"`
-	Name journal.Text `json:"name"`
-	UUID string       `json:"uuid"`
+	ID   uint16         `json:"id"`
+	Name printable.Text `json:"name"`
+	UUID string         `json:"uuid"`
 }
 
 // Error returns what and where in one line.
@@ -157,12 +158,12 @@ func Resolve(domains []DomainStatus, ref string) (DomainStatus, error) {
 			return d, nil
 		case fmt.Sprint(d.ID) == ref:
 			byID = append(byID, d)
-		case d.Name == journal.Text(ref) || d.Name == journal.Escape(ref):
+		case d.Name == printable.Text(ref) || d.Name == printable.Escape(ref):
 			byName = append(byName, d)
 		}
 	}
 	found := append(byID, byName...)
-	quoted := journal.Escape(ref).Quoted()
+	quoted := printable.Escape(ref).Quoted()
 	switch len(found) {
 	case 1:
 		return found[0], nil

@@ -11,7 +11,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/xen-hvi/hvi/engine/journal"
+	"github.com/xen-hvi/hvi/engine/printable"
 )
 
 // RestartWindow is how long a RestartNotice is believed. A hvid that is not
@@ -36,10 +36,10 @@ type RestartNotice struct {
 
 // RestartDomain is a domain that waits for the next hvid.
 type RestartDomain struct {
-	ID   uint16       `json:"id"`
-	Name journal.Text `json:"name"`
-	UUID string       `json:"uuid"`
-	Mode string       `json:"mode"`
+	ID   uint16         `json:"id"`
+	Name printable.Text `json:"name"`
+	UUID string         `json:"uuid"`
+	Mode string         `json:"mode"`
 }
 
 // Status is the domain as lists show it.

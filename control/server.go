@@ -20,13 +20,14 @@ import (
 	"time"
 
 	"github.com/xen-hvi/hvi/engine/journal"
+	"github.com/xen-hvi/hvi/engine/printable"
 )
 
 // Bounds of what a peer may ask for. A request of hvi's own is far within them.
 const (
 	maxBody         = 64 << 10
 	maxHeader       = 16 << 10
-	maxRef          = 4 * journal.MaxText // percent-encoding takes three bytes for one
+	maxRef          = 4 * printable.MaxText // percent-encoding takes three bytes for one
 	maxGuards       = 64
 	maxWord         = 64
 	maxConnections  = 256
@@ -217,7 +218,7 @@ func clip(s string) string {
 	if len(s) > 200 {
 		s = s[:200] + "…"
 	}
-	return journal.Escape(s).String()
+	return printable.Escape(s).String()
 }
 
 // pathRoutes are the routes of one path, which differ by their method.
@@ -508,7 +509,7 @@ func (s *Server) doctor(w http.ResponseWriter, r *http.Request, _ string) error 
 func eventsOptions(q url.Values) (journal.SubscribeOptions, *Problem) {
 	var o journal.SubscribeOptions
 	bad := func(param, fix string) (journal.SubscribeOptions, *Problem) {
-		return o, &Problem{Code: CodeBadRequest, What: fmt.Sprintf("parameter %s is %s", param, journal.Escape(q.Get(param)).Quoted()), Fix: fix}
+		return o, &Problem{Code: CodeBadRequest, What: fmt.Sprintf("parameter %s is %s", param, printable.Escape(q.Get(param)).Quoted()), Fix: fix}
 	}
 	switch q.Get("follow") {
 	case "", "0":

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/xen-hvi/hvi/engine/journal"
+	"github.com/xen-hvi/hvi/engine/printable"
 )
 
 // gateGrace is what a gate's answer may take beyond the time it waits.
@@ -19,7 +19,7 @@ const gateGrace = 3 * time.Second
 func (s *Server) declare(w http.ResponseWriter, r *http.Request, ref string) error {
 	uuid, ok := parseUUID(ref)
 	if !ok {
-		return &Problem{Code: CodeBadRequest, What: journal.Escape(ref).Quoted() + " is no UUID", Where: "declaration", Fix: "write it as 01234567-89ab-cdef-0123-456789abcdef"}
+		return &Problem{Code: CodeBadRequest, What: printable.Escape(ref).Quoted() + " is no UUID", Where: "declaration", Fix: "write it as 01234567-89ab-cdef-0123-456789abcdef"}
 	}
 	var req DeclareRequest
 	if err := readBody(w, r, &req); err != nil {
@@ -65,7 +65,7 @@ func (s *Server) importOne(w http.ResponseWriter, r *http.Request, _ string) err
 	const where = "import"
 	uuid, ok := parseUUID(d.UUID)
 	if !ok {
-		return &Problem{Code: CodeBadRequest, What: journal.Escape(d.UUID).Quoted() + " is no UUID", Where: where, Fix: "send what hvictl policy export wrote"}
+		return &Problem{Code: CodeBadRequest, What: printable.Escape(d.UUID).Quoted() + " is no UUID", Where: where, Fix: "send what hvictl policy export wrote"}
 	}
 	d.UUID = uuid
 	if !d.Spec.Declared() {
@@ -100,7 +100,7 @@ func (s *Server) gate(w http.ResponseWriter, r *http.Request, ref string) error 
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), timeout)
 	defer cancel()
-	dom := DomainRef{ID: NoDomID, Name: journal.Escape(ref), Ref: ref}
+	dom := DomainRef{ID: NoDomID, Name: printable.Escape(ref), Ref: ref}
 	// A gate asks for a domain that may not have been seen yet: a number is a
 	// number here, and not another domain's name.
 	if _, err := strconv.ParseUint(ref, 10, 16); err != nil {
@@ -186,7 +186,7 @@ func (s *Server) refer(ctx context.Context, ref string) (DomainRef, error) {
 	if uuid, ok := parseUUID(ref); ok {
 		dom.UUID = uuid
 	} else {
-		dom.Name = journal.Escape(ref)
+		dom.Name = printable.Escape(ref)
 	}
 	return dom, nil
 }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/xen-hvi/hvi/engine/journal"
+	"github.com/xen-hvi/hvi/engine/printable"
 	"github.com/xen-hvi/hvi/engine/x86"
 )
 
@@ -65,7 +66,7 @@ type Engine interface {
 type DomainRef struct {
 	ID   uint16
 	UUID string
-	Name journal.Text
+	Name printable.Text
 	// Ref is what the client wrote, byte for byte: a domid, a name or a UUID.
 	Ref string
 }
@@ -113,9 +114,9 @@ const (
 
 // DomainStatus is all that is known of a domain's protection.
 type DomainStatus struct {
-	ID   uint16       `json:"id"`
-	Name journal.Text `json:"name"`
-	UUID string       `json:"uuid"`
+	ID   uint16         `json:"id"`
+	Name printable.Text `json:"name"`
+	UUID string         `json:"uuid"`
 	// Type is "PV", "HVM" or "PVH".
 	Type  string `json:"type"`
 	State State  `json:"state"`
@@ -152,9 +153,9 @@ type DomainStatus struct {
 // from the guest's memory.
 type GuestKernel struct {
 	// Release is as uname -r prints it.
-	Release journal.Text `json:"release"`
+	Release printable.Text `json:"release"`
 	// Banner is the kernel's own description of its build.
-	Banner journal.Text `json:"banner,omitzero"`
+	Banner printable.Text `json:"banner,omitzero"`
 	// Base is the linear address of the start of its text.
 	Base x86.VirtAddr `json:"base"`
 	// SymbolCount is the number of symbols read from its memory.
@@ -265,12 +266,12 @@ type DoctorReport struct {
 
 // DomainReport is the part of a DoctorReport about one domain.
 type DomainReport struct {
-	ID         uint16       `json:"id"`
-	Name       journal.Text `json:"name"`
-	UUID       string       `json:"uuid"`
-	Tier       Tier         `json:"tier"`
-	TierReason string       `json:"tier_reason,omitempty"`
-	Checks     []Check      `json:"checks"`
+	ID         uint16         `json:"id"`
+	Name       printable.Text `json:"name"`
+	UUID       string         `json:"uuid"`
+	Tier       Tier           `json:"tier"`
+	TierReason string         `json:"tier_reason,omitempty"`
+	Checks     []Check        `json:"checks"`
 }
 
 // Problems returns the number of checks, of the host and of the domains, whose

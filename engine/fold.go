@@ -6,6 +6,7 @@ import (
 	"github.com/xen-hvi/hvi/engine/guard"
 	"github.com/xen-hvi/hvi/engine/journal"
 	"github.com/xen-hvi/hvi/engine/policy"
+	"github.com/xen-hvi/hvi/engine/printable"
 	"github.com/xen-hvi/hvi/engine/vmevent"
 	"github.com/xen-hvi/hvi/engine/x86"
 )
@@ -126,7 +127,7 @@ func (f *folder) flushDue() <-chan time.Time {
 
 // write hands a record to the journal and to the log, and returns it as kept.
 func (s *Session) write(r journal.Record) journal.Record {
-	r.Domain = journal.Domain{UUID: s.info.UUID.String(), Name: journal.Escape(s.status.Load().Name), ID: uint16(s.info.ID)}
+	r.Domain = journal.Domain{UUID: s.info.UUID.String(), Name: printable.Escape(s.status.Load().Name), ID: uint16(s.info.ID)}
 	r.Mode = s.policy.Mode.String()
 	r, err := s.record.Append(r)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"github.com/xen-hvi/hvi/engine/guest/linux"
 	"github.com/xen-hvi/hvi/engine/journal"
 	"github.com/xen-hvi/hvi/engine/policy"
+	"github.com/xen-hvi/hvi/engine/printable"
 	"github.com/xen-hvi/hvi/engine/vmevent"
 	"github.com/xen-hvi/hvi/engine/x86"
 )
@@ -21,14 +22,14 @@ func newRecord(e *guard.Evidence, k *linux.Kernel) journal.Record {
 	}
 	if e.InModule {
 		// Module symbols are not read; the offset is the module's own.
-		r.RIP.Module = journal.Escape(e.Module.Name())
+		r.RIP.Module = printable.Escape(e.Module.Name())
 		r.RIP.Symbol, r.RIP.Offset = r.RIP.Module, journal.Hex(r.RIP.Addr-e.Module.Base)
 	}
 	if e.Action == policy.ActionBlock {
 		r.Action = journal.Blocked
 	}
 	if e.HasTask {
-		r.Process = journal.Process{PID: e.Task.PID, TGID: e.Task.TGID, Comm: journal.Escape(e.Task.Name()), Task: e.Task.Addr}
+		r.Process = journal.Process{PID: e.Task.PID, TGID: e.Task.TGID, Comm: printable.Escape(e.Task.Name()), Task: e.Task.Addr}
 	} else {
 		r.Process.Unknown = "the vCPU's current task could not be read"
 	}
@@ -73,12 +74,12 @@ func location(k *linux.Kernel, va x86.VirtAddr) journal.Location {
 
 // symbol names an address inside the kernel image; what lies elsewhere (a
 // module) has no symbol here.
-func symbol(k *linux.Kernel, va x86.VirtAddr) (journal.Text, journal.Hex) {
+func symbol(k *linux.Kernel, va x86.VirtAddr) (printable.Text, journal.Hex) {
 	name, off, ok := k.Symbolize(va)
 	if !ok {
 		return "", 0
 	}
-	return journal.Escape(name), journal.Hex(off)
+	return printable.Escape(name), journal.Hex(off)
 }
 
 // accessWord says what a violating access was. VT-x reports every write as a

@@ -9,8 +9,8 @@ import (
 	"time"
 
 	"github.com/xen-hvi/hvi/control"
-	"github.com/xen-hvi/hvi/engine/journal"
 	"github.com/xen-hvi/hvi/engine/policy"
+	"github.com/xen-hvi/hvi/engine/printable"
 	"github.com/xen-hvi/hvi/libvirt/metadata"
 )
 
@@ -114,7 +114,7 @@ func (h Host) begin(ctx context.Context, name, op string) int {
 // request says to hvid what the element says.
 func request(d metadata.Domain) control.DeclareRequest {
 	r := control.DeclareRequest{
-		Name:      journal.Escape(d.Name),
+		Name:      printable.Escape(d.Name),
 		Toolstack: "libvirt",
 		Source:    "libvirt metadata of the domain",
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/xen-hvi/hvi/engine/journal"
+	"github.com/xen-hvi/hvi/engine/printable"
 )
 
 // MaxLabel is the greatest length of a label's value in bytes; what is longer is
@@ -301,7 +302,7 @@ func (c *Collector) forget(now time.Time) {
 
 // label makes a label's value of any string: printable, and not too long.
 func label(s string) string {
-	t := journal.Escape(s).String()
+	t := printable.Escape(s).String()
 	if len(t) <= MaxLabel {
 		return t
 	}

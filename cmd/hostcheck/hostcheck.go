@@ -17,7 +17,7 @@ import (
 
 	"github.com/xen-hvi/hvi/config"
 	"github.com/xen-hvi/hvi/control"
-	"github.com/xen-hvi/hvi/engine/journal"
+	"github.com/xen-hvi/hvi/engine/printable"
 	"github.com/xen-hvi/hvi/engine/xen"
 )
 
@@ -96,7 +96,7 @@ func (o Options) text(s string) string {
 	if root := strings.TrimSuffix(o.Root, "/"); root != "" {
 		s = strings.ReplaceAll(s, root, "")
 	}
-	return journal.Text(strings.ReplaceAll(s, "\n", "; ")).String()
+	return printable.Text(strings.ReplaceAll(s, "\n", "; ")).String()
 }
 
 // devices are what a dom0 kernel has, what each is for, and how to get it.
@@ -299,7 +299,7 @@ func (o Options) domain(name string) error {
 	}
 	_, found, err := o.Files.Domain(uuid, name)
 	if err == nil && !found {
-		err = fmt.Errorf("%s/%s.toml is never read: a file is called by a domain's UUID in lower case, or by its name if that has only letters, digits, dots, dashes and underscores", config.DomainsDir, journal.Escape(cmp.Or(name, uuid.String())))
+		err = fmt.Errorf("%s/%s.toml is never read: a file is called by a domain's UUID in lower case, or by its name if that has only letters, digits, dots, dashes and underscores", config.DomainsDir, printable.Escape(cmp.Or(name, uuid.String())))
 	}
 	return err
 }

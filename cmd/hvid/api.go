@@ -13,6 +13,7 @@ import (
 	"github.com/xen-hvi/hvi/engine"
 	"github.com/xen-hvi/hvi/engine/journal"
 	"github.com/xen-hvi/hvi/engine/policy"
+	"github.com/xen-hvi/hvi/engine/printable"
 	"github.com/xen-hvi/hvi/engine/xen"
 	"github.com/xen-hvi/hvi/registry"
 )
@@ -226,7 +227,7 @@ func (a *api) status(st engine.Status) control.DomainStatus {
 // domainStatus is a session's status in the words of the socket.
 func domainStatus(st engine.Status) control.DomainStatus {
 	out := control.DomainStatus{
-		ID: uint16(st.Info.ID), Name: journal.Escape(st.Name), UUID: st.Info.UUID.String(), Type: st.Info.Type.String(),
+		ID: uint16(st.Info.ID), Name: printable.Escape(st.Name), UUID: st.Info.UUID.String(), Type: st.Info.Type.String(),
 		State: control.State(st.State), Mode: st.Policy.Mode.String(),
 		Tier: control.Tier(st.Tier), TierReason: st.TierReason,
 		Guards:     []control.GuardStatus{},
@@ -239,7 +240,7 @@ func domainStatus(st engine.Status) control.DomainStatus {
 	}
 	if k := st.Kernel; k != nil {
 		out.GuestKernel = &control.GuestKernel{
-			Release: journal.Escape(k.Release), Banner: journal.Escape(k.Banner), Base: k.Base, SymbolCount: k.Symbols,
+			Release: printable.Escape(k.Release), Banner: printable.Escape(k.Banner), Base: k.Base, SymbolCount: k.Symbols,
 		}
 	}
 	for _, g := range st.Guards {

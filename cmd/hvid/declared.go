@@ -8,8 +8,8 @@ import (
 
 	"github.com/xen-hvi/hvi/control"
 	"github.com/xen-hvi/hvi/engine"
-	"github.com/xen-hvi/hvi/engine/journal"
 	"github.com/xen-hvi/hvi/engine/policy"
+	"github.com/xen-hvi/hvi/engine/printable"
 	"github.com/xen-hvi/hvi/engine/xen"
 	"github.com/xen-hvi/hvi/libvirt"
 	"github.com/xen-hvi/hvi/registry"
@@ -141,7 +141,7 @@ func (a *api) Declarations(context.Context) ([]control.Declaration, error) {
 	out := make([]control.Declaration, 0, len(all))
 	for _, e := range all {
 		out = append(out, control.Declaration{
-			UUID: e.UUID.String(), Name: journal.Escape(e.Name), Toolstack: e.Toolstack, Source: e.Source, Spec: e.Spec,
+			UUID: e.UUID.String(), Name: printable.Escape(e.Name), Toolstack: e.Toolstack, Source: e.Source, Spec: e.Spec,
 			CapturedAt: e.Captured, Suspended: e.Suspended, GoneAt: e.Gone,
 		})
 	}
@@ -186,7 +186,7 @@ func (a *api) Policy(ctx context.Context, dom control.DomainRef) (control.Policy
 }
 
 func (a *api) policyReport(t target) (control.PolicyReport, error) {
-	rep := control.PolicyReport{ID: control.NoDomID, Name: journal.Escape(t.name), UUID: t.uuid.String(), From: control.FromNone}
+	rep := control.PolicyReport{ID: control.NoDomID, Name: printable.Escape(t.name), UUID: t.uuid.String(), From: control.FromNone}
 	kept, ok, err := a.registry.Get(t.uuid)
 	if err != nil {
 		rep.Warnings = append(rep.Warnings, err.Error())

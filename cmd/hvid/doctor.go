@@ -8,8 +8,8 @@ import (
 
 	"github.com/xen-hvi/hvi/control"
 	"github.com/xen-hvi/hvi/engine"
-	"github.com/xen-hvi/hvi/engine/journal"
 	"github.com/xen-hvi/hvi/engine/ledger"
+	"github.com/xen-hvi/hvi/engine/printable"
 	"github.com/xen-hvi/hvi/engine/xen"
 )
 
@@ -99,7 +99,7 @@ func leftover(dir string, attached []engine.Status) control.Check {
 // domainReport examines one domain.
 func domainReport(st engine.Status) control.DomainReport {
 	r := control.DomainReport{
-		ID: uint16(st.Info.ID), Name: journal.Escape(st.Name), UUID: st.Info.UUID.String(),
+		ID: uint16(st.Info.ID), Name: printable.Escape(st.Name), UUID: st.Info.UUID.String(),
 		Tier: control.Tier(st.Tier), TierReason: st.TierReason,
 	}
 	state := control.Check{Name: "state", Status: control.CheckOK, Detail: string(st.State)}

@@ -15,6 +15,7 @@ import (
 	"github.com/xen-hvi/hvi/control"
 	"github.com/xen-hvi/hvi/engine"
 	"github.com/xen-hvi/hvi/engine/journal"
+	"github.com/xen-hvi/hvi/engine/printable"
 	"github.com/xen-hvi/hvi/engine/xen"
 )
 
@@ -112,7 +113,7 @@ func (x *inspector) declarations() control.Check {
 	c.Detail = fmt.Sprintf("of %d domains", n)
 	if len(damaged) > 0 {
 		c.Status = control.CheckWarn
-		c.Detail = fmt.Sprintf("%d were damaged and are set aside: %s", len(damaged), journal.Text(strings.Join(damaged, ", ")))
+		c.Detail = fmt.Sprintf("%d were damaged and are set aside: %s", len(damaged), printable.Text(strings.Join(damaged, ", ")))
 		c.Fix = "declare these domains anew (hvictl set, or start them from their config), and remove the files"
 	}
 	return c

@@ -8,8 +8,8 @@ import (
 
 	"github.com/xen-hvi/hvi/control"
 	"github.com/xen-hvi/hvi/engine"
-	"github.com/xen-hvi/hvi/engine/journal"
 	"github.com/xen-hvi/hvi/engine/policy"
+	"github.com/xen-hvi/hvi/engine/printable"
 )
 
 // restarting holds the domains that an earlier hvid protected, as its notice
@@ -68,7 +68,7 @@ func leaveNotice(runDir string, now time.Time, all []engine.Status) error {
 		switch st.State {
 		case engine.StateAttached, engine.StateIdentifying, engine.StateProtecting, engine.StateDegraded:
 			n.Domains = append(n.Domains, control.RestartDomain{
-				ID: uint16(st.Info.ID), Name: journal.Escape(st.Name), UUID: st.Info.UUID.String(), Mode: st.Policy.Mode.String(),
+				ID: uint16(st.Info.ID), Name: printable.Escape(st.Name), UUID: st.Info.UUID.String(), Mode: st.Policy.Mode.String(),
 			})
 		}
 	}

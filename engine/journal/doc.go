@@ -30,7 +30,7 @@
 // # Hostile text
 //
 // A process name, a symbol or a module name is chosen by the guest, a domain's
-// name by whoever made it. Such strings are [Text]: made by [Escape], they hold
+// name by whoever made it. Such strings are [printable.Text]: they hold
 // only printable characters, whatever they are written to. There is one form of
 // a string, in the log, in JSON and on a terminal.
 package journal

@@ -10,15 +10,14 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
-)
 
-func unquote(s string) (string, error) { return strconv.Unquote(`"` + s + `"`) }
+	"github.com/xen-hvi/hvi/engine/printable"
+)
 
 func open(t *testing.T, opt Options) *Journal {
 	t.Helper()
@@ -415,7 +414,7 @@ func TestFilter(t *testing.T) {
 		r := numbered(i)
 		r.Time = base.Add(time.Duration(i) * time.Second)
 		r.Guard = []string{"kernel-text", "syscall-entry"}[i%2]
-		r.Domain = Domain{UUID: fmt.Sprintf("00000000-0000-0000-0000-00000000000%d", i/3), Name: Escape([]string{"web1", `a"b`}[i/3]), ID: uint16(7 + i/3)}
+		r.Domain = Domain{UUID: fmt.Sprintf("00000000-0000-0000-0000-00000000000%d", i/3), Name: printable.Escape([]string{"web1", `a"b`}[i/3]), ID: uint16(7 + i/3)}
 		if _, err := j.Append(r); err != nil {
 			t.Fatal(err)
 		}

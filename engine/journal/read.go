@@ -9,6 +9,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/xen-hvi/hvi/engine/printable"
 )
 
 // MaxQuery is the greatest number of records that Query returns, and
@@ -42,7 +44,7 @@ func (f *Filter) match(r *Record) bool {
 	d := f.Domain
 	return d == "" ||
 		strings.EqualFold(d, r.Domain.UUID) ||
-		Text(d) == r.Domain.Name || Escape(d) == r.Domain.Name ||
+		printable.Text(d) == r.Domain.Name || printable.Escape(d) == r.Domain.Name ||
 		d == strconv.Itoa(int(r.Domain.ID))
 }
 

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/xen-hvi/hvi/engine/printable"
 	"github.com/xen-hvi/hvi/engine/x86"
 )
 
@@ -92,9 +93,9 @@ type Record struct {
 // Domain identifies the guest. UUID is stable over the guest's reboots, ID is
 // not; Name can be changed and is not unique in time.
 type Domain struct {
-	UUID string `json:"uuid"`
-	Name Text   `json:"name"`
-	ID   uint16 `json:"id"`
+	UUID string         `json:"uuid"`
+	Name printable.Text `json:"name"`
+	ID   uint16         `json:"id"`
 }
 
 // Location is a linear address and, where known, the symbol it lies in.
@@ -102,12 +103,12 @@ type Location struct {
 	// Addr is zero, and left out of JSON, where the address is not known.
 	Addr x86.VirtAddr `json:"addr,omitzero"`
 	// Symbol is empty where none is known; Offset is then meaningless.
-	Symbol Text `json:"symbol,omitzero"`
+	Symbol printable.Text `json:"symbol,omitzero"`
 	// Offset is Addr minus the symbol's start, in bytes.
 	Offset Hex `json:"offset,omitzero"`
 	// Module is the kernel module the symbol belongs to, empty for the kernel
 	// itself.
-	Module Text `json:"module,omitzero"`
+	Module printable.Text `json:"module,omitzero"`
 }
 
 // String returns "do_syscall_64+0x12", "init+0x4 [evil]" or the bare address.
@@ -141,9 +142,9 @@ func (l Location) long() string {
 type Process struct {
 	// PID is the thread's, TGID the process's number in the initial PID
 	// namespace, in Linux's terms.
-	PID  int32 `json:"pid"`
-	TGID int32 `json:"tgid"`
-	Comm Text  `json:"comm"`
+	PID  int32          `json:"pid"`
+	TGID int32          `json:"tgid"`
+	Comm printable.Text `json:"comm"`
 	// Task is the address of the task's structure in the guest's kernel.
 	Task x86.VirtAddr `json:"task,omitzero"`
 	// Unknown is empty, or says why the process could not be told; the other
@@ -205,7 +206,7 @@ type Detail struct {
 	// record stands for.
 	Repeats uint64 `json:"repeats,omitempty"`
 	// Note is one sentence of the guard's own.
-	Note Text `json:"note,omitzero"`
+	Note printable.Text `json:"note,omitzero"`
 }
 
 // Value is the content of a target. It is bytes in memory order, or the number
@@ -241,7 +242,7 @@ func (v Value) String() string {
 	case v.Number != nil:
 		return fmt.Sprintf("%#x", uint64(*v.Number))
 	case v.Reason != "":
-		return "unknown: " + Text(v.Reason).String()
+		return "unknown: " + printable.Text(v.Reason).String()
 	}
 	return "unknown"
 }
@@ -279,7 +280,7 @@ func (b *HexBytes) UnmarshalText(t []byte) error {
 // program reads the fields.
 func (r *Record) Summary() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s: %s %s: ", r.Domain.Name, Text(r.Guard), Text(r.Action))
+	fmt.Fprintf(&b, "%s: %s %s: ", r.Domain.Name, printable.Text(r.Guard), printable.Text(r.Action))
 	what := "write to"
 	if r.Target.Kind == TargetMemory && r.Detail.Access != "" {
 		what = accessWords(r.Detail.Access)
@@ -299,7 +300,7 @@ func (r *Record) Summary() string {
 // String returns `"insmod" (pid 412)`, or that the process is not known.
 func (p Process) String() string {
 	if p.Unknown != "" {
-		return "an unknown process (" + Text(p.Unknown).String() + ")"
+		return "an unknown process (" + printable.Text(p.Unknown).String() + ")"
 	}
 	return fmt.Sprintf("%s (pid %d)", p.Comm.Quoted(), p.PID)
 }
@@ -315,7 +316,7 @@ func accessWords(a string) string {
 	case "r":
 		return "read of"
 	}
-	return Text(a).String() + " access to"
+	return printable.Text(a).String() + " access to"
 }
 
 // lineTypes tell what a line of the log or of an event stream is.

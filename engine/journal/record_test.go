@@ -10,7 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
-	"unicode/utf8"
+
+	"github.com/xen-hvi/hvi/engine/printable"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -22,16 +23,16 @@ func memoryRecord() Record {
 	return Record{
 		Schema: Schema, ID: "69fe2b1d7c3a-17",
 		Time:   time.Date(2026, 5, 9, 7, 29, 33, 123456789, time.UTC),
-		Domain: Domain{UUID: "a2b0f0f4-6f0e-4f9b-8f4c-0c8c6d1e2f30", Name: Escape("web1"), ID: 7},
+		Domain: Domain{UUID: "a2b0f0f4-6f0e-4f9b-8f4c-0c8c6d1e2f30", Name: printable.Escape("web1"), ID: 7},
 		VCPU:   1, Guard: "kernel-text", Action: Blocked, Mode: "enforce",
-		RIP:     Location{Addr: 0xffffffffc0001024, Symbol: Escape("evil_init"), Offset: 0x24, Module: Escape("evil")},
-		Process: Process{PID: 412, TGID: 412, Comm: Escape("insmod"), Task: 0xffff888003a40000},
+		RIP:     Location{Addr: 0xffffffffc0001024, Symbol: printable.Escape("evil_init"), Offset: 0x24, Module: printable.Escape("evil")},
+		Process: Process{PID: 412, TGID: 412, Comm: printable.Escape("insmod"), Task: 0xffff888003a40000},
 		Target: Target{Kind: TargetMemory, Memory: &MemoryTarget{
-			Location: Location{Addr: 0xffffffff81002012, Symbol: Escape("do_syscall_64"), Offset: 0x12},
+			Location: Location{Addr: 0xffffffff81002012, Symbol: printable.Escape("do_syscall_64"), Offset: 0x12},
 			Phys:     0x1002012, GFN: 0x1002,
 		}},
 		Before: Bytes([]byte{0x0f, 0x1f, 0x44}), Attempted: Unknown("the write was not decoded"),
-		Detail: Detail{Access: "w", CPL: ptr(uint8(0)), CR3: 0x2a10000, View: ptr(uint16(1)), Repeats: 3, Note: Escape("CR0.WP was clear")},
+		Detail: Detail{Access: "w", CPL: ptr(uint8(0)), CR3: 0x2a10000, View: ptr(uint16(1)), Repeats: 3, Note: printable.Escape("CR0.WP was clear")},
 	}
 }
 
@@ -40,7 +41,7 @@ func msrRecord() Record {
 	return Record{
 		Schema: Schema, ID: "69fe2b1d7c3a-18",
 		Time:   time.Date(2026, 5, 9, 7, 29, 34, 0, time.UTC),
-		Domain: Domain{UUID: "a2b0f0f4-6f0e-4f9b-8f4c-0c8c6d1e2f30", Name: Escape("web1"), ID: 7},
+		Domain: Domain{UUID: "a2b0f0f4-6f0e-4f9b-8f4c-0c8c6d1e2f30", Name: printable.Escape("web1"), ID: 7},
 		Guard:  "syscall-entry", Action: Alerted, Mode: "observe",
 		RIP:     Location{Addr: 0xffffffffc0001040},
 		Process: Process{Unknown: "the guest's kernel is not identified"},
@@ -164,97 +165,6 @@ func TestIDSplit(t *testing.T) {
 			t.Errorf("%q split into %q, %d, %v", tc.id, run, seq, ok)
 		}
 	}
-}
-
-func TestEscape(t *testing.T) {
-	for in, want := range map[string]string{
-		"insmod":           "insmod",
-		"a b;rm":           "a b;rm",
-		"../../x":          "../../x",
-		"naïve-服务器":        "naïve-服务器",
-		"\x1b[2Jroot\r\n":  `\x1b[2Jroot\r\n`,
-		`say "x" \ y`:      `say \"x\" \\ y`,
-		"\xff\xfe":         `\xff\xfe`,
-		"a\u202eb\u200b":   `a\u202eb\u200b`,
-		"\u009b31m":        `\u009b31m`,
-		"\x7f":             `\x7f`,
-		"\u2028":           `\u2028`,
-		"\U000e0001":       `\U000e0001`,
-		"\ufffd":           "\ufffd",
-		"it's":             "it's",
-		"nul\x00byte":      `nul\x00byte`,
-		"":                 "",
-		"\u00a0no-break":   `\u00a0no-break`,
-		"\xe2\x80":         `\xe2\x80`,
-		"kworker/0:1-ev\t": `kworker/0:1-ev\t`,
-	} {
-		got := Escape(in)
-		if string(got) != want {
-			t.Errorf("Escape(%q) = %q, want %q", in, got, want)
-		}
-		if got.String() != want {
-			t.Errorf("Escape(%q).String() = %q: not stable", in, got.String())
-		}
-	}
-	if got := Escape("it's"); got.Quoted() != `"it's"` {
-		t.Errorf("quoted: %s", got.Quoted())
-	}
-}
-
-func TestTextIsBounded(t *testing.T) {
-	for _, in := range []string{strings.Repeat("x", MaxText+1), strings.Repeat("\x00", MaxText), strings.Repeat("服", MaxText)} {
-		got := Escape(in)
-		if len(got) > MaxText || !strings.HasSuffix(string(got), ellipsis) || !utf8.ValidString(string(got)) {
-			t.Errorf("Escape of %d bytes gives %d ending in %q", len(in), len(got), got[len(got)-8:])
-		}
-		if Text(in).String() == in {
-			t.Errorf("a converted text of %d bytes is shown whole", len(in))
-		}
-	}
-	exact := strings.Repeat("x", MaxText)
-	if got := Escape(exact); string(got) != exact {
-		t.Errorf("a text of just MaxText was cut to %d bytes", len(got))
-	}
-}
-
-// TestConvertedTextIsHarmless: a Text made without Escape can't reach a
-// terminal or the log as it is.
-func TestConvertedTextIsHarmless(t *testing.T) {
-	raw := Text("a\x1b[31m\u202e\xff")
-	const want = `a\x1b[31m\u202e\xff`
-	b, err := json.Marshal(raw)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var back Text
-	if err := json.Unmarshal(b, &back); err != nil {
-		t.Fatal(err)
-	}
-	if raw.String() != want || string(back) != want {
-		t.Errorf("shown as %q, travels as %q, want %q", raw.String(), string(back), want)
-	}
-}
-
-func FuzzEscape(f *testing.F) {
-	for _, s := range []string{"", "insmod", "\x1b[2J", "\xff", `\"`, "服\u202e", strings.Repeat("\x01", 300)} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, in string) {
-		for _, x := range []Text{Escape(in), Text(in).safe()} {
-			if len(x) > MaxText || !utf8.ValidString(string(x)) {
-				t.Fatalf("%q: %d bytes", x, len(x))
-			}
-			if again := x.safe(); again != x {
-				t.Fatalf("%q is not stable: %q", x, again)
-			}
-		}
-		if len(in) < MaxText/10 {
-			back, err := unquote(string(Escape(in)))
-			if err != nil || back != in {
-				t.Fatalf("%q escaped to %q, which is %q (%v)", in, Escape(in), back, err)
-			}
-		}
-	})
 }
 
 func FuzzRecord(f *testing.F) {

@@ -11,7 +11,7 @@ import (
 	"unicode"
 
 	"github.com/xen-hvi/hvi/control"
-	"github.com/xen-hvi/hvi/engine/journal"
+	"github.com/xen-hvi/hvi/engine/printable"
 )
 
 // storeWriter is a shell function of the guest's that writes a xenstore node
@@ -141,7 +141,7 @@ func (r *road) named(g *Guest, name string) error {
 	t := r.rs.t
 	err := t.Eventually(hvidLimit, "hvid shows the name "+strconv.Quote(name), func() (bool, error) {
 		st, err := g.Status()
-		return st.Name == journal.Escape(name), err
+		return st.Name == printable.Escape(name), err
 	})
 	if err != nil {
 		return err
@@ -157,7 +157,7 @@ func (r *road) named(g *Guest, name string) error {
 	if err := t.HVICtl(&st, "status", g.UUID); err != nil {
 		return err
 	}
-	r.check(st.ID == uint16(g.ID) && st.Name == journal.Escape(name), "hvictl status by UUID: %d %q", st.ID, st.Name)
+	r.check(st.ID == uint16(g.ID) && st.Name == printable.Escape(name), "hvictl status by UUID: %d %q", st.ID, st.Name)
 	if _, err := strconv.Atoi(name); err == nil {
 		return nil // it means a domid
 	}

@@ -18,8 +18,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/xen-hvi/hvi/control"
-	"github.com/xen-hvi/hvi/engine/journal"
 	"github.com/xen-hvi/hvi/engine/policy"
+	"github.com/xen-hvi/hvi/engine/printable"
 	"github.com/xen-hvi/hvi/xlplugin"
 )
 
@@ -143,10 +143,10 @@ func (o *creation) argv() []string {
 
 // created is the result, for programs.
 type created struct {
-	ID    uint16        `json:"id"`
-	Name  journal.Text  `json:"name"`
-	UUID  string        `json:"uuid,omitempty"`
-	State control.State `json:"state"`
+	ID    uint16         `json:"id"`
+	Name  printable.Text `json:"name"`
+	UUID  string         `json:"uuid,omitempty"`
+	State control.State  `json:"state"`
 	// Paused reports whether the domain was left paused, as -p asks.
 	Paused bool   `json:"paused"`
 	Reason string `json:"reason,omitempty"`
@@ -189,12 +189,12 @@ func (a *app) create(ctx context.Context, cmd *cobra.Command, o creation) error 
 		if reason == "" {
 			reason = "its state is " + string(g.State)
 		}
-		err = &control.Problem{Code: codeFailed, What: journal.Escape(name).String() + " is not protected: " + reason, Fix: g.Fix}
+		err = &control.Problem{Code: codeFailed, What: printable.Escape(name).String() + " is not protected: " + reason, Fix: g.Fix}
 	}
 	if err != nil {
 		return a.abandon(err, id)
 	}
-	res := created{ID: id, Name: journal.Escape(name), UUID: uuid, State: g.State, Paused: o.paused, Reason: g.Reason}
+	res := created{ID: id, Name: printable.Escape(name), UUID: uuid, State: g.State, Paused: o.paused, Reason: g.Reason}
 	var console *exec.Cmd
 	if o.console {
 		// Before the guest runs, so that nothing of it is missed.

@@ -15,7 +15,7 @@ import (
 	"time"
 
 	"github.com/xen-hvi/hvi/control"
-	"github.com/xen-hvi/hvi/engine/journal"
+	"github.com/xen-hvi/hvi/engine/printable"
 )
 
 // fakeXL plays xl. It writes its arguments as a line to the file "log" beside it; fails where there is a file VERB.fail; names domain 20; and stays
@@ -275,7 +275,7 @@ func TestCreateJSON(t *testing.T) {
 	if err := json.Unmarshal([]byte(out), &got); err != nil || code != exitOK {
 		t.Fatalf("exit code %d, %v: %s%s", code, err, out, errOut)
 	}
-	if want := (created{ID: 20, Name: journal.Escape("a\nb"), UUID: "f2b0f0f4-6f0e-4f9b-8f4c-0c8c6d1e2f30", State: "attached", Paused: true}); got != want {
+	if want := (created{ID: 20, Name: printable.Escape("a\nb"), UUID: "f2b0f0f4-6f0e-4f9b-8f4c-0c8c6d1e2f30", State: "attached", Paused: true}); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 	// The same name again: xl says a number that is not new.
@@ -392,7 +392,7 @@ func TestRestarting(t *testing.T) {
 	socket := filepath.Join(dir, "hvid.sock")
 	n := control.RestartNotice{At: noon.Add(-12 * time.Second), PID: 7, Domains: []control.RestartDomain{
 		{ID: 7, Name: "web1", UUID: "a2b0f0f4-6f0e-4f9b-8f4c-0c8c6d1e2f30", Mode: "enforce"},
-		{ID: 8, Name: journal.Escape("db \x1b[31m"), UUID: "b2b0f0f4-6f0e-4f9b-8f4c-0c8c6d1e2f30", Mode: "observe"},
+		{ID: 8, Name: printable.Escape("db \x1b[31m"), UUID: "b2b0f0f4-6f0e-4f9b-8f4c-0c8c6d1e2f30", Mode: "observe"},
 	}}
 	if err := control.WriteRestartNotice(dir, n); err != nil {
 		t.Fatal(err)

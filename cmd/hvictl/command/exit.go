@@ -9,8 +9,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/xen-hvi/hvi/control"
-	"github.com/xen-hvi/hvi/engine/journal"
 	"github.com/xen-hvi/hvi/engine/policy"
+	"github.com/xen-hvi/hvi/engine/printable"
 )
 
 // Exit codes. They are part of hvictl's interface; exitCodesTopic documents
@@ -131,7 +131,7 @@ func (a *app) report(err error) int {
 }
 
 // safe returns a string of hvid's fit for a terminal, whatever it holds.
-func safe(s string) string { return journal.Text(s).String() }
+func safe(s string) string { return printable.Text(s).String() }
 
 // shownCandidates is how many domains an error lists.
 const shownCandidates = 12

@@ -21,6 +21,7 @@ import (
 	"github.com/xen-hvi/hvi/cmd/hostcheck"
 	"github.com/xen-hvi/hvi/control"
 	"github.com/xen-hvi/hvi/engine/journal"
+	"github.com/xen-hvi/hvi/engine/printable"
 	"github.com/xen-hvi/hvi/engine/x86"
 )
 
@@ -136,7 +137,7 @@ func fakeDomains() []control.DomainStatus {
 			Counters: control.Counters{RingEvents: 4099, Alerted: 1, Blocked: 2},
 		},
 		{
-			ID: 8, Name: journal.Escape("db \x1b[31m"), UUID: "b2b0f0f4-6f0e-4f9b-8f4c-0c8c6d1e2f30", Type: "HVM", State: control.StateDegraded, Mode: "enforce",
+			ID: 8, Name: printable.Escape("db \x1b[31m"), UUID: "b2b0f0f4-6f0e-4f9b-8f4c-0c8c6d1e2f30", Type: "HVM", State: control.StateDegraded, Mode: "enforce",
 			Tier: control.TierRegisters, TierReason: "the processor is not from Intel",
 			Guards: []control.GuardStatus{
 				{Name: "kernel-text", Action: "block", State: control.GuardUnavailable, Reason: "needs tier access"},
@@ -145,7 +146,7 @@ func fakeDomains() []control.DomainStatus {
 			AttachedAt: noon.Add(-42 * time.Second),
 		},
 		{
-			ID: 12, Name: journal.Escape("naïve-服务器"), UUID: "c2b0f0f4-6f0e-4f9b-8f4c-0c8c6d1e2f30", Type: "PVH", State: control.StateFailed, Mode: "observe", Tier: control.TierAccess,
+			ID: 12, Name: printable.Escape("naïve-服务器"), UUID: "c2b0f0f4-6f0e-4f9b-8f4c-0c8c6d1e2f30", Type: "PVH", State: control.StateFailed, Mode: "observe", Tier: control.TierAccess,
 			TierReason: "Xen's command line lacks altp2m=1",
 			Failure:    &control.Failure{Stage: "attach", Expected: "a free monitor ring", Got: "EBUSY", Fix: "stop the other listener of this domain"},
 		},
@@ -163,7 +164,7 @@ func fakeEvents() []journal.Record {
 		{
 			Time: noon.Add(-time.Hour), Domain: web1, VCPU: 1, Guard: "kernel-text", Action: journal.Blocked, Mode: "enforce",
 			RIP:     journal.Location{Addr: 0xffffffffc0001024, Symbol: "evil_init", Offset: 0x24, Module: "evil"},
-			Process: journal.Process{PID: 412, TGID: 412, Comm: journal.Escape("ins\x1bmod"), Task: 0xffff888003a40000},
+			Process: journal.Process{PID: 412, TGID: 412, Comm: printable.Escape("ins\x1bmod"), Task: 0xffff888003a40000},
 			Target: journal.Target{Kind: journal.TargetMemory, Memory: &journal.MemoryTarget{
 				Location: journal.Location{Addr: 0xffffffff81002012, Symbol: "do_syscall_64", Offset: 0x12}, Phys: 0x1002012, GFN: 0x1002,
 			}},

@@ -15,6 +15,7 @@ import (
 	"github.com/xen-hvi/hvi/cmd/hostcheck"
 	"github.com/xen-hvi/hvi/control"
 	"github.com/xen-hvi/hvi/engine/journal"
+	"github.com/xen-hvi/hvi/engine/printable"
 )
 
 // strangeNames are names that a toolstack accepts for a domain.
@@ -43,10 +44,10 @@ func TestStrangeNames(t *testing.T) {
 	h.engine.policy = aReport(t, control.PolicyWords{Mode: "enforce"})
 	for i, name := range strangeNames {
 		uuid := fmt.Sprintf("a2b0f0f4-6f0e-4f9b-8f4c-%012d", i)
-		text := journal.Escape(name)
+		text := printable.Escape(name)
 		h.engine.domains = append(h.engine.domains, control.DomainStatus{
 			ID: uint16(100 + i), Name: text, UUID: uuid, State: control.StateProtecting, Mode: "enforce",
-			GuestKernel: &control.GuestKernel{Release: journal.Text(name), Banner: journal.Text(name)}, PolicySource: `xl config ` + name,
+			GuestKernel: &control.GuestKernel{Release: printable.Text(name), Banner: printable.Text(name)}, PolicySource: `xl config ` + name,
 			Failure: &control.Failure{Stage: name, Got: name, Fix: name}, TierReason: name, Held: name,
 		})
 		h.engine.doctor.Domains = append(h.engine.doctor.Domains, control.DomainReport{
@@ -55,7 +56,7 @@ func TestStrangeNames(t *testing.T) {
 		h.engine.kept = append(h.engine.kept, control.Declaration{UUID: uuid, Name: text, Source: name, Toolstack: name, Spec: spec})
 		if _, err := h.journal.Append(journal.Record{
 			Domain: journal.Domain{UUID: uuid, Name: text, ID: uint16(100 + i)}, Guard: "kernel-text", Action: journal.Alerted, Mode: "enforce",
-			Process: journal.Process{Comm: journal.Text(name)}, Target: journal.Target{Kind: journal.TargetMSR, MSR: &journal.MSRTarget{Index: 1}},
+			Process: journal.Process{Comm: printable.Text(name)}, Target: journal.Target{Kind: journal.TargetMSR, MSR: &journal.MSRTarget{Index: 1}},
 			Before: journal.Number(1), Attempted: journal.Number(2),
 		}); err != nil {
 			t.Fatal(err)
@@ -134,7 +135,7 @@ func TestStrangeNames(t *testing.T) {
 	dir := t.TempDir()
 	notice := control.RestartNotice{At: noon.Add(-time.Second)}
 	for i, name := range strangeNames {
-		notice.Domains = append(notice.Domains, control.RestartDomain{ID: uint16(i), Name: journal.Text(name), UUID: name, Mode: name})
+		notice.Domains = append(notice.Domains, control.RestartDomain{ID: uint16(i), Name: printable.Text(name), UUID: name, Mode: name})
 	}
 	if err := control.WriteRestartNotice(dir, notice); err != nil {
 		t.Fatal(err)

@@ -10,8 +10,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/xen-hvi/hvi/control"
-	"github.com/xen-hvi/hvi/engine/journal"
 	"github.com/xen-hvi/hvi/engine/policy"
+	"github.com/xen-hvi/hvi/engine/printable"
 )
 
 func (a *app) policyCommand() *cobra.Command {
@@ -245,7 +245,7 @@ func findKept(kept []control.Declaration, running []control.DomainStatus, ref st
 	if err != nil {
 		var p *control.Problem
 		if errors.As(err, &p) && p.Code == control.CodeNoSuchDomain {
-			p.What = "nothing is kept for a domain " + journal.Escape(ref).Quoted()
+			p.What = "nothing is kept for a domain " + printable.Escape(ref).Quoted()
 			p.Fix = "hvictl policy list shows what is"
 		}
 		return control.Declaration{}, suggest(err, ref)
@@ -333,7 +333,7 @@ func readDeclarations(cmd *cobra.Command, r io.Reader) ([]control.Declaration, e
 		case err == io.EOF:
 			return ds, nil
 		case err != nil:
-			return nil, bad(fmt.Sprintf("policy %d: %s", len(ds)+1, journal.Escape(err.Error())))
+			return nil, bad(fmt.Sprintf("policy %d: %s", len(ds)+1, printable.Escape(err.Error())))
 		case d.UUID == "":
 			return nil, bad(fmt.Sprintf("policy %d has no UUID", len(ds)+1))
 		}

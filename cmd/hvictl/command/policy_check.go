@@ -12,8 +12,8 @@ import (
 
 	"github.com/xen-hvi/hvi/config"
 	"github.com/xen-hvi/hvi/control"
-	"github.com/xen-hvi/hvi/engine/journal"
 	"github.com/xen-hvi/hvi/engine/policy"
+	"github.com/xen-hvi/hvi/engine/printable"
 	"github.com/xen-hvi/hvi/libvirt/metadata"
 	"github.com/xen-hvi/hvi/xlplugin"
 )
@@ -95,11 +95,11 @@ The exit code is 8 if anything is wrong with a file; warnings leave it at 0.`,
 
 // checked is what a file declares and what is wrong with it.
 type checked struct {
-	File journal.Text `json:"file"`
-	Kind fileKind     `json:"kind"`
+	File printable.Text `json:"file"`
+	Kind fileKind       `json:"kind"`
 	// Name and UUID are the domain's, where the file says so, or the policy's.
-	Name journal.Text `json:"name,omitempty"`
-	UUID string       `json:"uuid,omitempty"`
+	Name printable.Text `json:"name,omitempty"`
+	UUID string         `json:"uuid,omitempty"`
 	// Declares reports whether it declares anything for a domain; Policy holds
 	// then.
 	Declares bool                  `json:"declares"`
@@ -113,12 +113,12 @@ const maxChecked = metadata.MaxXML
 
 func (a *app) checkFile(path string, kind fileKind, files *config.Files) checked {
 	source := path
-	c := checked{File: journal.Escape(path), Kind: kind, Warnings: []string{}, Errors: []string{}}
+	c := checked{File: printable.Escape(path), Kind: kind, Warnings: []string{}, Errors: []string{}}
 	var data []byte
 	var err error
 	if path == "-" {
 		source = "standard input"
-		c.File = journal.Text(source)
+		c.File = printable.Text(source)
 		data, err = io.ReadAll(io.LimitReader(a.in, maxChecked+1))
 		if err == nil && len(data) > maxChecked {
 			err = fmt.Errorf("standard input is longer than %d bytes", maxChecked)
@@ -140,18 +140,18 @@ func (a *app) checkFile(path string, kind fileKind, files *config.Files) checked
 		if cfg, err = xlplugin.Parse(source, data); err == nil {
 			var d xlplugin.Declared
 			d, err = xlplugin.FromConfig(cfg, files)
-			c.Name, spec = journal.Escape(d.Name), d.Spec
+			c.Name, spec = printable.Escape(d.Name), d.Spec
 			if d.HasUUID {
 				c.UUID = d.UUID.String()
 			}
 			for _, w := range append(cfg.Warnings, d.Warnings...) {
-				c.Warnings = append(c.Warnings, journal.Text(w.String()).String())
+				c.Warnings = append(c.Warnings, printable.Text(w.String()).String())
 			}
 		}
 	case kindLibvirt:
 		var d metadata.Domain
 		d, err = metadata.ParseDomain(source, data)
-		c.Name, c.UUID = journal.Escape(d.Name), d.UUID
+		c.Name, c.UUID = printable.Escape(d.Name), d.UUID
 		if err == nil && d.Element != nil {
 			spec, err = d.Element.Spec(files)
 		}
@@ -160,7 +160,7 @@ func (a *app) checkFile(path string, kind fileKind, files *config.Files) checked
 		}
 	case kindDomain:
 		spec, err = config.ParseDomain(source, data, files)
-		c.Name = journal.Escape(baseName(path))
+		c.Name = printable.Escape(baseName(path))
 	case kindDaemon:
 		var conf config.Config
 		if conf, err = config.Parse(source, data, files); err == nil {
@@ -169,7 +169,7 @@ func (a *app) checkFile(path string, kind fileKind, files *config.Files) checked
 	case kindPolicy:
 		var named policy.Named
 		named, err = config.ParsePolicy(baseName(path), source, data)
-		c.Name = journal.Escape(baseName(path))
+		c.Name = printable.Escape(baseName(path))
 		if err == nil {
 			// What it comes to where a domain enforces it.
 			r := new(control.PolicyReport)
@@ -204,7 +204,7 @@ func (c *checked) fail(err error) {
 		}
 		return
 	}
-	c.Errors = append(c.Errors, journal.Text(err.Error()).String())
+	c.Errors = append(c.Errors, printable.Text(err.Error()).String())
 }
 
 // baseName is the file's name without its directory and suffix.

@@ -13,8 +13,8 @@ import (
 	"time"
 
 	"github.com/xen-hvi/hvi/control"
-	"github.com/xen-hvi/hvi/engine/journal"
 	"github.com/xen-hvi/hvi/engine/policy"
+	"github.com/xen-hvi/hvi/engine/printable"
 )
 
 const web1UUID = "a2b0f0f4-6f0e-4f9b-8f4c-0c8c6d1e2f30"
@@ -46,7 +46,7 @@ func keptPolicies(t *testing.T) []control.Declaration {
 	words := control.PolicyWords{Mode: "enforce", Policy: "ours", Guards: []control.GuardRequest{{Name: "kernel-text", Action: "alert"}}}
 	return []control.Declaration{
 		{UUID: web1UUID, Name: "web1", Toolstack: "xl", Source: `xl config "/etc/xen/web1.cfg"`, Spec: aSpec(t, words), CapturedAt: noon.Add(-time.Hour)},
-		{UUID: "b2b0f0f4-6f0e-4f9b-8f4c-0c8c6d1e2f31", Name: journal.Escape("../../x\x1b[31m"), Spec: aSpec(t, control.PolicyWords{Mode: "observe"}), CapturedAt: noon.Add(-time.Hour), Suspended: true, GoneAt: noon.Add(-90 * time.Second)},
+		{UUID: "b2b0f0f4-6f0e-4f9b-8f4c-0c8c6d1e2f31", Name: printable.Escape("../../x\x1b[31m"), Spec: aSpec(t, control.PolicyWords{Mode: "observe"}), CapturedAt: noon.Add(-time.Hour), Suspended: true, GoneAt: noon.Add(-90 * time.Second)},
 		{UUID: "b2b0f0f4-6f0e-4f9b-8f4c-0c8c6d1e2f32", Name: "old", Spec: aSpec(t, control.PolicyWords{Mode: "off"}), GoneAt: noon.Add(-time.Minute)},
 		{UUID: "b2b0f0f4-6f0e-4f9b-8f4c-0c8c6d1e2f33", Name: "old", Spec: aSpec(t, control.PolicyWords{Mode: "enforce"}), Suspended: true},
 	}
@@ -71,7 +71,7 @@ func TestPolicyOutput(t *testing.T) {
 		}
 		golden(t, tc.name, out)
 	}
-	h.engine.policy = control.PolicyReport{ID: control.NoDomID, Name: journal.Escape("a b;rm"), From: "later\x1b"}
+	h.engine.policy = control.PolicyReport{ID: control.NoDomID, Name: printable.Escape("a b;rm"), From: "later\x1b"}
 	out, _, code := hvictl(t, h.socket, "policy", "show", "a b;rm")
 	if code != exitOK || !strings.HasPrefix(out, "a b;rm (not running)\n  From       later\\x1b\n") || h.engine.asked != "policy a b;rm" {
 		t.Errorf("exit code %d, asked %q: %q", code, h.engine.asked, out)

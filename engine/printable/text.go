@@ -1,4 +1,6 @@
-package journal
+// Package printable makes strings that a guest or a domain's owner chose safe to
+// show: on a terminal, in a log, as JSON. It holds no state.
+package printable
 
 import (
 	"fmt"
