@@ -90,12 +90,14 @@ func (t Translation) PageEnd(va x86.VirtAddr) uint64 {
 	return t.PageSize - uint64(va)&(t.PageSize-1)
 }
 
-// AddressSpace is one tree of page tables over a Memory. It holds no cache: two
-// reads may see two states of a running guest. It is a value, safe for
-// concurrent use as far as its Memory is.
+// AddressSpace is one tree of page tables over a Memory. It remembers nothing
+// unless it was given a [TLB], so two reads may see two states of a running
+// guest. It is a value, safe for concurrent use as far as its Memory is; with a
+// TLB, for one goroutine.
 type AddressSpace struct {
 	mem    Memory
 	words  WordReader // mem, where it offers that
+	tlb    *TLB       // or nil
 	root   x86.PhysAddr
 	levels uint8
 	noNX   bool // EFER.NXE clear: bit 63 is reserved
@@ -152,9 +154,16 @@ func (as *AddressSpace) Translate(va x86.VirtAddr) (Translation, error) {
 	if !va.Canonical(12 + 9*uint(as.levels)) {
 		return Translation{}, &TranslateError{VA: va, Err: ErrNotCanonical}
 	}
-	table := as.root
-	writable, user, nx := true, true, false
-	for level := int(as.levels); ; level-- {
+	if as.tlb != nil {
+		return as.translateCached(va)
+	}
+	return as.walk(va, int(as.levels), as.root, pteW|pteU)
+}
+
+// walk translates va from the table of a level downwards. rights are those of
+// the levels above: the bits of an entry that W, U and NX are.
+func (as *AddressSpace) walk(va x86.VirtAddr, level int, table x86.PhysAddr, rights uint64) (Translation, error) {
+	for ; ; level-- {
 		shift := uint(12 + 9*(level-1))
 		e, err := as.word(table + x86.PhysAddr(uint64(va)>>shift&0x1ff*8))
 		if err != nil {
@@ -166,30 +175,38 @@ func (as *AddressSpace) Translate(va x86.VirtAddr) (Translation, error) {
 		if as.noNX && e&pteNX != 0 {
 			return Translation{}, &TranslateError{VA: va, Level: level, Entry: e, Err: ErrReserved}
 		}
-		writable = writable && e&pteW != 0
-		user = user && e&pteU != 0
-		nx = nx || e&pteNX != 0
+		rights = rights&e&(pteW|pteU) | (rights|e)&pteNX
+		table = x86.PhysAddr(e & pteAddr)
 		if level > 1 && e&ptePS == 0 {
-			table = x86.PhysAddr(e & pteAddr)
+			if as.tlb != nil && level <= 3 {
+				as.tlb.put(va, level, uint64(table)|rights)
+			}
 			continue
 		}
-		if level > 3 { // PS in a PML4 or PML5 entry
-			return Translation{}, &TranslateError{VA: va, Level: level, Entry: e, Err: ErrReserved}
-		}
-		size := uint64(1) << shift
-		base := e & pteAddr &^ (size - 1)
 		// Bit 12 of a large page's entry is PAT, masked with the offset;
-		// the other address bits below the page size are reserved.
-		if level > 1 && e&pteAddr&(size-1)&^(1<<12) != 0 {
+		// the other address bits below the page size are reserved, and so
+		// is the size bit in a PML4 or PML5 entry.
+		if level > 1 && (level > 3 || uint64(table)&(1<<shift-1)&^(1<<12) != 0) {
 			return Translation{}, &TranslateError{VA: va, Level: level, Entry: e, Err: ErrReserved}
 		}
-		return Translation{
-			Phys:     x86.PhysAddr(base | uint64(va)&(size-1)),
-			PageSize: size,
-			Writable: writable,
-			User:     user,
-			NX:       nx,
-		}, nil
+		e = uint64(table)&^(1<<shift-1) | rights | ptePS
+		if as.tlb != nil {
+			as.tlb.put(va, level, e)
+		}
+		return leaf(va, level, e), nil
+	}
+}
+
+// leaf is the translation that the last entry of a walk gives. Of e it takes
+// the page's address and the effective rights.
+func leaf(va x86.VirtAddr, level int, e uint64) Translation {
+	size := uint64(1) << uint(12+9*(level-1))
+	return Translation{
+		Phys:     x86.PhysAddr(e&pteAddr | uint64(va)&(size-1)),
+		PageSize: size,
+		Writable: e&pteW != 0,
+		User:     e&pteU != 0,
+		NX:       e&pteNX != 0,
 	}
 }
 

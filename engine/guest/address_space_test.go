@@ -224,7 +224,11 @@ func TestNoAllocations(t *testing.T) {
 	buf := make([]byte, 0x1800)
 	for name, mem := range map[string]guest.Memory{"words": b.Memory(), "bytes": plain{b.Memory()}} {
 		as := guest.NewAddressSpace(mem, b.CR3(), b.CR4(), b.EFER())
+		tlb := guest.NewTLB()
+		cached := as.WithTLB(tlb)
 		for what, f := range map[string]func() error{
+			"TLB":        func() error { return cached.Read(userVA+0x400, buf) },
+			"flushed":    func() error { tlb.Flush(); return cached.Read(userVA+0x400, buf) },
 			"Translate":  func() error { _, err := as.Translate(userVA); return err },
 			"Read":       func() error { return as.Read(userVA+0x400, buf) },
 			"ReadUint64": func() error { _, err := as.ReadUint64(userVA + 8); return err },

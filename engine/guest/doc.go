@@ -21,5 +21,6 @@
 //
 // [AddressSpace.Translate], [AddressSpace.Read] and the fixed-size reads
 // allocate nothing when the page is mapped, so they may run on a ring thread.
-// A failing call allocates its error.
+// A failing call allocates its error. Whoever translates the same pages again
+// and again keeps a [TLB], and flushes it as its documentation says.
 package guest
