@@ -95,7 +95,7 @@ func (b *bootEnd) reached(ev *vmevent.Event) bool {
 		// The states are entered one after the other, so what is stored
 		// now is the next.
 		s, err := b.kernel.SystemState()
-		return err == nil && uint32(s)+1 == b.kernel.Offsets.SystemRunning
+		return err == nil && int(s)+1 == b.kernel.Offsets.SystemStates.Running
 	}
 	return false
 }

@@ -12,9 +12,9 @@ import (
 	"github.com/xen-hvi/hvi/engine/x86"
 )
 
-// BTF as in include/uapi/linux/btf.h. Identify needs a dozen offsets from 4 to
-// 5 MB of it, while a vCPU is held, so it makes one checking pass over the blob
-// and picks them out. Everything else is for Kernel.BTF, which hands the same,
+// BTF as in include/uapi/linux/btf.h. Identify needs some hundred offsets from 4
+// to 5 MB of it, while a vCPU is held, so it makes one checking pass over the
+// blob and picks them out. Everything else is for Kernel.BTF, which hands the same,
 // checked, bytes to a full parser.
 const (
 	btfMagic   = 0xeb9f
@@ -26,9 +26,14 @@ const (
 
 // Kinds of BTF types that matter here.
 const (
-	kindStruct = 4
-	kindUnion  = 5
-	kindEnum   = 6
+	kindArray    = 3
+	kindStruct   = 4
+	kindUnion    = 5
+	kindEnum     = 6
+	kindTypedef  = 8
+	kindVolatile = 9
+	kindConst    = 10
+	kindTypeTag  = 18
 )
 
 // btfExtra is, per kind, what follows the 12 bytes of a type: a fixed number of
@@ -56,20 +61,24 @@ var btfExtra = [...]struct{ fixed, each int }{
 	19: {0, 12}, // ENUM64
 }
 
-var errBTF = errors.New("malformed BTF")
+var (
+	errBTF = errors.New("malformed BTF")
+	// errTypes: type information that is sound in form, but not a kernel's.
+	errTypes = errors.New("implausible type information")
+)
 
-// btfTypes is a checked BTF blob.
+// btfTypes is a checked BTF blob, a typeSource.
 type btfTypes struct {
 	types   []byte
 	strings []byte
 	pos     []uint32 // of type i+1 in types
-	// The types looked for, by name; 0 where there is none.
-	found map[string]int
+	// found are the types looked for, by name, each the first of its name.
+	found map[wantedType]int
 }
 
 // parseBTF checks the whole structure of a blob and notes where the wanted
-// types are: the first of each name and kind.
-func parseBTF(blob []byte, wanted map[string]int) (*btfTypes, error) {
+// types are.
+func parseBTF(blob []byte, wanted map[wantedType]bool) (*btfTypes, error) {
 	if len(blob) < 24 {
 		return nil, fmt.Errorf("%w: %d bytes", errBTF, len(blob))
 	}
@@ -96,7 +105,11 @@ func parseBTF(blob []byte, wanted map[string]int) (*btfTypes, error) {
 	if len(str) == 0 || str[0] != 0 || str[len(str)-1] != 0 {
 		return nil, fmt.Errorf("%w: string section of %d bytes", errBTF, len(str))
 	}
-	b := &btfTypes{types: types, strings: str, found: make(map[string]int, len(wanted))}
+	b := &btfTypes{types: types, strings: str, found: make(map[wantedType]int, len(wanted))}
+	longest := 0
+	for w := range wanted {
+		longest = max(longest, len(w.name))
+	}
 	b.pos = make([]uint32, 0, len(types)/24)
 	for p := 0; p < len(types); {
 		if len(types)-p < 12 || len(b.pos) >= maxTypes {
@@ -113,8 +126,10 @@ func parseBTF(blob []byte, wanted map[string]int) (*btfTypes, error) {
 		}
 		b.pos = append(b.pos, uint32(p))
 		if kind >= kindStruct && kind <= kindEnum && vlen > 0 && name != 0 {
-			if s := b.name(name); len(s) <= 16 && wanted[string(s)] == kind && b.found[string(s)] == 0 {
-				b.found[string(s)] = len(b.pos)
+			if s := b.name(name); len(s) <= longest && wanted[wantedType{string(s), kind == kindEnum}] {
+				if w := (wantedType{string(s), kind == kindEnum}); b.found[w] == 0 {
+					b.found[w] = len(b.pos)
+				}
 			}
 		}
 		p += size
@@ -128,148 +143,92 @@ func (b *btfTypes) name(off uint32) []byte {
 	return s[:bytes.IndexByte(s, 0)] // the section ends in a zero
 }
 
-// member calls f for the members of a structure, those of its anonymous members
-// included, with their offset in bytes, until the bound on visits is reached.
-func (b *btfTypes) members(id int, f func(name []byte, offset int)) {
+func (b *btfTypes) structure(name string) int   { return b.found[wantedType{name, false}] }
+func (b *btfTypes) enumeration(name string) int { return b.found[wantedType{name, true}] }
+
+// members stops when the bound on visits is reached.
+func (b *btfTypes) members(ref int, f func(typeMember)) {
 	visits := 0
-	b.walkMembers(id, 0, 0, &visits, f)
+	b.walkMembers(ref, 0, 0, &visits, f)
 }
 
-func (b *btfTypes) walkMembers(id, at, depth int, visits *int, f func([]byte, int)) {
-	if id < 1 || id > len(b.pos) || depth > maxNesting {
+func (b *btfTypes) walkMembers(id, at, depth int, visits *int, f func(typeMember)) {
+	if depth > maxNesting {
 		return
 	}
-	t := b.types[b.pos[id-1]:]
+	t, kind := b.at(id)
+	if kind != kindStruct && kind != kindUnion {
+		return
+	}
 	info := le32(t[4:])
-	if kind := info >> 24 & 0x1f; kind != kindStruct && kind != kindUnion {
-		return
-	}
 	for i := range int(info & 0xffff) {
 		if *visits++; *visits > maxMembers {
 			return
 		}
-		m := t[12+12*i:]
-		name, typ, bits := le32(m), le32(m[4:]), le32(m[8:])
+		e := t[12+12*i:]
+		name, m := le32(e), typeMember{typ: int(le32(e[4:])), bits: int(le32(e[8:]))}
 		if info>>31 != 0 { // the upper byte is a bit field's width
-			bits &= 0xffffff
+			m.bits, m.width = m.bits&0xffffff, m.bits>>24
 		}
+		m.bits += at
 		if name >= uint32(len(b.strings)) {
 			continue
 		}
-		off := at + int(bits/8)
-		if s := b.name(name); len(s) > 0 {
-			f(s, off)
+		if m.name = b.name(name); len(m.name) > 0 {
+			f(m)
 		} else {
-			b.walkMembers(int(typ), off, depth+1, visits, f)
+			b.walkMembers(m.typ, m.bits, depth+1, visits, f)
 		}
 	}
 }
 
-// size is sizeof a structure.
-func (b *btfTypes) size(id int) int { return int(le32(b.types[b.pos[id-1]+8:])) }
+// at returns a type's record and its kind, 0 for a type that there is not.
+func (b *btfTypes) at(id int) (t []byte, kind int) {
+	if id < 1 || id > len(b.pos) {
+		return nil, 0
+	}
+	t = b.types[b.pos[id-1]:]
+	return t, int(le32(t[4:]) >> 24 & 0x1f)
+}
 
-// enumValue returns a constant of an enumeration.
-func (b *btfTypes) enumValue(id int, name string) (uint32, bool) {
-	if id == 0 {
+func (b *btfTypes) element(typ int) (ref, n int) {
+	n = 1
+	for range maxNesting {
+		t, kind := b.at(typ)
+		switch kind {
+		case kindStruct, kindUnion:
+			return typ, n
+		case kindTypedef, kindVolatile, kindConst, kindTypeTag:
+			typ = int(le32(t[8:]))
+		case kindArray:
+			typ = int(le32(t[12:]))
+			if n *= int(le32(t[20:])); n > maxStructure {
+				return 0, 0
+			}
+		default:
+			return 0, n
+		}
+	}
+	return 0, 0
+}
+
+func (b *btfTypes) size(ref int) int {
+	t, _ := b.at(ref)
+	return int(le32(t[8:]))
+}
+
+func (b *btfTypes) value(ref int, name string) (int64, bool) {
+	t, kind := b.at(ref)
+	if kind != kindEnum {
 		return 0, false
 	}
-	t := b.types[b.pos[id-1]:]
 	for i := range int(le32(t[4:]) & 0xffff) {
 		e := t[12+8*i:]
 		if off := le32(e); off < uint32(len(b.strings)) && string(b.name(off)) == name {
-			return le32(e[4:]), true
+			return int64(int32(le32(e[4:]))), true
 		}
 	}
 	return 0, false
-}
-
-// wantedTypes are the types Offsets is made from, and their kinds.
-var wantedTypes = map[string]int{
-	"task_struct":   kindStruct,
-	"mm_struct":     kindStruct,
-	"pcpu_hot":      kindStruct,
-	"system_states": kindEnum,
-	"module":        kindStruct,
-	"module_layout": kindStruct,
-	"module_memory": kindStruct,
-	"mod_mem_type":  kindEnum,
-}
-
-// fill sets the offsets of members by name, those not found to NoOffset. The
-// first of several names for one field that the structure has wins.
-func (b *btfTypes) fill(typ string, size *int, fields map[string]*int) error {
-	for _, p := range fields {
-		*p = NoOffset
-	}
-	*size = NoOffset
-	id := b.found[typ]
-	if id == 0 {
-		return nil
-	}
-	*size = b.size(id)
-	// No kernel structure that is one of these is larger than a few pages;
-	// a member beyond its structure's end would send reads astray.
-	if *size <= 0 || *size > 1<<20 {
-		return fmt.Errorf("%w: struct %s of %d bytes", errBTF, typ, *size)
-	}
-	var bad error
-	b.members(id, func(name []byte, off int) {
-		p, ok := fields[string(name)]
-		if !ok || *p != NoOffset {
-			return
-		}
-		if off < 0 || off >= *size {
-			bad = fmt.Errorf("%w: %s.%s at %d of %d", errBTF, typ, name, off, *size)
-			return
-		}
-		*p = off
-	})
-	return bad
-}
-
-// offsets makes Offsets from checked BTF.
-func (b *btfTypes) offsets() (Offsets, error) {
-	o := noOffsets()
-	t := &o.Task
-	err := b.fill("task_struct", &t.Size, map[string]*int{
-		"__state":     &t.State,
-		"state":       &t.State,
-		"flags":       &t.Flags,
-		"tasks":       &t.Tasks,
-		"mm":          &t.MM,
-		"active_mm":   &t.ActiveMM,
-		"pid":         &t.PID,
-		"tgid":        &t.TGID,
-		"real_parent": &t.RealParent,
-		"parent":      &t.Parent,
-		"cred":        &t.Cred,
-		"real_cred":   &t.RealCred,
-		"comm":        &t.Comm,
-	})
-	if err != nil {
-		return noOffsets(), err
-	}
-	if t.PID < 0 || t.TGID < 0 || t.Comm < 0 || t.MM < 0 || t.Comm > t.Size-16 {
-		return noOffsets(), fmt.Errorf("%w: no struct task_struct with pid, tgid, mm and comm", errBTF)
-	}
-	if err := b.fill("mm_struct", &o.MM.Size, map[string]*int{"pgd": &o.MM.PGD}); err != nil {
-		return noOffsets(), err
-	}
-	if o.MM.PGD < 0 {
-		return noOffsets(), fmt.Errorf("%w: no struct mm_struct with pgd", errBTF)
-	}
-	var size int
-	if err := b.fill("pcpu_hot", &size, map[string]*int{
-		"current_task": &o.PCPUHot.CurrentTask,
-		"cpu_number":   &o.PCPUHot.CPUNumber,
-	}); err != nil {
-		return noOffsets(), err
-	}
-	if o.Module, err = b.moduleOffsets(); err != nil {
-		return noOffsets(), err
-	}
-	o.SystemRunning, _ = b.enumValue(b.found["system_states"], "SYSTEM_RUNNING")
-	return o, nil
 }
 
 // btfSeed makes sums of blobs worthless to a guest.

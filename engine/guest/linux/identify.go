@@ -82,7 +82,7 @@ func identify(as guest.AddressSpace, regs *x86.Registers) (*Kernel, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &reader{as: as, extents: imageExtents(as, base)}
+	r := &imageReader{as: as, extents: imageExtents(as, base)}
 	sym, err := r.findKallsyms(base, entry)
 	if err != nil {
 		return nil, &IdentifyError{Stage: StageKallsyms, Want: fmt.Sprintf("a symbol table in the image at %v", base), Err: err,
@@ -213,7 +213,7 @@ const (
 	maxRelease  = 64 // __NEW_UTS_LEN
 )
 
-func (k *Kernel) readBanner(r *reader) error {
+func (k *Kernel) readBanner(r *imageReader) error {
 	fail := func(got string, err error) error {
 		return &IdentifyError{Stage: StageBanner, Want: fmt.Sprintf("%q", bannerStart+"…"), Got: got, Err: err}
 	}
@@ -316,12 +316,12 @@ func (k *Kernel) setTypes() {
 		fail("", err)
 		return
 	}
-	types, err := parseBTF(blob, wantedTypes)
+	types, err := parseBTF(blob, wanted())
 	if err != nil {
 		fail("", err)
 		return
 	}
-	o, err := types.offsets()
+	o, err := offsetsFrom(types)
 	if err != nil {
 		fail("", err)
 		return

@@ -230,8 +230,8 @@ func checkBTF(t *testing.T, k *Kernel, want []byte) {
 		t.Fatal(err)
 	}
 	for _, v := range states.Values {
-		if v.Name == "SYSTEM_RUNNING" && uint32(v.Value) != k.Offsets.SystemRunning {
-			t.Errorf("SYSTEM_RUNNING %d, want %d", k.Offsets.SystemRunning, v.Value)
+		if v.Name == "SYSTEM_RUNNING" && int(v.Value) != k.Offsets.SystemStates.Running {
+			t.Errorf("SYSTEM_RUNNING %d, want %d", k.Offsets.SystemStates.Running, v.Value)
 		}
 	}
 }

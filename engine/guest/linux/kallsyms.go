@@ -50,9 +50,9 @@ type extent struct{ start, end x86.VirtAddr }
 
 func (e extent) contains(va x86.VirtAddr) bool { return va >= e.start && va < e.end }
 
-// reader copies from the kernel's image. It refuses what reaches outside of the
+// imageReader copies from the kernel's image. It refuses what reaches outside of the
 // extents found, so that no parser can be led away from them.
-type reader struct {
+type imageReader struct {
 	as      guest.AddressSpace
 	extents []extent
 	work    int // done so far, see maxWork
@@ -64,13 +64,13 @@ var (
 )
 
 // spend accounts for work and reports whether there may be more.
-func (r *reader) spend(n int) bool {
+func (r *imageReader) spend(n int) bool {
 	r.work += n
 	return r.work <= maxWork
 }
 
 // read returns a private copy of n bytes.
-func (r *reader) read(va x86.VirtAddr, n int) ([]byte, error) {
+func (r *imageReader) read(va x86.VirtAddr, n int) ([]byte, error) {
 	for _, e := range r.extents {
 		if e.contains(va) && n >= 0 && uint64(n) <= uint64(e.end-va) {
 			if !r.spend(n) {
@@ -85,7 +85,7 @@ func (r *reader) read(va x86.VirtAddr, n int) ([]byte, error) {
 
 // before returns a private copy of up to n bytes that end at va, fewer where
 // the extent begins.
-func (r *reader) before(va x86.VirtAddr, n int) ([]byte, error) {
+func (r *imageReader) before(va x86.VirtAddr, n int) ([]byte, error) {
 	for _, e := range r.extents {
 		if va > e.start && va <= e.end {
 			if d := uint64(va - e.start); uint64(n) > d {
@@ -99,7 +99,7 @@ func (r *reader) before(va x86.VirtAddr, n int) ([]byte, error) {
 
 // after returns a private copy of up to n bytes from va on, fewer where the
 // extent ends.
-func (r *reader) after(va x86.VirtAddr, n int) ([]byte, error) {
+func (r *imageReader) after(va x86.VirtAddr, n int) ([]byte, error) {
 	for _, e := range r.extents {
 		if e.contains(va) {
 			return r.read(va, int(min(uint64(n), uint64(e.end-va))))
@@ -110,7 +110,7 @@ func (r *reader) after(va x86.VirtAddr, n int) ([]byte, error) {
 
 // find calls f for every place of needle in [from, to) within the extents, in
 // ascending order, until f returns true. It holds one window in memory.
-func (r *reader) find(from, to x86.VirtAddr, needle []byte, f func(x86.VirtAddr) bool) error {
+func (r *imageReader) find(from, to x86.VirtAddr, needle []byte, f func(x86.VirtAddr) bool) error {
 	const window = 256 << 10
 	buf := make([]byte, window)
 	for _, e := range r.extents {
@@ -146,7 +146,7 @@ var errNoTable = errors.New("no such table")
 // findKallsyms finds and parses the table. base is where the image is mapped.
 // hint is an address in code, near the end of which the search begins: tables
 // lie in .rodata, after all code.
-func (r *reader) findKallsyms(base, hint x86.VirtAddr) (*Symbols, error) {
+func (r *imageReader) findKallsyms(base, hint x86.VirtAddr) (*Symbols, error) {
 	var sym *Symbols
 	tried := 0
 	var furthest error // of those that at least had a token table
@@ -193,7 +193,7 @@ func align8(n int) int { return (n + 7) &^ 7 }
 // parseKallsyms parses the table around a token table whose digits are at va.
 // hadTokens says that there was a token table at least.
 // seqs says to expect seqs_of_names before it.
-func (r *reader) parseKallsyms(base, va x86.VirtAddr, seqs bool) (s *Symbols, hadTokens bool, err error) {
+func (r *imageReader) parseKallsyms(base, va x86.VirtAddr, seqs bool) (s *Symbols, hadTokens bool, err error) {
 	tokens, table, afterTokens, err := r.parseTokens(va)
 	if err != nil {
 		return nil, false, fmt.Errorf("token table near %v: %w", va, err)
@@ -215,7 +215,7 @@ func (r *reader) parseKallsyms(base, va x86.VirtAddr, seqs bool) (s *Symbols, ha
 
 // parseTokens reads the token table that has the digits at va, and its index.
 // It returns where the table begins and where the index ends.
-func (r *reader) parseTokens(va x86.VirtAddr) (t tokenTable, table, end x86.VirtAddr, err error) {
+func (r *imageReader) parseTokens(va x86.VirtAddr) (t tokenTable, table, end x86.VirtAddr, err error) {
 	fail := func(format string, args ...any) (tokenTable, x86.VirtAddr, x86.VirtAddr, error) {
 		return tokenTable{}, 0, 0, fmt.Errorf("%w: "+format, append([]any{errNoTable}, args...)...)
 	}
@@ -313,7 +313,7 @@ type markersAt struct {
 }
 
 // findNames finds num_syms, names and markers, which end at the token table.
-func (r *reader) findNames(table x86.VirtAddr) (nameTable, error) {
+func (r *imageReader) findNames(table x86.VirtAddr) (nameTable, error) {
 	last := errNoTable
 	buf, err := r.before(table, maxMarkers*8+8)
 	if err != nil {
@@ -364,7 +364,7 @@ func markersBefore(buf []byte, at markersAt) []uint32 {
 // findNamesBeforeSeqs serves 6.2 and 6.3, where between markers and token table
 // stands a table of which only the width of an entry is known: every number of
 // symbols is tried that puts a 0, the first marker, where it has to be.
-func (r *reader) findNamesBeforeSeqs(table x86.VirtAddr) (nameTable, error) {
+func (r *imageReader) findNamesBeforeSeqs(table x86.VirtAddr) (nameTable, error) {
 	buf, err := r.before(table, maxSymbols*4+maxMarkers*4+16)
 	if err != nil {
 		return nameTable{}, err
@@ -406,7 +406,7 @@ func (r *reader) findNamesBeforeSeqs(table x86.VirtAddr) (nameTable, error) {
 
 // namesBefore finds and checks the names that end, but for padding, where their
 // markers begin.
-func (r *reader) namesBefore(end x86.VirtAddr, markers []uint32) (nameTable, error) {
+func (r *imageReader) namesBefore(end x86.VirtAddr, markers []uint32) (nameTable, error) {
 	// The last marker is the offset of the last stretch of up to 256 names.
 	const maxTail = 256 * (2 + maxNameLen)
 	lastMark := int(markers[len(markers)-1])
@@ -473,7 +473,7 @@ func walkNames(b []byte, n int, markers []uint32) (size, steps int, ok bool) {
 
 // readValues finds the symbols' values, after the token index or before
 // num_syms, and checks that they are what the kernel's own search needs.
-func (r *reader) readValues(s *Symbols, base x86.VirtAddr, nm nameTable, afterTokens x86.VirtAddr) error {
+func (r *imageReader) readValues(s *Symbols, base x86.VirtAddr, nm nameTable, afterTokens x86.VirtAddr) error {
 	size := x86.VirtAddr(align8(nm.n * 4))
 	// From 6.4: offsets, relative_base.
 	errAfter := r.checkBase(base, afterTokens+size)
@@ -500,7 +500,7 @@ func (r *reader) readValues(s *Symbols, base x86.VirtAddr, nm nameTable, afterTo
 
 // checkBase checks relative_base. It was relocated with the rest of the image:
 // another value is that of a stale copy, or none at all.
-func (r *reader) checkBase(base, at x86.VirtAddr) error {
+func (r *imageReader) checkBase(base, at x86.VirtAddr) error {
 	b, err := r.read(at, 8)
 	if err != nil {
 		return err
@@ -511,7 +511,7 @@ func (r *reader) checkBase(base, at x86.VirtAddr) error {
 	return nil
 }
 
-func (r *reader) relativeValues(s *Symbols, base x86.VirtAddr, n int, at x86.VirtAddr) error {
+func (r *imageReader) relativeValues(s *Symbols, base x86.VirtAddr, n int, at x86.VirtAddr) error {
 	raw, err := r.read(at, n*4)
 	if err != nil {
 		return err
@@ -539,7 +539,7 @@ func (r *reader) relativeValues(s *Symbols, base x86.VirtAddr, n int, at x86.Vir
 	return s.checkValues()
 }
 
-func (r *reader) absoluteValues(s *Symbols, base x86.VirtAddr, n int, at x86.VirtAddr) error {
+func (r *imageReader) absoluteValues(s *Symbols, base x86.VirtAddr, n int, at x86.VirtAddr) error {
 	raw, err := r.read(at, n*8)
 	if err != nil {
 		return err
@@ -562,7 +562,7 @@ func (r *reader) absoluteValues(s *Symbols, base x86.VirtAddr, n int, at x86.Vir
 	return s.checkValues()
 }
 
-func (r *reader) placeValues(s *Symbols, base x86.VirtAddr, n int, at x86.VirtAddr) error {
+func (r *imageReader) placeValues(s *Symbols, base x86.VirtAddr, n int, at x86.VirtAddr) error {
 	raw, err := r.read(at, n*4)
 	if err != nil {
 		return err

@@ -100,7 +100,7 @@ func frames(as guest.AddressSpace, start, end x86.VirtAddr) ([]FrameRange, error
 
 // SystemState is the kernel's variable system_state: how far its boot has come.
 // Its values have moved between releases; compare with
-// Offsets.SystemRunning, or use [Kernel.Running].
+// Offsets.SystemStates.Running, or use [Kernel.Running].
 type SystemState uint32
 
 // SystemState reads system_state.
@@ -116,9 +116,9 @@ func (k *Kernel) SystemState() (SystemState, error) {
 }
 
 // SystemStateAddr returns where in physical memory system_state lies: a store
-// there that makes it Offsets.SystemRunning is the end of the kernel's boot.
+// there that makes it Offsets.SystemStates.Running is the end of the kernel's boot.
 func (k *Kernel) SystemStateAddr() (x86.PhysAddr, error) {
-	if k.addr.systemState == 0 || k.Offsets.SystemRunning == 0 {
+	if k.addr.systemState == 0 || k.Offsets.SystemStates.Running < 0 {
 		return 0, &ReadError{What: "system_state", Err: ErrUnsupported}
 	}
 	t, err := k.as.Translate(k.addr.systemState)
@@ -133,11 +133,11 @@ func (k *Kernel) SystemStateAddr() (x86.PhysAddr, error) {
 // read-only data are sealed (mark_readonly comes before it in kernel_init) and
 // init memory is freed.
 func (k *Kernel) Running() (bool, error) {
-	if k.Offsets.SystemRunning == 0 {
+	if k.Offsets.SystemStates.Running < 0 {
 		return false, &ReadError{What: "system_state", Got: "no enum system_states", Err: ErrUnsupported}
 	}
 	s, err := k.SystemState()
-	return uint32(s) >= k.Offsets.SystemRunning, err
+	return int64(s) >= int64(k.Offsets.SystemStates.Running), err
 }
 
 // Task is what an event says about the task that caused it.

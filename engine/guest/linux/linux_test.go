@@ -239,7 +239,7 @@ func TestLookAlikes(t *testing.T) {
 	}
 	out = append(out, make([]byte, -len(out)&7)...)
 	copy(b.Mem[0x1000:], append(out, index...))
-	r := &reader{as: b.AddressSpace(), extents: []extent{{base, base + 8<<20}}}
+	r := &imageReader{as: b.AddressSpace(), extents: []extent{{base, base + 8<<20}}}
 	s, err := r.findKallsyms(base, base)
 	if s != nil || !errors.Is(err, errTooMuch) {
 		t.Errorf("%v, %v, want %v", s, err, errTooMuch)
@@ -340,25 +340,24 @@ func TestRange(t *testing.T) {
 
 func TestBTFOffsets(t *testing.T) {
 	want := noOffsets()
-	want.Task = TaskOffsets{Size: linuxtest.TaskSize, State: linuxtest.TaskState, Flags: linuxtest.TaskFlags, Tasks: linuxtest.TaskTasks,
-		MM: linuxtest.TaskMM, ActiveMM: linuxtest.TaskMM + 8, PID: linuxtest.TaskPID, TGID: linuxtest.TaskTGID, RealParent: 1360,
-		Parent: NoOffset, Cred: NoOffset, RealCred: NoOffset, Comm: linuxtest.TaskComm}
-	want.MM = MMOffsets{Size: 1024, PGD: linuxtest.MMPGD}
-	want.SystemRunning = linuxtest.Running
+	task := &want.Task
+	task.Size, task.State, task.Flags, task.Tasks = linuxtest.TaskSize, linuxtest.TaskState, linuxtest.TaskFlags, linuxtest.TaskTasks
+	task.MM, task.ActiveMM, task.PID, task.TGID = linuxtest.TaskMM, linuxtest.TaskMM+8, linuxtest.TaskPID, linuxtest.TaskTGID
+	task.RealParent, task.Comm = 1360, linuxtest.TaskComm
+	want.MM.Size, want.MM.PGD = 1024, linuxtest.MMPGD
+	want.Module.Size, want.Module.List, want.Module.Name = 1024, linuxtest.ModuleList, linuxtest.ModuleName
+	want.ModuleRegion = ModuleAreaOffsets{Size: linuxtest.RegionSize, Base: linuxtest.RegionBase, Bytes: linuxtest.RegionBytes}
+	want.SystemStates.Running = linuxtest.Running
 	for l := range linuxtest.NumLayouts {
 		_, k := identified(t, linuxtest.Config{Layout: l})
 		w := want
 		if l >= linuxtest.Seqs62 && l.Absolute() {
 			w.PCPUHot = PCPUHotOffsets{CurrentTask: linuxtest.HotTask, CPUNumber: linuxtest.HotNumber}
 		}
-		w.Module = ModuleOffsets{
-			List: linuxtest.ModuleList, Name: linuxtest.ModuleName, MemSize: linuxtest.RegionSize,
-			Base: linuxtest.RegionBase, RegionSize: linuxtest.RegionBytes,
-			CoreLayout: linuxtest.ModuleMem, InitLayout: linuxtest.ModuleMem + linuxtest.RegionSize, Mem: NoOffset,
-		}
 		if l >= linuxtest.After64 {
-			w.Module.CoreLayout, w.Module.InitLayout = NoOffset, NoOffset
 			w.Module.Mem, w.Module.MemTypes = linuxtest.ModuleMem, linuxtest.Regions
+		} else {
+			w.Module.CoreLayout, w.Module.InitLayout = linuxtest.ModuleMem, linuxtest.ModuleMem+linuxtest.RegionSize
 		}
 		if k.Offsets != w {
 			t.Errorf("%v: %+v, want %+v", l, k.Offsets, w)
@@ -636,7 +635,7 @@ func FuzzKallsyms(f *testing.F) {
 	const size = 1 << 16
 	g := guesttest.New(4, 1<<20)
 	g.Map(base, 0, size, guest.Page4K, 0)
-	r := &reader{as: g.AddressSpace(), extents: []extent{{base, base + size}}}
+	r := &imageReader{as: g.AddressSpace(), extents: []extent{{base, base + size}}}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		clear(g.Mem[:size])
 		copy(g.Mem[:size], b)
@@ -689,14 +688,14 @@ func FuzzBTF(f *testing.F) {
 	}
 	f.Add([]byte{0x9f, 0xeb, 1, 0, 24, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		types, err := parseBTF(b, wantedTypes)
+		types, err := parseBTF(b, wanted())
 		if err != nil {
 			if !errors.Is(err, errBTF) {
 				t.Fatal(err)
 			}
 			return
 		}
-		o, err := types.offsets()
+		o, err := offsetsFrom(types)
 		if err == nil {
 			if o.Task.PID >= o.Task.Size || o.Task.TGID >= o.Task.Size || o.Task.Comm+16 > o.Task.Size || o.MM.PGD >= o.MM.Size || o.MM.PGD < 0 {
 				t.Fatalf("offsets %+v", o)

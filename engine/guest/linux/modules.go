@@ -20,34 +20,20 @@ const (
 // ModuleOffsets lays out struct module. Before 6.4 a module's memory is
 // core_layout and init_layout, afterwards the array mem.
 type ModuleOffsets struct {
-	List, Name             int
-	CoreLayout, InitLayout int
-	Mem                    int
-	// MemSize is the size of an element of mem, MemTypes their number.
-	MemSize, MemTypes int
-	// Base and RegionSize lie within a layout or an element.
-	Base, RegionSize int
+	Size       int
+	List       int `c:"list"`
+	Name       int `c:"name"`
+	CoreLayout int `c:"core_layout"`
+	InitLayout int `c:"init_layout"`
+	Mem        int `c:"mem"`
+	MemTypes   int `c:"mem[]"`
 }
 
-// moduleOffsets finds the layout; what the kernel lacks is NoOffset.
-func (b *btfTypes) moduleOffsets() (ModuleOffsets, error) {
-	var o ModuleOffsets
-	var size int
-	if err := b.fill("module", &size, map[string]*int{
-		"list": &o.List, "name": &o.Name, "core_layout": &o.CoreLayout, "init_layout": &o.InitLayout, "mem": &o.Mem,
-	}); err != nil {
-		return o, err
-	}
-	region := "module_layout"
-	if o.Mem >= 0 {
-		region = "module_memory"
-	}
-	if err := b.fill(region, &o.MemSize, map[string]*int{"base": &o.Base, "size": &o.RegionSize}); err != nil {
-		return o, err
-	}
-	n, _ := b.enumValue(b.found["mod_mem_type"], "MOD_MEM_NUM_TYPES")
-	o.MemTypes = int(min(n, maxModuleMem))
-	return o, nil
+// ModuleAreaOffsets lays out an element of mem, or one of the two layouts.
+type ModuleAreaOffsets struct {
+	Size  int
+	Base  int `c:"base"`
+	Bytes int `c:"size"`
 }
 
 // Module is a loaded module, or one that is being loaded or unloaded.
@@ -71,7 +57,7 @@ func (m *Module) Name() string {
 // taken itself off it is not found. It does not allocate.
 func (k *Kernel) ModuleAt(va x86.VirtAddr, m *Module) bool {
 	o := &k.Offsets.Module
-	if k.addr.modules == 0 || o.List < 0 || o.Name < 0 || o.Base < 0 || o.RegionSize < 0 {
+	if k.addr.modules == 0 || o.List < 0 || o.Name < 0 || k.Offsets.ModuleRegion.Base < 0 || k.Offsets.ModuleRegion.Bytes < 0 {
 		return false
 	}
 	node, err := k.as.ReadPointer(k.addr.modules)
@@ -90,8 +76,8 @@ func (k *Kernel) ModuleAt(va x86.VirtAddr, m *Module) bool {
 func (k *Kernel) moduleRegion(mod, va x86.VirtAddr) (x86.VirtAddr, bool) {
 	o := &k.Offsets.Module
 	if o.Mem >= 0 {
-		for i := range o.MemTypes {
-			if base, ok := k.regionHolds(mod+x86.VirtAddr(o.Mem+i*o.MemSize), va); ok {
+		for i := range min(o.MemTypes, maxModuleMem) {
+			if base, ok := k.regionHolds(mod+x86.VirtAddr(o.Mem+i*k.Offsets.ModuleRegion.Size), va); ok {
 				return base, true
 			}
 		}
@@ -109,11 +95,11 @@ func (k *Kernel) moduleRegion(mod, va x86.VirtAddr) (x86.VirtAddr, bool) {
 }
 
 func (k *Kernel) regionHolds(region, va x86.VirtAddr) (x86.VirtAddr, bool) {
-	base, err := k.as.ReadPointer(region + x86.VirtAddr(k.Offsets.Module.Base))
+	base, err := k.as.ReadPointer(region + x86.VirtAddr(k.Offsets.ModuleRegion.Base))
 	if err != nil {
 		return 0, false
 	}
-	size, err := k.as.ReadUint32(region + x86.VirtAddr(k.Offsets.Module.RegionSize))
+	size, err := k.as.ReadUint32(region + x86.VirtAddr(k.Offsets.ModuleRegion.Bytes))
 	if err != nil || size > maxModuleSize {
 		return 0, false
 	}

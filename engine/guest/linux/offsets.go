@@ -1,59 +1,89 @@
 package linux
 
-// NoOffset is the offset of a member that this kernel does not have.
-const NoOffset = -1
+import "fmt"
 
 // Offsets is the layout of the structures hvi reads, in bytes from the start of
-// each, taken from the kernel's BTF. A member is known by its presence, never
-// by the kernel's version; [NoOffset] where it is absent.
+// each, taken from the kernel's own type information or from a profile. A
+// member is known by its presence, never by the kernel's version; [NoOffset]
+// where it is absent.
 type Offsets struct {
-	Task TaskOffsets
-	MM   MMOffsets
+	Task TaskOffsets `c:"task_struct"`
+	MM   MMOffsets   `c:"mm_struct"`
 	// PCPUHot is struct pcpu_hot of 6.2 to 6.14, whose members replaced
 	// per-CPU variables of their own.
-	PCPUHot PCPUHotOffsets
-	Module  ModuleOffsets
-	// SystemRunning is enum system_states' SYSTEM_RUNNING, 0 if unknown.
-	SystemRunning uint32
+	PCPUHot      PCPUHotOffsets `c:"pcpu_hot"`
+	SystemStates SystemStates   `enum:"system_states"`
+
+	Module       ModuleOffsets     `c:"module"`
+	ModuleRegion ModuleAreaOffsets `c:"module_memory|module_layout"`
 }
 
 // TaskOffsets lays out struct task_struct.
 type TaskOffsets struct {
 	Size int // sizeof(struct task_struct)
 
-	State      int // __state (5.14 on) or state
-	Flags      int
-	Tasks      int
-	MM         int
-	ActiveMM   int
-	PID        int
-	TGID       int
-	RealParent int
-	Parent     int
-	Cred       int
-	RealCred   int
-	Comm       int
+	State      int `c:"__state|state"` // renamed in 5.14
+	Flags      int `c:"flags"`
+	Tasks      int `c:"tasks"`
+	MM         int `c:"mm"`
+	ActiveMM   int `c:"active_mm"`
+	PID        int `c:"pid"`
+	TGID       int `c:"tgid"`
+	RealParent int `c:"real_parent"`
+	Parent     int `c:"parent"`
+	Cred       int `c:"cred"`
+	RealCred   int `c:"real_cred"`
+	Comm       int `c:"comm"`
 }
 
-// MMOffsets lays out struct mm_struct, anonymous members included.
+// MMOffsets lays out struct mm_struct.
 type MMOffsets struct {
 	Size int // sizeof(struct mm_struct)
-	PGD  int
+	PGD  int `c:"pgd"`
 }
 
 // PCPUHotOffsets lays out struct pcpu_hot.
 type PCPUHotOffsets struct {
-	CurrentTask int
-	CPUNumber   int
+	CurrentTask int `c:"current_task"`
+	CPUNumber   int `c:"cpu_number"`
 }
+
+// SystemStates are constants of enum system_states.
+type SystemStates struct {
+	// Running is SYSTEM_RUNNING, NoOffset if unknown.
+	Running int `c:"SYSTEM_RUNNING"`
+}
+
+// nothing is a source that knows no type.
+type nothing struct{}
+
+func (nothing) structure(string) int            { return 0 }
+func (nothing) enumeration(string) int          { return 0 }
+func (nothing) size(int) int                    { return 0 }
+func (nothing) members(int, func(typeMember))   {}
+func (nothing) element(int) (int, int)          { return 0, 0 }
+func (nothing) value(int, string) (int64, bool) { return 0, false }
 
 // noOffsets is the layout of a kernel without type information.
 func noOffsets() Offsets {
-	const n = NoOffset
-	return Offsets{
-		Task:    TaskOffsets{n, n, n, n, n, n, n, n, n, n, n, n, n},
-		MM:      MMOffsets{n, n},
-		PCPUHot: PCPUHotOffsets{n, n},
-		Module:  ModuleOffsets{n, n, n, n, n, n, 0, n, n},
+	var o Offsets
+	// A source that knows nothing has nothing implausible.
+	_ = fillOffsets(nothing{}, &o)
+	return o
+}
+
+// offsetsFrom makes Offsets from a source. Without what every reader needs it
+// is an error.
+func offsetsFrom(src typeSource) (Offsets, error) {
+	var o Offsets
+	if err := fillOffsets(src, &o); err != nil {
+		return noOffsets(), err
 	}
+	if t := o.Task; t.PID < 0 || t.TGID < 0 || t.Comm < 0 || t.MM < 0 || t.Comm > t.Size-16 {
+		return noOffsets(), fmt.Errorf("%w: no struct task_struct with pid, tgid, mm and comm", errTypes)
+	}
+	if o.MM.PGD < 0 {
+		return noOffsets(), fmt.Errorf("%w: no struct mm_struct with pgd", errTypes)
+	}
+	return o, nil
 }

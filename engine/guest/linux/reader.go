@@ -1,0 +1,252 @@
+package linux
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/xen-hvi/hvi/engine/guest"
+	"github.com/xen-hvi/hvi/engine/guest/report"
+	"github.com/xen-hvi/hvi/engine/printable"
+	"github.com/xen-hvi/hvi/engine/x86"
+)
+
+// Reader reads what a running kernel keeps about itself: processes, modules,
+// sockets, its log. The guest goes on meanwhile, so what is read is checked
+// against itself and read again where it does not fit ([Reader.Retries]); what
+// never fits is left out and said to be missing, and nothing is made up.
+//
+// A Reader belongs to one goroutine. It borrows the Kernel's memory and has
+// nothing to release.
+type Reader struct {
+	k *Kernel
+	// as is the kernel's own address space, with a cache of translations that
+	// is emptied where a reading begins.
+	as  guest.AddressSpace
+	tlb *guest.TLB
+	// cpus are the registers of each virtual processor when the reading began.
+	cpus []x86.Registers
+
+	retries    int
+	incomplete []string
+}
+
+// NewReader returns a reader of a kernel. regs are the registers of each
+// virtual processor, by its number; without them what only they can tell is
+// said to be missing.
+func (k *Kernel) NewReader(regs []x86.Registers) *Reader {
+	r := &Reader{k: k, tlb: guest.NewTLB(), cpus: regs}
+	r.as = k.as.WithTLB(r.tlb)
+	return r
+}
+
+// Kernel is the kernel that is read.
+func (r *Reader) Kernel() *Kernel { return r.k }
+
+// errTorn: a structure changed while it was read. The reading is repeated.
+var errTorn = errors.New("changed while it was read")
+
+// Bounds of reading again. A walk of all processes takes microseconds and the
+// kernel's lists stand still for longer than that, so one repetition is rare
+// and three are not seen; a guest that keeps its lists moving on purpose gets
+// no more attention than this.
+const maxRetries = 64
+
+// reading runs f, one report's reading, from a clean state and fills in how it
+// went. Every method that makes a report begins with it.
+func (r *Reader) reading(out *report.Reading, f func() error) error {
+	r.retries, r.incomplete = 0, nil
+	start := time.Now()
+	err := f()
+	*out = report.Reading{Retries: r.retries, Incomplete: r.incomplete, Microseconds: time.Since(start).Microseconds()}
+	return err
+}
+
+// consistently runs f until nothing changed under it. f must begin anew each
+// time it is called. what is for the error, in the kernel's words.
+func (r *Reader) consistently(what string, f func() error) error {
+	for range maxRetries {
+		r.tlb.Flush()
+		err := f()
+		if !errors.Is(err, errTorn) {
+			return err
+		}
+		r.retries++
+	}
+	return &ReadError{What: what, Got: fmt.Sprintf("a change in each of %d attempts", maxRetries), Err: ErrImplausible}
+}
+
+// missing notes that something is not in the report.
+func (r *Reader) missing(format string, args ...any) {
+	const most = 16
+	if len(r.incomplete) < most {
+		r.incomplete = append(r.incomplete, fmt.Sprintf(format, args...))
+	}
+}
+
+// variable returns the address of a variable of the kernel's image, or an
+// error that names it. Of several names the first that there is counts.
+func (r *Reader) variable(names ...string) (x86.VirtAddr, error) {
+	for _, name := range names {
+		if va, ok := r.k.Symbols.Lookup(name); ok && va >= r.k.Base && va < r.k.Symbols.end {
+			return va, nil
+		}
+	}
+	return 0, &ReadError{What: names[0], Err: ErrUnsupported}
+}
+
+// need returns an error unless the kernel has all members; the pairs are a
+// member's name and its offset.
+func need(pairs ...any) error {
+	for i := 0; i < len(pairs); i += 2 {
+		if pairs[i+1].(int) < 0 {
+			return &ReadError{What: pairs[i].(string), Got: "no such member in this kernel's types", Err: ErrUnsupported}
+		}
+	}
+	return nil
+}
+
+// object is a private copy of a structure, or of as much of it as was asked
+// for. Reading beyond it, or at NoOffset, gives zero: who must tell that from a
+// zero of the guest's asks need first.
+type object struct {
+	at x86.VirtAddr // where it was copied from
+	b  []byte
+}
+
+// read copies n bytes of a structure into o, whose memory is used again.
+// Pointers that no kernel has are an error before anything is read.
+func (r *Reader) read(o *object, at x86.VirtAddr, n int) error {
+	if !at.KernelHalf() || n <= 0 || n > maxStructure {
+		return &ReadError{What: "a structure", Got: fmt.Sprintf("%d bytes at %v", n, at), Err: ErrImplausible}
+	}
+	if cap(o.b) < n {
+		o.b = make([]byte, n)
+	}
+	o.at, o.b = at, o.b[:n]
+	return r.as.Read(at, o.b)
+}
+
+func (o *object) has(off, n int) bool { return off >= 0 && n >= 0 && off <= len(o.b)-n }
+
+func (o *object) u64(off int) uint64 {
+	if !o.has(off, 8) {
+		return 0
+	}
+	return binary.LittleEndian.Uint64(o.b[off:])
+}
+
+func (o *object) u32(off int) uint32 {
+	if !o.has(off, 4) {
+		return 0
+	}
+	return binary.LittleEndian.Uint32(o.b[off:])
+}
+
+func (o *object) u16(off int) uint16 {
+	if !o.has(off, 2) {
+		return 0
+	}
+	return binary.LittleEndian.Uint16(o.b[off:])
+}
+
+func (o *object) u8(off int) uint8 {
+	if !o.has(off, 1) {
+		return 0
+	}
+	return o.b[off]
+}
+
+func (o *object) pointer(off int) x86.VirtAddr { return x86.VirtAddr(o.u64(off)) }
+
+// bits reads a bit field of up to 32 bits.
+func (o *object) bits(f Bits) uint32 {
+	if f.Offset < 0 || f.Width <= 0 || f.Width > 32 {
+		return 0
+	}
+	var v uint64
+	for i := 0; i < (f.Shift+f.Width+7)/8; i++ {
+		v |= uint64(o.u8(f.Offset+i)) << (8 * i)
+	}
+	return uint32(v >> f.Shift & (1<<f.Width - 1))
+}
+
+// text is a string in an array of n bytes, up to its first NUL.
+func (o *object) text(off, n int) report.Text {
+	if !o.has(off, n) {
+		return ""
+	}
+	b := o.b[off : off+n]
+	if i := bytes.IndexByte(b, 0); i >= 0 {
+		b = b[:i]
+	}
+	return printable.Escape(string(b))
+}
+
+// list walks a circular list of the kernel's (struct list_head) and calls f
+// with the address of each node but the head. It is errTorn where a node does
+// not point back to the one before, and where there are more than most: a list
+// that was changed meanwhile, or one that a guest bent. f may return errStop.
+func (r *Reader) list(what string, head x86.VirtAddr, most int, f func(node x86.VirtAddr) error) error {
+	prev := head
+	node, err := r.as.ReadPointer(head)
+	if err != nil {
+		return &ReadError{What: what, Err: err}
+	}
+	for n := 0; node != head; n++ {
+		if n >= most {
+			return &ReadError{What: what, Got: fmt.Sprintf("more than %d entries", most), Err: ErrImplausible}
+		}
+		if !node.KernelHalf() || node&7 != 0 {
+			return errTorn
+		}
+		back, err := r.as.ReadPointer(node + 8)
+		if err != nil || back != prev {
+			return errTorn
+		}
+		if err := f(node); err != nil {
+			if errors.Is(err, errStop) {
+				return nil
+			}
+			return err
+		}
+		prev = node
+		if node, err = r.as.ReadPointer(node); err != nil {
+			return errTorn
+		}
+	}
+	back, err := r.as.ReadPointer(head + 8)
+	if err != nil || back != prev {
+		return errTorn
+	}
+	return nil
+}
+
+// errStop ends a walk early.
+var errStop = errors.New("enough")
+
+// place says what code or data an address belongs to.
+func (r *Reader) place(va x86.VirtAddr) report.Place {
+	p := report.Place{Addr: va, In: report.InUnknown}
+	if va == 0 {
+		p.In = report.InNothing
+		return p
+	}
+	k := r.k
+	if name, off, ok := k.Symbols.Symbolize(va); ok {
+		p.Symbol, p.Offset = printable.Escape(name), off
+		p.In = report.InData
+		if va >= k.TextStart && va < k.TextEnd {
+			p.In = report.InKernel
+		}
+		return p
+	}
+	var m Module
+	if k.ModuleAt(va, &m) {
+		p.Module, p.In = printable.Escape(m.Name()), report.InModule
+		p.Offset = uint64(va - m.Base)
+	}
+	return p
+}
