@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
-	"os"
-	"path/filepath"
 	"testing"
 
 	"github.com/xen-hvi/hvi/engine/guest"
@@ -247,49 +245,28 @@ func TestNoAllocations(t *testing.T) {
 	}
 }
 
-func TestRawImageFile(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "mem")
+func TestRawImage(t *testing.T) {
 	data := []byte("0123456789abcdef")
-	if err := os.WriteFile(path, data, 0o600); err != nil {
-		t.Fatal(err)
+	m := guest.NewRawImage(data)
+	if m.Size() != 16 {
+		t.Errorf("size %d", m.Size())
 	}
-	file, err := guest.OpenRawImage(path)
-	if err != nil {
-		t.Fatal(err)
+	buf := make([]byte, 4)
+	if err := m.ReadPhys(12, buf); err != nil || string(buf) != "cdef" {
+		t.Errorf("ReadPhys(12) = %q, %v", buf, err)
 	}
-	for _, m := range []*guest.RawImage{file, guest.NewRawImage(data)} {
-		if m.Size() != 16 {
-			t.Errorf("size %d", m.Size())
-		}
-		buf := make([]byte, 4)
-		if err := m.ReadPhys(12, buf); err != nil || string(buf) != "cdef" {
-			t.Errorf("ReadPhys(12) = %q, %v", buf, err)
-		}
-		if v, err := m.ReadPhysUint64(8); err != nil || v != binary.LittleEndian.Uint64(data[8:]) {
-			t.Errorf("ReadPhysUint64(8) = %#x, %v", v, err)
-		}
-		for _, pa := range []x86.PhysAddr{13, 17, ^x86.PhysAddr(0)} {
-			err := m.ReadPhys(pa, buf)
-			var re *guest.RangeError
-			if !errors.Is(err, guest.ErrOutside) || !errors.As(err, &re) || re.Phys != pa || re.Size != 16 {
-				t.Errorf("ReadPhys(%v): %v", pa, err)
-			}
-			if _, err := m.ReadPhysUint64(pa); !errors.Is(err, guest.ErrOutside) {
-				t.Errorf("ReadPhysUint64(%v): %v", pa, err)
-			}
-		}
-		if err := m.Close(); err != nil {
-			t.Error(err)
-		}
+	if v, err := m.ReadPhysUint64(8); err != nil || v != binary.LittleEndian.Uint64(data[8:]) {
+		t.Errorf("ReadPhysUint64(8) = %#x, %v", v, err)
 	}
-	if err := file.ReadPhys(0, make([]byte, 1)); !errors.Is(err, os.ErrClosed) {
-		t.Errorf("read after Close: %v", err)
-	}
-	if _, err := guest.OpenRawImage(filepath.Join(t.TempDir(), "none")); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("missing file: %v", err)
-	}
-	if _, err := guest.OpenRawImage(t.TempDir()); err == nil {
-		t.Error("a folder was opened as an image")
+	for _, pa := range []x86.PhysAddr{13, 17, ^x86.PhysAddr(0)} {
+		err := m.ReadPhys(pa, buf)
+		var re *guest.RangeError
+		if !errors.Is(err, guest.ErrOutside) || !errors.As(err, &re) || re.Phys != pa || re.Size != 16 {
+			t.Errorf("ReadPhys(%v): %v", pa, err)
+		}
+		if _, err := m.ReadPhysUint64(pa); !errors.Is(err, guest.ErrOutside) {
+			t.Errorf("ReadPhysUint64(%v): %v", pa, err)
+		}
 	}
 }
 

@@ -7,8 +7,8 @@
 // A [Memory] belongs to whoever made it: a mapped domain, a dump file, a byte
 // slice in a test. Nothing here closes or keeps one alive. An [AddressSpace] is
 // a small value that borrows its Memory; copy it freely, drop it without
-// ceremony, and stop using it before its Memory is closed. [RawImage] is the
-// one thing here to close.
+// ceremony, and stop using it before its Memory is closed. Files that hold
+// memory are read by package dump below.
 //
 // # The guest is hostile
 //

@@ -21,6 +21,9 @@ type WordReader interface {
 	ReadPhysUint64(pa x86.PhysAddr) (uint64, error)
 }
 
+// PhysRange is the physical memory [Start, End).
+type PhysRange struct{ Start, End x86.PhysAddr }
+
 // CPU gives the registers of a guest's virtual processors. vcpu counts from 0.
 type CPU interface {
 	Registers(vcpu int) (x86.Registers, error)
