@@ -7,7 +7,7 @@
 // [Identify] does all of the finding, once, and returns a [Kernel]. It works
 // from the moment the boot processor sets up its system-call entry (the first
 // write to MSR LSTAR), when most of the kernel is still asleep, and at any time
-// after.
+// after. [Find] does the same for a memory image, which may hold no registers.
 //
 // # Who owns what
 //
