@@ -95,13 +95,19 @@ func (t Translation) PageEnd(va x86.VirtAddr) uint64 {
 // guest. It is a value, safe for concurrent use as far as its Memory is; with a
 // TLB, for one goroutine.
 type AddressSpace struct {
-	mem    Memory
-	words  WordReader // mem, where it offers that
-	tlb    *TLB       // or nil
-	root   x86.PhysAddr
-	levels uint8
-	noNX   bool // EFER.NXE clear: bit 63 is reserved
+	mem   Memory
+	words WordReader // mem, where it offers that
+	tlb   *TLB       // or nil
+	root  uint64     // with the paging mode in its low bits
+	half  uint64     // addresses in each half
 }
+
+// The paging mode, in the low bits of a root.
+const (
+	modeLevels = 7      // the number of levels
+	modeNoNX   = 1 << 3 // EFER.NXE clear: bit 63 of an entry is reserved
+	modeMask   = 0xfff
+)
 
 // NewAddressSpace describes the address space of a vCPU in long mode by its
 // control registers. PCID, cache bits and bit 63 of cr3 are dropped; bit 12 is
@@ -109,26 +115,31 @@ type AddressSpace struct {
 // chooses between 4 and 5 levels. An efer of 0 means unknown, and is taken as
 // having NXE, as every 64-bit kernel sets it.
 func NewAddressSpace(mem Memory, cr3, cr4, efer uint64) AddressSpace {
-	as := AddressSpace{mem: mem, root: x86.PhysAddr(cr3 & x86.CR3AddrMask), levels: 4}
+	as := AddressSpace{mem: mem, root: cr3 & x86.CR3AddrMask, half: 1 << 47}
 	as.words, _ = mem.(WordReader)
 	if cr4&x86.CR4LA57 != 0 {
-		as.levels = 5
+		as.root |= 5
+		as.half = 1 << 56
+	} else {
+		as.root |= 4
 	}
-	as.noNX = efer != 0 && efer&x86.EFERNXE == 0
+	if efer != 0 && efer&x86.EFERNXE == 0 {
+		as.root |= modeNoNX
+	}
 	return as
 }
 
 // WithRoot returns the same paging mode over another root table.
 func (as AddressSpace) WithRoot(root x86.PhysAddr) AddressSpace {
-	as.root = root & x86.CR3AddrMask
+	as.root = uint64(root)&x86.CR3AddrMask | as.root&modeMask
 	return as
 }
 
 // Root is the physical address of the top-level table.
-func (as *AddressSpace) Root() x86.PhysAddr { return as.root }
+func (as *AddressSpace) Root() x86.PhysAddr { return x86.PhysAddr(as.root &^ modeMask) }
 
 // Levels is 4 or 5.
-func (as *AddressSpace) Levels() int { return int(as.levels) }
+func (as *AddressSpace) Levels() int { return int(as.root & modeLevels) }
 
 // Memory returns the physical memory below.
 func (as *AddressSpace) Memory() Memory { return as.mem }
@@ -148,38 +159,74 @@ func (as *AddressSpace) word(pa x86.PhysAddr) (uint64, error) {
 	return v, err
 }
 
+// mapping is the entry that maps a page, as walks and the [TLB] hand it on: the
+// page's address, the effective rights where an entry has its own, and the level
+// in bits that an entry leaves to software. Of level 0 is an entry that leads to
+// a table.
+type mapping uint64
+
+const (
+	mappingRights = pteW | pteU | pteNX
+	mappingLevel  = 9 // the lower of the two bits
+)
+
+func (m mapping) level() uint64              { return uint64(m) >> mappingLevel & 3 }
+func (m mapping) base() x86.PhysAddr         { return x86.PhysAddr(m & pteAddr) }
+func (m mapping) size() uint64               { return 1 << ((3 + 9*m.level()) & 63) }
+func (m mapping) off(va x86.VirtAddr) uint64 { return uint64(va) & (m.size() - 1) }
+
+// phys is where va leads, and left the number of bytes from there to the end of
+// the page.
+func (m mapping) phys(va x86.VirtAddr) x86.PhysAddr { return m.base() | x86.PhysAddr(m.off(va)) }
+func (m mapping) left(va x86.VirtAddr) uint64       { return m.size() - m.off(va) }
+
 // Translate walks the page tables for va. It allocates only to report an error,
 // which is a [*TranslateError].
-func (as *AddressSpace) Translate(va x86.VirtAddr) (Translation, error) {
-	if !va.Canonical(12 + 9*uint(as.levels)) {
-		return Translation{}, &TranslateError{VA: va, Err: ErrNotCanonical}
+func (as *AddressSpace) Translate(va x86.VirtAddr) (t Translation, err error) {
+	m, err := as.lookup(va)
+	if err != nil {
+		return t, err
 	}
-	if as.tlb != nil {
-		return as.translateCached(va)
-	}
-	return as.walk(va, int(as.levels), as.root, pteW|pteU)
+	// Field by field: a structure of five is copied through memory.
+	t.Phys = m.phys(va)
+	t.PageSize = m.size()
+	t.Writable = m&pteW != 0
+	t.User = m&pteU != 0
+	t.NX = m&pteNX != 0
+	return t, nil
 }
 
-// walk translates va from the table of a level downwards. rights are those of
-// the levels above: the bits of an entry that W, U and NX are.
-func (as *AddressSpace) walk(va x86.VirtAddr, level int, table x86.PhysAddr, rights uint64) (Translation, error) {
+// lookup finds what maps va, from the TLB if there is one.
+func (as *AddressSpace) lookup(va x86.VirtAddr) (mapping, error) {
+	if uint64(va)+as.half >= 2*as.half {
+		return 0, &TranslateError{VA: va, Err: ErrNotCanonical}
+	}
+	if as.tlb != nil {
+		return as.cached(as.tlb, va)
+	}
+	return as.walk(va, as.root&modeLevels, as.Root(), pteW|pteU)
+}
+
+// walk finds what maps va from the table of a level downwards. rights are those
+// of the levels above.
+func (as *AddressSpace) walk(va x86.VirtAddr, level uint64, table x86.PhysAddr, rights mapping) (mapping, error) {
 	for ; ; level-- {
-		shift := uint(12 + 9*(level-1))
+		shift := (3 + 9*level) & 63
 		e, err := as.word(table + x86.PhysAddr(uint64(va)>>shift&0x1ff*8))
 		if err != nil {
-			return Translation{}, &TranslateError{VA: va, Level: level, Err: err}
+			return 0, &TranslateError{VA: va, Level: int(level), Err: err}
 		}
 		if e&pteP == 0 {
-			return Translation{}, &TranslateError{VA: va, Level: level, Entry: e, Err: ErrNotPresent}
+			return 0, &TranslateError{VA: va, Level: int(level), Entry: e, Err: ErrNotPresent}
 		}
-		if as.noNX && e&pteNX != 0 {
-			return Translation{}, &TranslateError{VA: va, Level: level, Entry: e, Err: ErrReserved}
+		if as.root&modeNoNX != 0 && e&pteNX != 0 {
+			return 0, &TranslateError{VA: va, Level: int(level), Entry: e, Err: ErrReserved}
 		}
-		rights = rights&e&(pteW|pteU) | (rights|e)&pteNX
+		rights = rights&mapping(e)&(pteW|pteU) | (rights|mapping(e))&pteNX
 		table = x86.PhysAddr(e & pteAddr)
 		if level > 1 && e&ptePS == 0 {
 			if as.tlb != nil && level <= 3 {
-				as.tlb.put(va, level, uint64(table)|rights)
+				as.tlb.put(va, level, mapping(table)|rights)
 			}
 			continue
 		}
@@ -187,26 +234,13 @@ func (as *AddressSpace) walk(va x86.VirtAddr, level int, table x86.PhysAddr, rig
 		// the other address bits below the page size are reserved, and so
 		// is the size bit in a PML4 or PML5 entry.
 		if level > 1 && (level > 3 || uint64(table)&(1<<shift-1)&^(1<<12) != 0) {
-			return Translation{}, &TranslateError{VA: va, Level: level, Entry: e, Err: ErrReserved}
+			return 0, &TranslateError{VA: va, Level: int(level), Entry: e, Err: ErrReserved}
 		}
-		e = uint64(table)&^(1<<shift-1) | rights | ptePS
+		m := mapping(table)&^(1<<shift-1) | mapping(level)<<mappingLevel | rights
 		if as.tlb != nil {
-			as.tlb.put(va, level, e)
+			as.tlb.put(va, level, m)
 		}
-		return leaf(va, level, e), nil
-	}
-}
-
-// leaf is the translation that the last entry of a walk gives. Of e it takes
-// the page's address and the effective rights.
-func leaf(va x86.VirtAddr, level int, e uint64) Translation {
-	size := uint64(1) << uint(12+9*(level-1))
-	return Translation{
-		Phys:     x86.PhysAddr(e&pteAddr | uint64(va)&(size-1)),
-		PageSize: size,
-		Writable: e&pteW != 0,
-		User:     e&pteU != 0,
-		NX:       e&pteNX != 0,
+		return m, nil
 	}
 }
 
@@ -214,15 +248,12 @@ func leaf(va x86.VirtAddr, level int, e uint64) Translation {
 // is mapped. On an error buf may be partly filled.
 func (as *AddressSpace) Read(va x86.VirtAddr, buf []byte) error {
 	for len(buf) > 0 {
-		t, err := as.Translate(va)
+		m, err := as.lookup(va)
 		if err != nil {
 			return err
 		}
-		n := uint64(len(buf))
-		if left := t.PageEnd(va); n > left {
-			n = left
-		}
-		if err := as.mem.ReadPhys(t.Phys, buf[:n]); err != nil {
+		n := min(uint64(len(buf)), m.left(va))
+		if err := as.mem.ReadPhys(m.phys(va), buf[:n]); err != nil {
 			return &TranslateError{VA: va, Err: err}
 		}
 		buf = buf[n:]
@@ -236,17 +267,6 @@ func (as *AddressSpace) Read(va x86.VirtAddr, buf []byte) error {
 
 // ReadUint64 reads a little-endian 8-byte word, aligned or not.
 func (as *AddressSpace) ReadUint64(va x86.VirtAddr) (uint64, error) {
-	if va&7 == 0 {
-		t, err := as.Translate(va)
-		if err != nil {
-			return 0, err
-		}
-		v, err := as.word(t.Phys)
-		if err != nil {
-			return 0, &TranslateError{VA: va, Err: err}
-		}
-		return v, nil
-	}
 	return as.small(va, 8)
 }
 
@@ -274,7 +294,19 @@ func (as *AddressSpace) ReadPointer(va x86.VirtAddr) (x86.VirtAddr, error) {
 	return x86.VirtAddr(v), err
 }
 
-func (as *AddressSpace) small(va x86.VirtAddr, n int) (uint64, error) {
+// small reads a number of n bytes, at most 8.
+func (as *AddressSpace) small(va x86.VirtAddr, n uint64) (uint64, error) {
+	// Most lie in one aligned word, which needs no buffer.
+	if in := uint64(va) & 7; in+n <= 8 && as.words != nil {
+		m, err := as.lookup(va)
+		if err != nil {
+			return 0, err
+		}
+		if v, err := as.words.ReadPhysUint64(m.phys(va) &^ 7); err == nil {
+			return v >> (8 * in) & (1<<(8*n) - 1), nil
+		}
+		// The last word of memory may be there in part.
+	}
 	b := wordBufs.Get().(*[8]byte)
 	*b = [8]byte{}
 	err := as.Read(va, b[:n])

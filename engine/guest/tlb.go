@@ -4,17 +4,16 @@ import "github.com/xen-hvi/hvi/engine/x86"
 
 // Shape of a [TLB]. A set is one cache line of four entries.
 const (
-	tlbWays        = 4
-	tlbPageSets    = 4096 // 16,384 entries of 4 KiB
-	tlbRegionSets  = 1024 // 4,096 entries of 2 MiB
-	tlbGigaSets    = 64   // 256 entries of 1 GiB
-	tlbRootSets    = 64   // 256 roots
-	tlbTagBits     = 19
-	tlbTagEnd      = 1 << tlbTagBits
-	tlbTagMask     = tlbTagEnd - 1
-	tlbMul         = 0x9e37_79b9_7f4a_7c15 // 2^64 by the golden ratio
-	tlbRightsMask  = pteW | pteU | pteNX
-	tlbAddressMask = 1<<57 - 1 // the widest linear address there is
+	tlbWays       = 4
+	tlbPageSets   = 4096 // 16,384 entries of 4 KiB
+	tlbRegionSets = 1024 // 4,096 entries of 2 MiB
+	tlbGigaSets   = 64   // 256 entries of 1 GiB
+	tlbRootSets   = 64   // 256 roots
+	tlbTagBits    = 19   // beside the 45 bits of a page's number
+	tlbTagEnd     = 1 << tlbTagBits
+	tlbTagMask    = tlbTagEnd - 1
+	tlbMul        = 0x9e37_79b9_7f4a_7c15 // 2^64 by the golden ratio
+	tlbRightsMask = pteW | pteU | pteNX
 )
 
 // TLB is a translation cache for the page tables of one [Memory]: a fixed 330
@@ -49,7 +48,8 @@ type TLB struct {
 	nextTag uint64
 	minTag  uint64 // tags below are of before the last Flush
 
-	// The root last used, to look it up once for many translations.
+	// The root last used, to look it up once for many translations; 0 is
+	// none.
 	curRoot uint64
 	curTag  uint64
 	curMix  uint64
@@ -58,14 +58,16 @@ type TLB struct {
 }
 
 // tlbEntry is a valid page-table entry of level 1, 2 or 3. key is the part of
-// the linear address that leads to it, and the root's tag; 0 is none. val is the
-// entry's address, its size bit, and the rights over all levels down to it.
-type tlbEntry struct{ key, val uint64 }
+// the linear address that leads to it, and the root's tag; 0 is none.
+type tlbEntry struct {
+	key uint64
+	val mapping
+}
 
 type tlbSet [tlbWays]tlbEntry
 
-// tlbRoot gives a root its tag. key is the root's address with the paging mode
-// in its low bits, since entries made under one mode mean nothing in another.
+// tlbRoot gives a root its tag. key is the root with the paging mode, as an
+// AddressSpace has it: entries made under one mode mean nothing in another.
 type tlbRoot struct{ key, tag uint64 }
 
 // NewTLB returns an empty TLB.
@@ -82,7 +84,7 @@ func (as AddressSpace) WithTLB(t *TLB) AddressSpace {
 // Flush forgets everything, in constant time.
 func (t *TLB) Flush() {
 	t.minTag = t.nextTag
-	t.curTag = 0
+	t.curRoot = 0
 }
 
 // FlushRoot forgets everything of one root, in constant time, and nothing of
@@ -96,7 +98,7 @@ func (t *TLB) FlushRoot(root x86.PhysAddr) {
 		}
 	}
 	if t.curRoot&x86.CR3AddrMask == uint64(root) {
-		t.curTag = 0
+		t.curRoot = 0
 	}
 }
 
@@ -108,20 +110,16 @@ func (t *TLB) FlushPage(root x86.PhysAddr, va x86.VirtAddr) {
 		if r.tag < t.minTag || r.key&x86.CR3AddrMask != uint64(root) {
 			continue
 		}
-		mix := tagMix(r.tag)
-		for level := 1; level <= 3; level++ {
-			key := tlbKey(va, level, r.tag)
-			set := t.set(key>>tlbTagBits, level, mix)
-			for i := range set {
-				if set[i].key == key {
-					set[i] = tlbEntry{}
-				}
-			}
-		}
+		key := tlbKey(uint64(va)>>12, r.tag)
+		t.pages[pageSet(uint64(va)>>12, tagMix(r.tag))].drop(key)
+		key = tlbKey(uint64(va)>>21, r.tag)
+		t.regions[regionSet(uint64(va)>>21, tagMix(r.tag))].drop(key)
+		key = tlbKey(uint64(va)>>30, r.tag)
+		t.gigas[gigaSet(uint64(va)>>30, tagMix(r.tag))].drop(key)
 	}
 }
 
-// use makes the root of an address space the current one.
+// use makes a root the current one.
 func (t *TLB) use(root uint64) {
 	set := &t.roots[rootSet(root)]
 	into := &set[t.victim%tlbWays]
@@ -156,46 +154,54 @@ func rootSet(root uint64) uint64 {
 // neighbouring pages.
 func tagMix(tag uint64) uint64 { return tag * 0xd6e8_feb8_6659_fd93 >> 48 }
 
-func tlbKey(va x86.VirtAddr, level int, tag uint64) uint64 {
-	return uint64(va)&tlbAddressMask>>(12+9*(level-1))<<tlbTagBits | tag
+// tlbKey is the key of a page's number at any level. The bits shifted out are
+// the sign of a canonical address.
+func tlbKey(page, tag uint64) uint64 { return page<<tlbTagBits | tag }
+
+// pageSet, regionSet and gigaSet say in which set the entry for a page's number
+// belongs. Neighbours are spread over all sets, and so are pages any power of
+// two apart (Fibonacci hashing).
+func pageSet(page, mix uint64) uint64   { return (page*tlbMul>>52 ^ mix) % tlbPageSets }
+func regionSet(page, mix uint64) uint64 { return (page*tlbMul>>54 ^ mix) % tlbRegionSets }
+func gigaSet(page, mix uint64) uint64   { return (page*tlbMul>>58 ^ mix) % tlbGigaSets }
+
+// find returns the entry of a key. It branches once: which way has the entry is
+// not to be predicted.
+func (s *tlbSet) find(key uint64) (val mapping, ok bool) {
+	i := 0
+	if s[1].key == key {
+		i = 1
+	}
+	if s[2].key == key {
+		i = 2
+	}
+	if s[3].key == key {
+		i = 3
+	}
+	return s[i].val, s[i].key == key
 }
 
-// set returns where the entry of a level for a page number belongs. Neighbours
-// are spread over all sets, and so are pages any power of two apart (Fibonacci
-// hashing).
-func (t *TLB) set(page uint64, level int, mix uint64) *tlbSet {
-	h := page*tlbMul>>48 ^ mix
-	switch level {
-	case 1:
-		return &t.pages[h>>4%tlbPageSets]
-	case 2:
-		return &t.regions[h>>6%tlbRegionSets]
-	default:
-		return &t.gigas[h>>10%tlbGigaSets]
+// drop removes the entry of a key.
+func (s *tlbSet) drop(key uint64) {
+	for i := range s {
+		if s[i].key == key {
+			s[i] = tlbEntry{}
+		}
 	}
-}
-
-// find returns the entry of a level that va leads to under the current root.
-func (t *TLB) find(va x86.VirtAddr, level int) (val uint64, ok bool) {
-	key := tlbKey(va, level, t.curTag)
-	set := t.set(key>>tlbTagBits, level, t.curMix)
-	switch key {
-	case set[0].key:
-		return set[0].val, true
-	case set[1].key:
-		return set[1].val, true
-	case set[2].key:
-		return set[2].val, true
-	case set[3].key:
-		return set[3].val, true
-	}
-	return 0, false
 }
 
 // put stores what find has not found.
-func (t *TLB) put(va x86.VirtAddr, level int, val uint64) {
-	key := tlbKey(va, level, t.curTag)
-	set := t.set(key>>tlbTagBits, level, t.curMix)
+func (t *TLB) put(va x86.VirtAddr, level uint64, val mapping) {
+	page := uint64(va) >> ((3 + 9*level) & 63)
+	var set *tlbSet
+	switch level {
+	case 1:
+		set = &t.pages[pageSet(page, t.curMix)]
+	case 2:
+		set = &t.regions[regionSet(page, t.curMix)]
+	default:
+		set = &t.gigas[gigaSet(page, t.curMix)]
+	}
 	into := &set[t.victim%tlbWays]
 	for i := range set {
 		if set[i].key&tlbTagMask < t.minTag {
@@ -204,38 +210,37 @@ func (t *TLB) put(va x86.VirtAddr, level int, val uint64) {
 		}
 	}
 	t.victim++
-	*into = tlbEntry{key: key, val: val}
+	*into = tlbEntry{key: tlbKey(page, t.curTag), val: val}
 }
 
-// translateCached is Translate with a TLB; va is canonical.
-func (as *AddressSpace) translateCached(va x86.VirtAddr) (Translation, error) {
-	t := as.tlb
-	if root := as.tlbRoot(); t.curTag == 0 || t.curRoot != root {
-		t.use(root)
+// cached is lookup with a TLB; va is canonical.
+func (as *AddressSpace) cached(t *TLB, va x86.VirtAddr) (mapping, error) {
+	if t.curRoot != as.root {
+		t.use(as.root)
 	}
-	if e, ok := t.find(va, 1); ok {
-		return leaf(va, 1, e), nil
+	page := uint64(va) >> 12
+	if m, ok := t.pages[pageSet(page, t.curMix)].find(tlbKey(page, t.curTag)); ok {
+		return m, nil
 	}
-	if e, ok := t.find(va, 2); ok {
-		if e&ptePS != 0 {
-			return leaf(va, 2, e), nil
-		}
-		return as.walk(va, 1, x86.PhysAddr(e&pteAddr), e&tlbRightsMask)
-	}
-	if e, ok := t.find(va, 3); ok {
-		if e&ptePS != 0 {
-			return leaf(va, 3, e), nil
-		}
-		return as.walk(va, 2, x86.PhysAddr(e&pteAddr), e&tlbRightsMask)
-	}
-	return as.walk(va, int(as.levels), as.root, pteW|pteU)
+	return as.cachedAbove(t, va)
 }
 
-// tlbRoot is the root with the paging mode, as the TLB tells roots apart.
-func (as *AddressSpace) tlbRoot() uint64 {
-	root := uint64(as.root) | uint64(as.levels)
-	if as.noNX {
-		root |= 8
+// cachedAbove is cached when the page itself isn't known: it may be a larger
+// one, or a table that leads to it is.
+func (as *AddressSpace) cachedAbove(t *TLB, va x86.VirtAddr) (mapping, error) {
+	page := uint64(va) >> 21
+	if m, ok := t.regions[regionSet(page, t.curMix)].find(tlbKey(page, t.curTag)); ok {
+		if m.level() != 0 {
+			return m, nil
+		}
+		return as.walk(va, 1, m.base(), m&mappingRights)
 	}
-	return root
+	page = uint64(va) >> 30
+	if m, ok := t.gigas[gigaSet(page, t.curMix)].find(tlbKey(page, t.curTag)); ok {
+		if m.level() != 0 {
+			return m, nil
+		}
+		return as.walk(va, 2, m.base(), m&mappingRights)
+	}
+	return as.walk(va, as.root&modeLevels, as.Root(), pteW|pteU)
 }
