@@ -326,6 +326,40 @@ func TestNoAllocations(t *testing.T) {
 	}
 }
 
+func BenchmarkGuard(b *testing.B) {
+	im := open(b, make([]byte, 4096))
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := im.Guard(func() error { return nil }); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkReadPhysUint64 reads of an image of one segment, and of one of which
+// the pages are scattered over many.
+func BenchmarkReadPhysUint64(b *testing.B) {
+	for name, gap := range map[string]int{"1 segment": 0, "1000 segments": 0x1000} {
+		b.Run(name, func(b *testing.B) {
+			var chunks []chunk
+			for i := range 1000 {
+				chunks = append(chunks, chunk{uint64(i * (0x1000 + gap)), make([]byte, 0x1000)})
+			}
+			im := open(b, xenFile(magicHVM, 1, nil, chunks...))
+			b.ReportAllocs()
+			i := 0
+			for b.Loop() {
+				if _, err := im.ReadPhysUint64(x86.PhysAddr(i * (0x1000 + gap))); err != nil {
+					b.Fatal(err)
+				}
+				if i += 7; i >= 1000 {
+					i -= 1000
+				}
+			}
+		})
+	}
+}
+
 // fuzz parses what the fuzzer makes of a file: whatever it says, its memory is
 // in the file, in order and apart, and there is no more of it than of the file.
 func fuzz(f *testing.F) {

@@ -231,7 +231,7 @@ func (im *Image) outside(pa x86.PhysAddr, n int) error {
 
 // Guard runs an operation that reads the image. If a part of the file is gone
 // when it is read, the operation ends there and Guard returns a [*GoneError];
-// without Guard the process would end. It costs as much as some hundred reads,
+// without Guard the process would end. It costs as much as ten or twenty reads,
 // so it goes around a whole operation. What the operation's goroutine holds at
 // the fault is released by its deferred calls only; reads in goroutines that it
 // starts aren't guarded.
