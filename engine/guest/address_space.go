@@ -95,11 +95,12 @@ func (t Translation) PageEnd(va x86.VirtAddr) uint64 {
 // guest. It is a value, safe for concurrent use as far as its Memory is; with a
 // TLB, for one goroutine.
 type AddressSpace struct {
-	mem   Memory
-	words WordReader // mem, where it offers that
-	tlb   *TLB       // or nil
-	root  uint64     // with the paging mode in its low bits
-	half  uint64     // addresses in each half
+	mem    Memory
+	words  WordReader // mem, where it offers that
+	direct *Direct    // of mem, where it offers that
+	tlb    *TLB       // or nil
+	root   uint64     // with the paging mode in its low bits
+	half   uint64     // addresses in each half
 }
 
 // The paging mode, in the low bits of a root.
@@ -117,6 +118,9 @@ const (
 func NewAddressSpace(mem Memory, cr3, cr4, efer uint64) AddressSpace {
 	as := AddressSpace{mem: mem, root: cr3 & x86.CR3AddrMask, half: 1 << 47}
 	as.words, _ = mem.(WordReader)
+	if d, ok := mem.(DirectReader); ok {
+		as.direct = d.Direct()
+	}
 	if cr4&x86.CR4LA57 != 0 {
 		as.root |= 5
 		as.half = 1 << 56
@@ -148,6 +152,7 @@ func (as *AddressSpace) Memory() Memory { return as.mem }
 // interface escapes, and a walk must not allocate.
 var wordBufs = sync.Pool{New: func() any { return new([8]byte) }}
 
+// word reads an entry that isn't in direct memory.
 func (as *AddressSpace) word(pa x86.PhysAddr) (uint64, error) {
 	if as.words != nil {
 		return as.words.ReadPhysUint64(pa)
@@ -212,9 +217,13 @@ func (as *AddressSpace) lookup(va x86.VirtAddr) (mapping, error) {
 func (as *AddressSpace) walk(va x86.VirtAddr, level uint64, table x86.PhysAddr, rights mapping) (mapping, error) {
 	for ; ; level-- {
 		shift := (3 + 9*level) & 63
-		e, err := as.word(table + x86.PhysAddr(uint64(va)>>shift&0x1ff*8))
-		if err != nil {
-			return 0, &TranslateError{VA: va, Level: int(level), Err: err}
+		pa := table + x86.PhysAddr(uint64(va)>>shift&0x1ff*8)
+		e, ok := as.direct.word(pa)
+		if !ok {
+			var err error
+			if e, err = as.word(pa); err != nil {
+				return 0, &TranslateError{VA: va, Level: int(level), Err: err}
+			}
 		}
 		if e&pteP == 0 {
 			return 0, &TranslateError{VA: va, Level: int(level), Entry: e, Err: ErrNotPresent}
@@ -302,7 +311,12 @@ func (as *AddressSpace) small(va x86.VirtAddr, n uint64) (uint64, error) {
 		if err != nil {
 			return 0, err
 		}
-		if v, err := as.words.ReadPhysUint64(m.phys(va) &^ 7); err == nil {
+		pa := m.phys(va) &^ 7
+		v, ok := as.direct.word(pa)
+		if !ok {
+			v, err = as.words.ReadPhysUint64(pa)
+		}
+		if err == nil {
 			return v >> (8 * in) & (1<<(8*n) - 1), nil
 		}
 		// The last word of memory may be there in part.

@@ -132,7 +132,7 @@ func TestControlRegisters(t *testing.T) {
 
 func TestRead(t *testing.T) {
 	b := build(4)
-	for _, mem := range []guest.Memory{b.Memory(), plain{b.Memory()}} {
+	for _, mem := range []guest.Memory{b.Memory(), &counted{image: b.Memory()}, plain{b.Memory()}} {
 		as := guest.NewAddressSpace(mem, b.CR3(), b.CR4(), b.EFER())
 		// Two pages that are neighbours in virtual memory only.
 		buf := make([]byte, 0x1800)
@@ -220,7 +220,7 @@ func TestReadCString(t *testing.T) {
 func TestNoAllocations(t *testing.T) {
 	b := build(5)
 	buf := make([]byte, 0x1800)
-	for name, mem := range map[string]guest.Memory{"words": b.Memory(), "bytes": plain{b.Memory()}} {
+	for name, mem := range map[string]guest.Memory{"direct": b.Memory(), "words": &counted{image: b.Memory()}, "bytes": plain{b.Memory()}} {
 		as := guest.NewAddressSpace(mem, b.CR3(), b.CR4(), b.EFER())
 		tlb := guest.NewTLB()
 		cached := as.WithTLB(tlb)

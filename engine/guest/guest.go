@@ -1,6 +1,10 @@
 package guest
 
-import "github.com/xen-hvi/hvi/engine/x86"
+import (
+	"encoding/binary"
+
+	"github.com/xen-hvi/hvi/engine/x86"
+)
 
 // Memory is a guest's physical memory.
 //
@@ -19,6 +23,32 @@ type Memory interface {
 // walks page tables a good deal faster.
 type WordReader interface {
 	ReadPhysUint64(pa x86.PhysAddr) (uint64, error)
+}
+
+// DirectReader is an optional addition to [Memory] for one that has most of the
+// guest's memory in its own process for as long as it is open, as an image has.
+// An AddressSpace over it asks once, and then reads page tables without a call.
+type DirectReader interface {
+	// Direct says where, for as long as the Memory is used. The Memory may
+	// clear it when it is closed.
+	Direct() *Direct
+}
+
+// Direct is a stretch of physical memory from Start on.
+type Direct struct {
+	Start x86.PhysAddr
+	Data  []byte
+}
+
+// word reads 8 bytes; ok is false if they are elsewhere, and for a nil Direct.
+func (d *Direct) word(pa x86.PhysAddr) (v uint64, ok bool) {
+	if d == nil {
+		return 0, false
+	}
+	if i := uint64(pa - d.Start); i < uint64(len(d.Data)) && uint64(len(d.Data))-i >= 8 {
+		return binary.LittleEndian.Uint64(d.Data[i:]), true
+	}
+	return 0, false
 }
 
 // PhysRange is the physical memory [Start, End).

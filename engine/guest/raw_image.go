@@ -1,7 +1,6 @@
 package guest
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -28,29 +27,33 @@ func (e *RangeError) Error() string {
 func (e *RangeError) Unwrap() error { return ErrOutside }
 
 // RawImage is physical memory in a slice: byte n of it is at address n. It
-// implements [Memory] and [WordReader] and is safe for concurrent use. Files
-// are package dump's.
-type RawImage struct{ data []byte }
+// implements [Memory], [WordReader] and [DirectReader] and is safe for
+// concurrent use. Files are package dump's.
+type RawImage struct{ direct Direct }
 
 // NewRawImage makes an image of bytes it borrows: changes show through.
-func NewRawImage(data []byte) *RawImage { return &RawImage{data: data} }
+func NewRawImage(data []byte) *RawImage { return &RawImage{Direct{Data: data}} }
 
 // Size is the image's length in bytes.
-func (m *RawImage) Size() uint64 { return uint64(len(m.data)) }
+func (m *RawImage) Size() uint64 { return uint64(len(m.direct.Data)) }
+
+// Direct implements [DirectReader].
+func (m *RawImage) Direct() *Direct { return &m.direct }
 
 // ReadPhys implements [Memory]. A range not wholly inside is a [*RangeError].
 func (m *RawImage) ReadPhys(pa x86.PhysAddr, buf []byte) error {
 	if uint64(pa) > m.Size() || uint64(len(buf)) > m.Size()-uint64(pa) {
 		return &RangeError{Phys: pa, Len: len(buf), Size: m.Size()}
 	}
-	copy(buf, m.data[pa:])
+	copy(buf, m.direct.Data[pa:])
 	return nil
 }
 
 // ReadPhysUint64 implements [WordReader].
 func (m *RawImage) ReadPhysUint64(pa x86.PhysAddr) (uint64, error) {
-	if uint64(pa) > m.Size() || m.Size()-uint64(pa) < 8 {
+	v, ok := m.direct.word(pa)
+	if !ok {
 		return 0, &RangeError{Phys: pa, Len: 8, Size: m.Size()}
 	}
-	return binary.LittleEndian.Uint64(m.data[pa:]), nil
+	return v, nil
 }

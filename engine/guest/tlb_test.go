@@ -14,13 +14,15 @@ import (
 // counted counts the words read of a memory: entries of page tables, when
 // nothing but translations is asked for.
 type counted struct {
-	*guest.RawImage
+	image *guest.RawImage
 	words int
 }
 
+func (c *counted) ReadPhys(pa x86.PhysAddr, buf []byte) error { return c.image.ReadPhys(pa, buf) }
+
 func (c *counted) ReadPhysUint64(pa x86.PhysAddr) (uint64, error) {
 	c.words++
-	return c.RawImage.ReadPhysUint64(pa)
+	return c.image.ReadPhysUint64(pa)
 }
 
 // leads checks where an address leads.
@@ -36,7 +38,7 @@ func TestTLBTranslate(t *testing.T) {
 	for _, levels := range []int{4, 5} {
 		b := build(levels)
 		b.Put(b.Entry(userVA, 3), b.Get(b.Entry(userVA, 3))&^guesttest.Writable)
-		mem := &counted{RawImage: b.Memory()}
+		mem := &counted{image: b.Memory()}
 		walk := b.AddressSpace()
 		as := guest.NewAddressSpace(mem, b.CR3(), b.CR4(), b.EFER()).WithTLB(guest.NewTLB())
 		for _, va := range []x86.VirtAddr{kernelVA + 0x12345, directVA + 0x3fff_ffff, userVA + 0xfff, userVA + 0x1000} {
@@ -139,7 +141,7 @@ func TestTLBFlushRoot(t *testing.T) {
 		roots = append(roots, b.AllocPage())
 	}
 	tlb := guest.NewTLB()
-	mem := &counted{RawImage: b.Memory()}
+	mem := &counted{image: b.Memory()}
 	space := guest.NewAddressSpace(mem, b.CR3(), b.CR4(), b.EFER()).WithTLB(tlb)
 	noNX := guest.NewAddressSpace(mem, b.CR3(), b.CR4(), b.EFER()&^x86.EFERNXE).WithTLB(tlb)
 	va := func(page int) x86.VirtAddr { return 0x40_0000 + x86.VirtAddr(page)<<12 }
@@ -246,7 +248,7 @@ func TestTLBHolds(t *testing.T) {
 			vas[i] = directVA + x86.VirtAddr(off)
 			b.Map(vas[i], 1<<40, c.size, c.size, 0)
 		}
-		mem := &counted{RawImage: b.Memory()}
+		mem := &counted{image: b.Memory()}
 		as := guest.NewAddressSpace(mem, b.CR3(), b.CR4(), b.EFER()).WithTLB(guest.NewTLB())
 		for round := range 3 {
 			rng.Shuffle(len(vas), func(i, j int) { vas[i], vas[j] = vas[j], vas[i] })

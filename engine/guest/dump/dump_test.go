@@ -296,6 +296,7 @@ func TestGuard(t *testing.T) {
 
 func TestClosed(t *testing.T) {
 	im := open(t, make([]byte, 4096))
+	as := guest.NewAddressSpace(im, 0, x86.CR4PAE, 0)
 	for range 2 {
 		if err := im.Close(); err != nil {
 			t.Fatal(err)
@@ -306,6 +307,9 @@ func TestClosed(t *testing.T) {
 	}
 	if _, err := im.ReadPhysUint64(0); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("ReadPhysUint64: %v", err)
+	}
+	if _, err := as.Translate(0); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("Translate: %v", err)
 	}
 }
 

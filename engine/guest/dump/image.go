@@ -26,15 +26,13 @@ const (
 )
 
 // Image is an open memory image. It implements [guest.Memory],
-// [guest.WordReader] and [guest.CPU].
+// [guest.WordReader], [guest.DirectReader] and [guest.CPU].
 type Image struct {
 	path   string
 	format Format
 	data   []byte // the whole file, mapped
 	layout
-	// The largest segment, where most reads go: its address and contents.
-	mainStart x86.PhysAddr
-	main      []byte
+	main guest.Direct // the largest segment, where most reads go
 }
 
 // layout is what a file's headers say.
@@ -113,8 +111,8 @@ func Open(path string) (*Image, error) {
 
 func (im *Image) setMain() {
 	for _, s := range im.segments {
-		if s.size > uint64(len(im.main)) {
-			im.mainStart, im.main = s.start, im.data[s.off:s.off+s.size]
+		if s.size > uint64(len(im.main.Data)) {
+			im.main = guest.Direct{Start: s.start, Data: im.data[s.off : s.off+s.size]}
 		}
 	}
 }
@@ -122,7 +120,7 @@ func (im *Image) setMain() {
 // Close unmaps the file. No read may be under way; later ones fail.
 func (im *Image) Close() error {
 	data := im.data
-	im.data, im.layout, im.main = nil, layout{}, nil
+	im.data, im.layout, im.main = nil, layout{}, guest.Direct{}
 	if data == nil {
 		return nil
 	}
@@ -172,6 +170,10 @@ func (im *Image) Registers(vcpu int) (x86.Registers, error) {
 	return im.regs[vcpu], nil
 }
 
+// Direct implements [guest.DirectReader]: the largest segment. After Close it is
+// empty.
+func (im *Image) Direct() *guest.Direct { return &im.main }
+
 // find returns the segment that holds an address.
 func (l *layout) find(pa x86.PhysAddr) (segment, bool) {
 	lo, hi := 0, len(l.segments)
@@ -191,8 +193,8 @@ func (l *layout) find(pa x86.PhysAddr) (segment, bool) {
 // ReadPhys implements [guest.Memory]. A range not wholly in the image is a
 // [*guest.RangeError].
 func (im *Image) ReadPhys(pa x86.PhysAddr, buf []byte) error {
-	if i, n := uint64(pa-im.mainStart), uint64(len(im.main)); i < n && uint64(len(buf)) <= n-i {
-		copy(buf, im.main[i:])
+	if i, n := uint64(pa-im.main.Start), uint64(len(im.main.Data)); i < n && uint64(len(buf)) <= n-i {
+		copy(buf, im.main.Data[i:])
 		return nil
 	}
 	for done := 0; done < len(buf); {
@@ -209,8 +211,8 @@ func (im *Image) ReadPhys(pa x86.PhysAddr, buf []byte) error {
 
 // ReadPhysUint64 implements [guest.WordReader].
 func (im *Image) ReadPhysUint64(pa x86.PhysAddr) (uint64, error) {
-	if i, n := uint64(pa-im.mainStart), uint64(len(im.main)); i < n && n-i >= 8 {
-		return binary.LittleEndian.Uint64(im.main[i:]), nil
+	if i, n := uint64(pa-im.main.Start), uint64(len(im.main.Data)); i < n && n-i >= 8 {
+		return binary.LittleEndian.Uint64(im.main.Data[i:]), nil
 	}
 	return im.wordElsewhere(pa)
 }
