@@ -16,6 +16,16 @@ type Offsets struct {
 
 	Module       ModuleOffsets     `c:"module"`
 	ModuleRegion ModuleAreaOffsets `c:"module_memory|module_layout"`
+	ModuleMem    ModuleMemTypes    `enum:"mod_mem_type"`
+
+	ModuleUse      ModuleUseOffsets      `c:"module_use"`
+	ModuleKallsyms ModuleKallsymsOffsets `c:"mod_kallsyms"`
+
+	BPFSymbol BPFSymbolOffsets `c:"bpf_ksym"`
+	BPFPack   BPFPackOffsets   `c:"bpf_prog_pack"`
+	FtraceOps FtraceOpsOffsets `c:"ftrace_ops"`
+	InsnCache InsnCacheOffsets `c:"kprobe_insn_cache"`
+	InsnPage  InsnPageOffsets  `c:"kprobe_insn_page"`
 }
 
 // TaskOffsets lays out struct task_struct.

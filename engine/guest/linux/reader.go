@@ -31,6 +31,11 @@ type Reader struct {
 
 	retries    int
 	incomplete []string
+
+	// code is who owns what outside the kernel's image, nil until this reading
+	// asks; codeMaps counts how often it did.
+	code     *codeMap
+	codeMaps int
 }
 
 // NewReader returns a reader of a kernel. regs are the registers of each
@@ -58,6 +63,7 @@ const maxRetries = 64
 // went. Every method that makes a report begins with it.
 func (r *Reader) reading(out *report.Reading, f func() error) error {
 	r.retries, r.incomplete = 0, nil
+	r.code, r.codeMaps = nil, 0
 	start := time.Now()
 	err := f()
 	*out = report.Reading{Retries: r.retries, Incomplete: r.incomplete, Microseconds: time.Since(start).Microseconds()}
@@ -226,27 +232,3 @@ func (r *Reader) list(what string, head x86.VirtAddr, most int, f func(node x86.
 
 // errStop ends a walk early.
 var errStop = errors.New("enough")
-
-// place says what code or data an address belongs to.
-func (r *Reader) place(va x86.VirtAddr) report.Place {
-	p := report.Place{Addr: va, In: report.InUnknown}
-	if va == 0 {
-		p.In = report.InNothing
-		return p
-	}
-	k := r.k
-	if name, off, ok := k.Symbols.Symbolize(va); ok {
-		p.Symbol, p.Offset = printable.Escape(name), off
-		p.In = report.InData
-		if va >= k.TextStart && va < k.TextEnd {
-			p.In = report.InKernel
-		}
-		return p
-	}
-	var m Module
-	if k.ModuleAt(va, &m) {
-		p.Module, p.In = printable.Escape(m.Name()), report.InModule
-		p.Offset = uint64(va - m.Base)
-	}
-	return p
-}

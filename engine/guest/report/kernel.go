@@ -7,8 +7,8 @@ type Module struct {
 	Name Text `json:"name"`
 	// State is "live", "coming", "going" or "unformed".
 	State string `json:"state"`
-	// Base is where its code begins, Size the sum of its regions without
-	// those for initialisation, as /proc/modules has it.
+	// Base is where its code begins, Size the sum of its regions, both as
+	// /proc/modules has them. Those for initialisation are gone once it is live.
 	Base    x86.VirtAddr `json:"base"`
 	Size    uint64       `json:"size"`
 	Regions []ModuleArea `json:"regions"`

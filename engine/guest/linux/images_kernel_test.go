@@ -1,0 +1,168 @@
+package linux
+
+import (
+	"archive/tar"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/xen-hvi/hvi/engine/guest/report"
+	"github.com/xen-hvi/hvi/engine/x86"
+)
+
+// guestSaid are the files in which a guest of the lab's wrote down its own view
+// of itself, before and after its memory was copied.
+type guestSaid struct{ before, after map[string]string }
+
+// guestSaid reads them, those alone that the views of the kernel are compared
+// with. Without them the test is skipped.
+func (img *testImage) guestSaid(t *testing.T, want func(name string) bool) guestSaid {
+	read := func(name string) map[string]string {
+		f, err := os.Open(img.file(name))
+		if errors.Is(err, os.ErrNotExist) {
+			t.Skipf("%s: the guest wrote nothing down", filepath.Dir(img.path))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = f.Close() }()
+		files := map[string]string{}
+		for tr := tar.NewReader(f); ; {
+			h, err := tr.Next()
+			if err == io.EOF {
+				return files
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !want(h.Name) {
+				continue
+			}
+			b, err := io.ReadAll(tr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			files[h.Name] = string(b)
+		}
+	}
+	return guestSaid{read("before.tar"), read("after.tar")}
+}
+
+func (img *testImage) reader(t *testing.T) *Reader {
+	k, err := Identify(img.memory(t), img.Regs[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k.NewReader(img.Regs)
+}
+
+// whole fails the test where a reading was not complete.
+func whole(t *testing.T, what string, reading report.Reading, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatalf("%s: %v", what, err)
+	}
+	if len(reading.Incomplete) != 0 || reading.Retries != 0 {
+		t.Errorf("%s: %+v", what, reading)
+	}
+	t.Logf("%s: %d µs", what, reading.Microseconds)
+}
+
+// TestImagesModules compares with /proc/modules and what sysfs says of each
+// module.
+func TestImagesModules(t *testing.T) {
+	for _, img := range testImages(t) {
+		t.Run(img.name(), func(t *testing.T) {
+			said := img.guestSaid(t, func(name string) bool {
+				return name == "proc/modules" || name == "proc/kallsyms" || strings.HasPrefix(name, "sys/module/")
+			}).before
+			r := img.reader(t)
+			mods, err := r.Modules()
+			whole(t, "modules", mods.Reading, err)
+			var got strings.Builder
+			for _, m := range mods.Items {
+				users := "-"
+				if len(m.UsedBy) > 0 {
+					users = ""
+					for _, u := range m.UsedBy {
+						users += string(u) + ","
+					}
+				}
+				state := strings.ToUpper(m.State[:1]) + m.State[1:]
+				if m.State == "coming" || m.State == "going" {
+					state = map[string]string{"coming": "Loading", "going": "Unloading"}[m.State]
+				}
+				if m.Name == "virtio_blk" && m.Refcount == 0 {
+					m.Refcount = 1 // the disk was open, for this very file to be written to
+				}
+				fmt.Fprintf(&got, "%s %d %d %s %s 0x%016x", m.Name, m.Size, m.Refcount, users, state, uint64(m.Base))
+				if m.Taints != "" {
+					fmt.Fprintf(&got, " (%s)", m.Taints)
+				}
+				got.WriteByte('\n')
+				if want, ok := said["sys/module/"+string(m.Name)+"/sections/.text"]; ok && strings.TrimSpace(want) != fmt.Sprintf("0x%016x", uint64(m.Base)) {
+					t.Errorf("%s: text at %v, sysfs says %s", m.Name, m.Base, want)
+				}
+				end := m.Base
+				for _, a := range m.Regions {
+					if m.State == "live" && strings.HasPrefix(a.Kind, "init") {
+						t.Errorf("%s is live and has %+v", m.Name, a)
+					}
+					if a.Kind == "text" && a.Base != end {
+						t.Errorf("%s: text at %v, not %v", m.Name, a.Base, end)
+					}
+				}
+			}
+			if want := said["proc/modules"]; got.String() != want {
+				t.Errorf("modules\n%s/proc/modules\n%s", &got, want)
+			}
+			checkModuleSymbols(t, r, said["proc/kallsyms"])
+		})
+	}
+}
+
+// checkModuleSymbols asks for the place of every function outside the kernel's
+// image that /proc/kallsyms knows.
+func checkModuleSymbols(t *testing.T, r *Reader, kallsyms string) {
+	names := map[string][]string{} // of several symbols at one place any will do
+	for line := range strings.Lines(kallsyms) {
+		if f := strings.Fields(line); len(f) == 4 {
+			names[f[0]] = append(names[f[0]], f[2])
+		}
+	}
+	n := map[report.Region]int{}
+	for line := range strings.Lines(kallsyms) {
+		f := strings.Fields(line)
+		if len(f) != 4 || strings.EqualFold(f[1], "a") { // a per-CPU variable's is no address
+			continue
+		}
+		addr, err := strconv.ParseUint(f[0], 16, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		owner := strings.Trim(f[3], "[]")
+		p := r.place(x86.VirtAddr(addr))
+		n[p.In]++
+		want := report.InModule
+		switch owner {
+		case "bpf":
+			want = report.InBPF
+		case "__builtin__ftrace", "__builtin__kprobes":
+			want = report.InFtrace
+		}
+		if p.In != want || want == report.InModule && string(p.Module) != owner || p.Offset != 0 {
+			t.Errorf("%s is placed at %+v", strings.TrimSpace(line), p)
+			continue
+		}
+		if !slices.Contains(names[f[0]], string(p.Symbol)) {
+			t.Errorf("%s is called %q", strings.TrimSpace(line), p.Symbol)
+		}
+	}
+	t.Logf("places: %v", n)
+}
