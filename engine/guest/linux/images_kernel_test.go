@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/xen-hvi/hvi/engine/guest/report"
+	"github.com/xen-hvi/hvi/engine/printable"
 	"github.com/xen-hvi/hvi/engine/x86"
 )
 
@@ -165,4 +166,54 @@ func checkModuleSymbols(t *testing.T, r *Reader, kallsyms string) {
 		}
 	}
 	t.Logf("places: %v", n)
+}
+
+// TestImagesLog compares with what the guest read from /dev/kmsg.
+func TestImagesLog(t *testing.T) {
+	for _, img := range testImages(t) {
+		t.Run(img.name(), func(t *testing.T) {
+			said := img.guestSaid(t, func(name string) bool { return name == "dmesg" })
+			before, after := kmsg(t, said.before["dmesg"]), kmsg(t, said.after["dmesg"])
+			log, err := img.reader(t).Log()
+			whole(t, "log", log.Reading, err)
+			got := make([]string, len(log.Items))
+			for i, rec := range log.Items {
+				got[i] = fmt.Sprintf("%d,%d,%d;%s", int(rec.Facility)<<3|int(rec.Level), rec.Seq, rec.Nanoseconds/1000, rec.Message)
+			}
+			t.Logf("%d records, the guest read %d before and %d after", len(got), len(before), len(after))
+			if len(before) == 0 || len(got) < len(before) || !slices.Equal(got[:len(before)], before) {
+				t.Errorf("log begins otherwise than before:\n%s\ninstead of\n%s", strings.Join(got[:min(len(before), len(got))], "\n"), strings.Join(before, "\n"))
+			}
+			if len(got) > len(after) || !slices.Equal(got, after[:len(got)]) {
+				t.Errorf("log goes on otherwise than after: %q", got[min(len(before), len(got)):])
+			}
+		})
+	}
+}
+
+// kmsg makes of records of /dev/kmsg what the test compares.
+func kmsg(t *testing.T, records string) []string {
+	var out []string
+	for line := range strings.Lines(records) {
+		if strings.HasPrefix(line, " ") { // SUBSYSTEM= and the like
+			continue
+		}
+		head, text, ok := strings.Cut(strings.TrimSuffix(line, "\n"), ";")
+		f := strings.Split(head, ",")
+		if !ok || len(f) < 4 {
+			t.Fatalf("record %q", line)
+		}
+		var raw []byte
+		for len(text) > 0 {
+			if strings.HasPrefix(text, `\x`) && len(text) >= 4 {
+				if b, err := strconv.ParseUint(text[2:4], 16, 8); err == nil {
+					raw, text = append(raw, byte(b)), text[4:]
+					continue
+				}
+			}
+			raw, text = append(raw, text[0]), text[1:]
+		}
+		out = append(out, strings.Join(f[:3], ",")+";"+string(printable.Escape(string(raw))))
+	}
+	return out
 }

@@ -21,6 +21,11 @@ type Offsets struct {
 	ModuleUse      ModuleUseOffsets      `c:"module_use"`
 	ModuleKallsyms ModuleKallsymsOffsets `c:"mod_kallsyms"`
 
+	Ring    RingOffsets    `c:"printk_ringbuffer"`
+	Desc    DescOffsets    `c:"prb_desc"`
+	LogInfo LogInfoOffsets `c:"printk_info"`
+	OldLog  OldLogOffsets  `c:"printk_log"`
+
 	BPFSymbol BPFSymbolOffsets `c:"bpf_ksym"`
 	BPFPack   BPFPackOffsets   `c:"bpf_prog_pack"`
 	FtraceOps FtraceOpsOffsets `c:"ftrace_ops"`
