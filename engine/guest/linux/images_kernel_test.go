@@ -217,3 +217,129 @@ func kmsg(t *testing.T, records string) []string {
 	}
 	return out
 }
+
+// TestImagesSyscalls asks that every entry is the beginning of a function that
+// is called as handlers are, and knows a few of them.
+func TestImagesSyscalls(t *testing.T) {
+	known := map[string]map[int]string{
+		"sys_call_table":      {0: "__x64_sys_read", 1: "__x64_sys_write", 59: "__x64_sys_execve", 231: "__x64_sys_exit_group", 334: "__x64_sys_rseq", 435: "__x64_sys_clone3", 439: "__x64_sys_faccessat2"},
+		"ia32_sys_call_table": {1: "__ia32_sys_exit", 3: "__ia32_sys_read", 11: "__ia32_compat_sys_execve", 439: "__ia32_sys_faccessat2"},
+		"x32_sys_call_table":  {0: "__x64_sys_read", 520: "__x32_compat_sys_execve"},
+	}
+	for _, img := range testImages(t) {
+		t.Run(img.name(), func(t *testing.T) {
+			r := img.reader(t)
+			tables, err := r.Syscalls()
+			whole(t, "syscalls", tables.Reading, err)
+			_, byCode := r.k.Lookup("x64_sys_call")
+			for _, table := range tables.Items {
+				t.Logf("%s: %d entries, for tracing only: %v", table.Name, len(table.Entries), table.TracingOnly)
+				if len(table.Entries) < 440 || table.TracingOnly != byCode {
+					t.Errorf("%s: %d entries, for tracing only: %v", table.Name, len(table.Entries), table.TracingOnly)
+				}
+				for _, e := range table.Entries {
+					name := string(e.Handler.Symbol)
+					if e.Handler.In != report.InKernel || e.Handler.Offset != 0 || !strings.Contains(name, "sys_") {
+						t.Errorf("%s[%d] is %+v", table.Name, e.Number, e.Handler)
+					}
+					if want, ok := known[table.Name][e.Number]; ok && want != name {
+						t.Errorf("%s[%d] is %s, want %s", table.Name, e.Number, name, want)
+					}
+				}
+			}
+		})
+	}
+}
+
+// TestImagesDescriptors compares with the processor's own idea of its segments
+// and knows a few of the gates.
+func TestImagesDescriptors(t *testing.T) {
+	for _, img := range testImages(t) {
+		t.Run(img.name(), func(t *testing.T) {
+			r := img.reader(t)
+			gates, err := r.Interrupts()
+			whole(t, "interrupts", gates.Reading, err)
+			vectors := map[[2]int]report.Gate{}
+			for _, g := range gates.Items {
+				vectors[[2]int{g.CPU, g.Vector}] = g
+				if (g.Handler.In != report.InKernel || g.Handler.Offset != 0) && !leftFromBoot(g) && g.Handler.Symbol != "irq_entries_start" &&
+					g.Handler.Symbol != "spurious_entries_start" || g.Type != "interrupt" {
+					t.Errorf("gate %+v", g)
+				}
+				if user := g.Vector == 3 || g.Vector == 4 || g.Vector == 0x80; user != (g.DPL == 3) {
+					t.Errorf("gate %+v", g)
+				}
+			}
+			for cpu := range img.Regs {
+				if g := vectors[[2]int{cpu, 14}]; g.Handler.Symbol != "asm_exc_page_fault" || g.Handler.Offset != 0 {
+					t.Errorf("page fault on CPU %d: %+v", cpu, g)
+				}
+				if g := vectors[[2]int{cpu, 8}]; g.IST == 0 {
+					t.Errorf("double fault on CPU %d: %+v", cpu, g)
+				}
+			}
+			segments, err := r.Segments()
+			whole(t, "segments", segments.Reading, err)
+			checkSegments(t, img, segments.Items)
+
+			// Without registers, the same by another way.
+			alone := r.k.NewReader(nil)
+			again, err := alone.Interrupts()
+			if err != nil || len(again.Reading.Incomplete) != 1 {
+				t.Errorf("without registers: %+v, %v", again.Reading, err)
+			}
+			for _, g := range again.Items {
+				if g != vectors[[2]int{0, g.Vector}] {
+					t.Errorf("without registers %+v, with them %+v", g, vectors[[2]int{0, g.Vector}])
+				}
+			}
+			other, err := alone.Segments()
+			if err != nil || len(other.Reading.Incomplete) != 1 {
+				t.Errorf("without registers: %+v, %v", other.Reading, err)
+			}
+			for i, s := range other.Items {
+				if i >= len(segments.Items) || s != segments.Items[i] {
+					t.Errorf("segment without registers %+v, with them %+v", s, segments.Items)
+				}
+			}
+		})
+	}
+}
+
+// checkSegments compares with QEMU's "info registers", which shows what the
+// processor loaded: "CS =0010 0000000000000000 ffffffff 00af9b00 DPL=0 CS64".
+func checkSegments(t *testing.T, img testImage, segments []report.Segment) {
+	b, err := os.ReadFile(img.file("registers.txt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cpu, seen := -1, 0
+	for line := range strings.Lines(string(b)) {
+		if strings.HasPrefix(line, "CPU#") {
+			cpu++
+		}
+		name, rest, ok := strings.Cut(line, "=")
+		f := strings.Fields(rest)
+		if !ok || !slices.Contains([]string{"CS", "SS", "TR"}, strings.TrimSpace(name)) || len(f) < 4 {
+			continue
+		}
+		var v [4]uint64
+		for i := range v {
+			if v[i], err = strconv.ParseUint(f[i], 16, 64); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want := report.Segment{CPU: cpu, Index: int(v[0] >> 3), Base: report.Hex(v[1]), Limit: v[2], DPL: int(v[3] >> 13 & 3), Long: v[3]>>21&1 != 0}
+		want.Type = map[string]string{"CS": "code", "SS": "data", "TR": "tss"}[strings.TrimSpace(name)]
+		if v[0] == 0 {
+			continue
+		}
+		if !slices.Contains(segments, want) {
+			t.Errorf("no %+v in %+v", want, segments)
+		}
+		seen++
+	}
+	if seen < 2*len(img.Regs) {
+		t.Errorf("%d segments seen", seen)
+	}
+}
