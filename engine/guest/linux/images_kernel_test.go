@@ -343,3 +343,43 @@ func checkSegments(t *testing.T, img testImage, segments []report.Segment) {
 		t.Errorf("%d segments seen", seen)
 	}
 }
+
+// TestImagesProbes compares with debugfs's list of kprobes and with what ftrace
+// says is called.
+func TestImagesProbes(t *testing.T) {
+	for _, img := range testImages(t) {
+		t.Run(img.name(), func(t *testing.T) {
+			said := img.guestSaid(t, func(name string) bool {
+				return name == "sys/kernel/debug/kprobes/list" || name == "sys/kernel/tracing/enabled_functions"
+			}).before
+			probes, err := img.reader(t).Probes()
+			whole(t, "probes", probes.Reading, err)
+			var got []string
+			handlers := map[string]bool{}
+			for _, p := range probes.Items {
+				t.Logf("%s at %s of %d by %s, disabled %v", p.Kind, p.Target.Symbol, p.Targets, p.Handler.Symbol, p.Disabled)
+				if !p.Handler.In.Code() {
+					t.Errorf("handler of %+v", p)
+				}
+				if p.Kind == "ftrace" {
+					handlers[string(p.Handler.Symbol)] = !p.Disabled
+					continue
+				}
+				got = append(got, fmt.Sprintf("%x %s %s+%#x", uint64(p.Target.Addr), map[string]string{"kprobe": "k", "kretprobe": "r"}[p.Kind], p.Target.Symbol, p.Target.Offset))
+			}
+			var want []string
+			for line := range strings.Lines(said["sys/kernel/debug/kprobes/list"]) {
+				f := strings.Fields(line)
+				want = append(want, strings.Join(f[:3], " "))
+			}
+			slices.Sort(got)
+			slices.Sort(want)
+			if !slices.Equal(got, want) {
+				t.Errorf("kprobes %q, the guest says %q", got, want)
+			}
+			if said["sys/kernel/tracing/enabled_functions"] != "" && !handlers["kprobe_ftrace_handler"] {
+				t.Errorf("ftrace users %v, the guest says %s", handlers, said["sys/kernel/tracing/enabled_functions"])
+			}
+		})
+	}
+}

@@ -31,6 +31,12 @@ type Offsets struct {
 	FtraceOps FtraceOpsOffsets `c:"ftrace_ops"`
 	InsnCache InsnCacheOffsets `c:"kprobe_insn_cache"`
 	InsnPage  InsnPageOffsets  `c:"kprobe_insn_page"`
+
+	Kprobe        KprobeOffsets        `c:"kprobe"`
+	Kretprobe     KretprobeOffsets     `c:"kretprobe"`
+	FtraceOpsHash FtraceOpsHashOffsets `c:"ftrace_ops_hash"`
+	FtraceHash    FtraceHashOffsets    `c:"ftrace_hash"`
+	FtraceEntry   FtraceEntryOffsets   `c:"ftrace_func_entry"`
 }
 
 // TaskOffsets lays out struct task_struct.
