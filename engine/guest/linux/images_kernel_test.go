@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/xen-hvi/hvi/engine/guest/report"
 	"github.com/xen-hvi/hvi/engine/printable"
@@ -379,6 +380,37 @@ func TestImagesProbes(t *testing.T) {
 			}
 			if said["sys/kernel/tracing/enabled_functions"] != "" && !handlers["kprobe_ftrace_handler"] {
 				t.Errorf("ftrace users %v, the guest says %s", handlers, said["sys/kernel/tracing/enabled_functions"])
+			}
+		})
+	}
+}
+
+// TestImagesKernelChecks finds nothing wrong with guests that nothing is wrong
+// with.
+func TestImagesKernelChecks(t *testing.T) {
+	pause = func(time.Duration) {}
+	defer func() { pause = time.Sleep }()
+	for _, img := range testImages(t) {
+		t.Run(img.name(), func(t *testing.T) {
+			r := img.reader(t)
+			for _, c := range kernelChecks {
+				var reading report.Reading
+				var n int
+				var found []report.Finding
+				err := r.reading(&reading, func() (err error) {
+					n, found, err = c.run(r)
+					return err
+				})
+				t.Logf("%s: %d examined, %d µs, %v", c.name, n, reading.Microseconds, err)
+				_, ftrace := r.k.Lookup("ftrace_ops_list")
+				_, kprobes := r.k.Lookup("kprobe_table")
+				switch {
+				case errors.Is(err, ErrUnsupported) && (c.name == "ftrace-hooks" && !ftrace || c.name == "kprobes" && !kprobes):
+				case err != nil || len(reading.Incomplete) > 0 || len(found) > 0:
+					t.Errorf("%s: %v, %v, %+v", c.name, err, reading.Incomplete, found)
+				case n == 0 && c.name != "ftrace-hooks" && c.name != "kprobes":
+					t.Errorf("%s examined nothing", c.name)
+				}
 			}
 		})
 	}

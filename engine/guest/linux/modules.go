@@ -24,10 +24,10 @@ type ModuleOffsets struct {
 	State      int `c:"state"`
 	List       int `c:"list"`
 	Name       int `c:"name"`
-	Kobj       int `c:"mkobj"`
 	Init       int `c:"init"`
 	Exit       int `c:"exit"`
 	Taints     int `c:"taints"`
+	BugList    int `c:"bug_list"`
 	Kallsyms   int `c:"kallsyms"`
 	SourceList int `c:"source_list"`
 	Refcount   int `c:"refcnt"`

@@ -37,6 +37,21 @@ type Offsets struct {
 	FtraceOpsHash FtraceOpsHashOffsets `c:"ftrace_ops_hash"`
 	FtraceHash    FtraceHashOffsets    `c:"ftrace_hash"`
 	FtraceEntry   FtraceEntryOffsets   `c:"ftrace_func_entry"`
+
+	HookList      HookListOffsets      `c:"security_hook_list"`
+	HookHeads     HookHeadsOffsets     `c:"security_hook_heads"`
+	StaticHooks   StaticHooksOffsets   `c:"lsm_static_calls_table"`
+	StaticHook    StaticHookOffsets    `c:"lsm_static_call"`
+	StaticCallKey StaticCallKeyOffsets `c:"static_call_key"`
+
+	Kset          KsetOffsets          `c:"kset"`
+	Kobject       KobjectOffsets       `c:"kobject"`
+	ModuleKobject ModuleKobjectOffsets `c:"module_kobject"`
+	ModuleTree    ModuleTreeOffsets    `c:"mod_tree_node"`
+	LatchTree     LatchTreeOffsets     `c:"latch_tree_root"`
+	RBNode        RBNodeOffsets        `c:"rb_node"`
+	VMArea        VMAreaOffsets        `c:"vmap_area"`
+	VMStruct      VMStructOffsets      `c:"vm_struct"`
 }
 
 // TaskOffsets lays out struct task_struct.
