@@ -132,12 +132,18 @@ func (r *Reader) checkInterrupts() (int, []report.Finding, error) {
 		}
 		var out findings
 		n := 0
+		done := map[x86.PhysAddr]bool{} // all processors use one
 		for _, table := range tables {
 			what := fmt.Sprintf("the IDT of CPU %d", table.cpu)
 			// The kernel shows it to the processor at an address of its own.
-			if t, err := r.as.Translate(table.base); err != nil || !own[t.Phys] {
+			t, err := r.as.Translate(table.base)
+			if err != nil || !own[t.Phys] {
 				out.add(what, fmt.Sprintf("it is at %v and not the kernel's idt_table", table.base), nil)
 			}
+			if err == nil && done[t.Phys] {
+				continue
+			}
+			done[t.Phys] = true
 			var idt object
 			if err := r.read(&idt, table.base, table.size); err != nil {
 				return n, nil, &ReadError{What: what, Err: err}

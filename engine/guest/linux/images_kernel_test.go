@@ -2,6 +2,7 @@ package linux
 
 import (
 	"archive/tar"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/xen-hvi/hvi/engine/guest"
 	"github.com/xen-hvi/hvi/engine/guest/report"
 	"github.com/xen-hvi/hvi/engine/printable"
 	"github.com/xen-hvi/hvi/engine/x86"
@@ -411,6 +413,195 @@ func TestImagesKernelChecks(t *testing.T) {
 				case n == 0 && c.name != "ftrace-hooks" && c.name != "kprobes":
 					t.Errorf("%s examined nothing", c.name)
 				}
+			}
+		})
+	}
+}
+
+// tampered is an image that a test changes as an attack would.
+type tampered struct {
+	*Reader
+	t   *testing.T
+	mem []byte
+}
+
+func (img *testImage) tampered(t *testing.T) *tampered {
+	b, err := os.ReadFile(img.file(img.Image))
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := Identify(guest.NewRawImage(b), img.Regs[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &tampered{k.NewReader(slices.Clone(img.Regs)), t, b}
+}
+
+func (g *tampered) read(va x86.VirtAddr) x86.VirtAddr {
+	g.t.Helper()
+	v, err := g.k.as.ReadPointer(va)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	return v
+}
+
+func (g *tampered) write(va x86.VirtAddr, v x86.VirtAddr) {
+	g.t.Helper()
+	to, err := g.k.as.Translate(va)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	binary.LittleEndian.PutUint64(g.mem[to.Phys:], uint64(v))
+}
+
+func (g *tampered) symbol(name string) x86.VirtAddr {
+	g.t.Helper()
+	va, ok := g.k.Lookup(name)
+	if !ok {
+		g.t.Fatalf("no symbol %s", name)
+	}
+	return va
+}
+
+// unlink takes a node off a list as list_del does.
+func (g *tampered) unlink(node x86.VirtAddr) {
+	g.t.Helper()
+	next, prev := g.read(node), g.read(node+8)
+	g.write(prev, next)
+	g.write(next+8, prev)
+}
+
+// copied makes a copy of a page, where nobody needs what was there any more.
+func (g *tampered) copied(page x86.VirtAddr) x86.VirtAddr {
+	g.t.Helper()
+	to := (g.k.btfStart + 2*x86.PageSize).Page()
+	for off := x86.VirtAddr(0); off < x86.PageSize; off += 8 {
+		g.write(to+off, g.read(page+off))
+	}
+	return to
+}
+
+// module returns the address of a module.
+func (g *tampered) module(name string) x86.VirtAddr {
+	g.t.Helper()
+	mods, err := g.Modules()
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	for _, m := range mods.Items {
+		if string(m.Name) == name {
+			return m.Addr
+		}
+	}
+	g.t.Fatalf("no module %s", name)
+	return 0
+}
+
+// TestImagesTampered finds what attacks leave, each in a real guest's memory.
+func TestImagesTampered(t *testing.T) {
+	pause = func(time.Duration) {}
+	defer func() { pause = time.Sleep }()
+	// Memory that holds data of the kernel and no code.
+	nowhere := func(g *tampered) x86.VirtAddr { return g.read(g.symbol("module_kset")) }
+	attacks := []struct {
+		name, check string
+		needs       string // a symbol
+		attack      func(g *tampered)
+		object      string // beginning of the finding's
+	}{
+		{"module off the list", "hidden-modules", "modules", func(g *tampered) {
+			g.unlink(g.module("dummy") + x86.VirtAddr(g.k.Offsets.Module.List))
+		}, "module dummy"},
+		{"module out of every book", "hidden-modules", "modules", func(g *tampered) {
+			mod, o := g.module("dummy"), &g.k.Offsets
+			g.unlink(mod + x86.VirtAddr(o.Module.List))
+			g.unlink(mod + x86.VirtAddr(o.Module.BugList))
+			kobj := mod + 80 // module.mkobj.kobj, in every kernel here
+			if g.read(kobj+64) != mod {
+				g.t.Fatal("mkobj is elsewhere")
+			}
+			g.unlink(kobj + x86.VirtAddr(o.Kobject.Entry))
+			for i := range x86.VirtAddr(2) {
+				g.write(g.symbol("mod_tree")+x86.VirtAddr(o.LatchTree.Trees)+8*i, 0)
+			}
+		}, "4096 bytes of code at"},
+		{"system call to a module", "syscall-table", "sys_call_table", func(g *tampered) {
+			g.write(g.symbol("sys_call_table")+8*62, g.module("dummy"))
+		}, "system call 62"},
+		{"system call to data", "syscall-table", "sys_call_table", func(g *tampered) {
+			g.write(g.symbol("sys_call_table")+8*217, nowhere(g))
+		}, "system call 217"},
+		{"gate", "interrupt-table", "idt_table", func(g *tampered) {
+			gate := g.symbol("idt_table") + 14*gateSize
+			at := nowhere(g)
+			g.write(gate, g.read(gate)&0x0000_ffff_ffff_0000|at&0xffff|at>>16&0xffff<<48)
+			g.write(gate+8, at>>32)
+		}, "vector 14 of CPU 0"},
+		{"IDT moved", "interrupt-table", "idt_table", func(g *tampered) {
+			g.cpus[0].IDTBase = uint64(g.copied(g.symbol("idt_table")))
+		}, "the IDT of CPU 0"},
+		{"GDT moved", "segment-table", "gdt_page", func(g *tampered) { g.cpus[0].GDTBase = uint64(g.copied(x86.VirtAddr(g.cpus[0].GDTBase))) }, "the GDT of CPU 0"},
+		{"call gate", "segment-table", "gdt_page", func(g *tampered) {
+			g.write(x86.VirtAddr(g.cpus[0].GDTBase)+14*8, 0x0000_ec00_0010_0000)
+		}, "entry 14 of the GDT of CPU 0"},
+		{"LSTAR to data", "entry-points", "linux_banner", func(g *tampered) { g.cpus[0].LSTAR = uint64(nowhere(g)) }, "LSTAR of CPU 0"},
+		{"LSTAR into a function", "entry-points", "linux_banner", func(g *tampered) { g.cpus[0].LSTAR += 9 }, "LSTAR of CPU 0"},
+		{"SYSENTER", "entry-points", "linux_banner", func(g *tampered) { g.cpus[0].SysenterEIP = uint64(g.module("dummy")) }, "SYSENTER_EIP of CPU 0"},
+		{"kprobe", "kprobes", "kprobe_table", func(g *tampered) {
+			probes, err := g.Probes()
+			if err != nil {
+				g.t.Fatal(err)
+			}
+			if i := slices.IndexFunc(probes.Items, func(p report.Probe) bool { return p.Kind == "kprobe" }); i < 0 {
+				g.t.Skip("a guest without kprobes")
+			}
+			g.write(probes.Items[0].Addr+x86.VirtAddr(g.k.Offsets.Kprobe.PreHandler), nowhere(g))
+		}, "kprobe at"},
+		{"ftrace", "ftrace-hooks", "ftrace_ops_list", func(g *tampered) {
+			ops := g.read(g.symbol("ftrace_ops_list"))
+			if ops == g.symbol("ftrace_list_end") {
+				g.t.Skip("a guest without users of ftrace")
+			}
+			g.write(ops+x86.VirtAddr(g.k.Offsets.FtraceOps.Func), nowhere(g))
+		}, "ftrace at"},
+		{"hook list", "lsm-hooks", "security_hook_heads", func(g *tampered) {
+			l := &g.k.Offsets.HookList
+			node := x86.VirtAddr(0)
+			for at := g.symbol("security_hook_heads"); node == 0; at += 8 {
+				node = g.read(at)
+			}
+			g.write(node+x86.VirtAddr(l.Hook-l.List), nowhere(g))
+		}, "security hook at"},
+		{"static hook", "lsm-hooks", "static_calls_table", func(g *tampered) {
+			key := g.read(g.symbol("static_calls_table") + x86.VirtAddr(g.k.Offsets.StaticHook.Key))
+			g.write(key+x86.VirtAddr(g.k.Offsets.StaticCallKey.Func), nowhere(g))
+		}, "security hook at"},
+	}
+	for _, img := range testImages(t) {
+		t.Run(img.name(), func(t *testing.T) {
+			for _, a := range attacks {
+				t.Run(a.name, func(t *testing.T) {
+					g := img.tampered(t)
+					g.t = t
+					if _, ok := g.k.Lookup(a.needs); !ok {
+						t.Skipf("a kernel without %s", a.needs)
+					}
+					a.attack(g)
+					for _, c := range kernelChecks {
+						_, found, err := c.run(g.Reader)
+						switch {
+						case c.name == a.check:
+							if err != nil || len(found) != 1 || !strings.HasPrefix(string(found[0].Object), a.object) {
+								t.Errorf("%s: %v, %+v", c.name, err, found)
+							} else {
+								t.Logf("%s: %s", found[0].Object, found[0].Detail)
+							}
+						case err != nil && !errors.Is(err, ErrUnsupported) || len(found) > 0:
+							t.Errorf("%s: %v, %+v", c.name, err, found)
+						}
+					}
+				})
 			}
 		})
 	}

@@ -35,6 +35,11 @@ const (
 	PokingMM  = 0x3c_0000
 	PokingPGD = 0x3c_2000
 
+	// Variables is where those of a Config are; behind them are 64 KiB that
+	// nothing else uses.
+	Variables    = Data + 0x4_0000
+	variableSize = 0x200
+
 	// Window is where the kernel maps what it patches.
 	Window = x86.VirtAddr(0x7123_4567_8000)
 
@@ -94,6 +99,8 @@ type Config struct {
 	BTF []byte
 	// Symbols is the number of made-up functions; 0 is 1500.
 	Symbols int
+	// Variables are more symbols of data, 512 bytes apart from Variables on.
+	Variables []string
 	// UserRoot puts the vCPUs on the user half of page-table isolation.
 	UserRoot bool
 }
@@ -214,6 +221,9 @@ func (g *Guest) layOut(c Config) {
 	data(Data+0x3010, poking[0])
 	data(Data+0x3018, poking[1])
 	data(Data+0x3040, "__per_cpu_offset")
+	for i, name := range c.Variables {
+		data(Variables+x86.VirtAddr(i)*variableSize, name)
+	}
 	data(ImageSize-0x1000, "_end")
 	g.BTFStart = base + ROData + 0x10_0000
 	if !c.NoBTF {
