@@ -37,7 +37,7 @@ const (
 func (r *Reader) persistent(check func() (int, []report.Finding, error)) (examined int, findings []report.Finding, err error) {
 	for i := 0; ; i++ {
 		r.tlb.Flush()
-		r.code, r.codeMaps = nil, 0
+		r.beginLook()
 		n, found, err := check()
 		if err != nil {
 			return n, nil, err
@@ -588,7 +588,7 @@ func (r *Reader) sysfsModules(f func(mod x86.VirtAddr)) error {
 	if set == 0 {
 		return nil // sysfs is not there yet
 	}
-	return r.list("module_kset", set+x86.VirtAddr(kset.List), maxModules, func(node x86.VirtAddr) error {
+	return r.walk("module_kset", set+x86.VirtAddr(kset.List), maxModules, func(node x86.VirtAddr) error {
 		mod, err := r.as.ReadPointer(node - x86.VirtAddr(kobj.Entry) - x86.VirtAddr(mk.Kobj) + x86.VirtAddr(mk.Module))
 		if err != nil {
 			return errTorn
@@ -610,7 +610,7 @@ func (r *Reader) bugModules(f func(mod x86.VirtAddr)) error {
 	if err != nil {
 		return err
 	}
-	return r.list("module_bug_list", head, maxModules, func(node x86.VirtAddr) error {
+	return r.walk("module_bug_list", head, maxModules, func(node x86.VirtAddr) error {
 		f(node - x86.VirtAddr(off))
 		return nil
 	})
@@ -648,6 +648,9 @@ func (r *Reader) treeModules(f func(mod x86.VirtAddr)) error {
 		steps = steps[:len(steps)-1]
 		if s.node == 0 {
 			continue
+		}
+		if err := r.step(); err != nil {
+			return err
 		}
 		if count > 2*most {
 			return &ReadError{What: "mod_tree", Got: fmt.Sprintf("more than %d nodes", most), Err: ErrImplausible}

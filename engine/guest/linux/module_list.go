@@ -68,7 +68,7 @@ func (r *Reader) eachModule(f func(mod x86.VirtAddr) error) error {
 		return err
 	}
 	off := x86.VirtAddr(o.List)
-	return r.list("the list of modules", head, maxModules, func(node x86.VirtAddr) error { return f(node - off) })
+	return r.walk("the list of modules", head, maxModules, func(node x86.VirtAddr) error { return f(node - off) })
 }
 
 // readModule reads a module and the names of its users. A module that changes
@@ -198,7 +198,7 @@ func (r *Reader) moduleUsers(mod x86.VirtAddr) ([]report.Text, error) {
 	}
 	var out []report.Text
 	var name object
-	err := r.list("a module's users", mod+x86.VirtAddr(o.SourceList), maxModuleUses, func(node x86.VirtAddr) error {
+	err := r.walk("a module's users", mod+x86.VirtAddr(o.SourceList), maxModuleUses, func(node x86.VirtAddr) error {
 		user, err := r.as.ReadPointer(node + x86.VirtAddr(use.Source-use.SourceList))
 		if err != nil || !user.KernelHalf() {
 			return errTorn

@@ -67,6 +67,9 @@ const (
 	maxITSPages   = 1 << 12 // of one module
 	bpfNameLen    = 512     // KSYM_NAME_LEN since 6.1; 128 before
 	maxModuleSyms = 1 << 16
+	// maxAllSyms bounds the symbols of all modules whose places are named in
+	// one reading, in memory 16 bytes each.
+	maxAllSyms = 1 << 19
 	// maxCodeMaps bounds how often one reading learns anew where code is.
 	maxCodeMaps = 4
 )
@@ -135,6 +138,20 @@ func (m *codeMap) find(va x86.VirtAddr) *codeRegion {
 	}
 	return nil
 }
+
+// look is what one reading, or one look of a check, remembers and may spend.
+type look struct {
+	// code is who owns what outside the kernel's image, nil until it is asked
+	// for; codeMaps counts how often it was learned.
+	code     *codeMap
+	codeMaps int
+	// moduleSyms counts the symbols of modules that are in memory, steps the
+	// entries of lists.
+	moduleSyms, steps int
+}
+
+// beginLook forgets what was learned before.
+func (r *Reader) beginLook() { r.look = look{} }
 
 // place says what code or data an address belongs to.
 func (r *Reader) place(va x86.VirtAddr) report.Place {
@@ -263,7 +280,7 @@ func (r *Reader) addBPF(m *codeMap) error {
 		return err
 	}
 	var sym object
-	err = r.list("BPF symbols", head, maxBPFSymbols, func(node x86.VirtAddr) error {
+	err = r.walk("BPF symbols", head, maxBPFSymbols, func(node x86.VirtAddr) error {
 		if err := r.read(&sym, node-x86.VirtAddr(o.Node), o.Size); err != nil {
 			return errTorn
 		}
@@ -294,7 +311,7 @@ func (r *Reader) addBPFPacks(m *codeMap) error {
 			nodes = max(bits.OnesCount64(mask), 1)
 		}
 	}
-	return r.list("BPF packs", head, maxBPFPacks, func(node x86.VirtAddr) error {
+	return r.walk("BPF packs", head, maxBPFPacks, func(node x86.VirtAddr) error {
 		at, err := r.as.ReadPointer(node + x86.VirtAddr(o.Ptr-o.List))
 		if err != nil || !at.KernelHalf() {
 			return errTorn
@@ -338,7 +355,7 @@ func (r *Reader) addFtrace(m *codeMap) error {
 	if err != nil || o.List < 0 {
 		return nil
 	}
-	return r.list("ftrace's trampolines", head, maxFtraceOps, func(node x86.VirtAddr) error {
+	return r.walk("ftrace's trampolines", head, maxFtraceOps, func(node x86.VirtAddr) error {
 		return add(node - x86.VirtAddr(o.List))
 	})
 }
@@ -364,6 +381,9 @@ func (r *Reader) eachFtraceOps(f func(ops x86.VirtAddr) error) error {
 		return &ReadError{What: "ftrace_ops_list", Err: err}
 	}
 	for n := 0; ops != end; n++ {
+		if err := r.step(); err != nil {
+			return err
+		}
 		if n >= maxFtraceOps {
 			return &ReadError{What: "ftrace_ops_list", Got: fmt.Sprintf("more than %d entries", maxFtraceOps), Err: ErrImplausible}
 		}
@@ -395,7 +415,7 @@ func (r *Reader) addKprobes(m *codeMap) error {
 		if name == "kprobe_optinsn_slots" {
 			symbol = "kprobe_optinsn_page"
 		}
-		err = r.list(name, at+x86.VirtAddr(cache.Pages), maxInsnPages, func(node x86.VirtAddr) error {
+		err = r.walk(name, at+x86.VirtAddr(cache.Pages), maxInsnPages, func(node x86.VirtAddr) error {
 			insns, err := r.as.ReadPointer(node + x86.VirtAddr(page.Insns-page.List))
 			if err != nil || !insns.KernelHalf() {
 				return errTorn
@@ -443,6 +463,9 @@ func (r *Reader) readModuleSymbols(m *moduleSymbols) {
 	}
 	const entry = 24 // sizeof(Elf64_Sym)
 	n := head.u32(o.Symbols)
+	if r.moduleSyms += int(min(n, maxModuleSyms)); r.moduleSyms > maxAllSyms {
+		return
+	}
 	if n == 0 || n > maxModuleSyms || r.read(&table, head.pointer(o.Symtab), int(n)*entry) != nil {
 		return
 	}

@@ -122,7 +122,7 @@ func (r *Reader) kprobes(found func(report.Probe)) error {
 			if handler == 0 || handler != aggregate {
 				return one(at)
 			}
-			return r.list("kprobes at one address", at+x86.VirtAddr(o.List), maxKprobes, func(node x86.VirtAddr) error {
+			return r.walk("kprobes at one address", at+x86.VirtAddr(o.List), maxKprobes, func(node x86.VirtAddr) error {
 				return one(node - x86.VirtAddr(o.List))
 			})
 		})
@@ -237,6 +237,9 @@ func (r *Reader) eachFtraceEntry(hash *object, f func(ip, direct x86.VirtAddr) e
 	var entry object
 	left := maxFtraceEntries
 	for i := range 1 << bits {
+		if err := r.step(); err != nil {
+			return err
+		}
 		err := r.hashChain(buckets+x86.VirtAddr(i)*8, left, func(node x86.VirtAddr) error {
 			left--
 			if err := r.read(&entry, node-x86.VirtAddr(e.Hash), e.Size); err != nil {
@@ -251,6 +254,29 @@ func (r *Reader) eachFtraceEntry(hash *object, f func(ip, direct x86.VirtAddr) e
 	return nil
 }
 
+// maxSteps bounds the entries of lists that a reading of the kernel's views, or
+// one look of a check, goes through in all: bounds of single lists multiply where
+// a guest has lists of lists. A busy guest has some ten thousand.
+const maxSteps = 1 << 20
+
+// step counts one entry of a list.
+func (r *Reader) step() error {
+	if r.steps++; r.steps > maxSteps {
+		return &ReadError{What: "the kernel's lists", Got: fmt.Sprintf("more than %d entries in all", maxSteps), Err: ErrImplausible}
+	}
+	return nil
+}
+
+// walk is list that counts its steps.
+func (r *Reader) walk(what string, head x86.VirtAddr, most int, f func(node x86.VirtAddr) error) error {
+	return r.list(what, head, most, func(node x86.VirtAddr) error {
+		if err := r.step(); err != nil {
+			return err
+		}
+		return f(node)
+	})
+}
+
 // hashChain walks a chain of a hash table (struct hlist_head) and calls f with
 // the address of each node. It is errTorn where a node does not point back at
 // the pointer that led to it.
@@ -261,6 +287,9 @@ func (r *Reader) hashChain(head x86.VirtAddr, most int, f func(node x86.VirtAddr
 		return &ReadError{What: "a hash chain", Err: err}
 	}
 	for n := 0; node != 0; n++ {
+		if err := r.step(); err != nil {
+			return err
+		}
 		if n >= most {
 			return &ReadError{What: "a hash chain", Got: fmt.Sprintf("more than %d entries", most), Err: ErrImplausible}
 		}

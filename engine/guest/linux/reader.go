@@ -32,10 +32,7 @@ type Reader struct {
 	retries    int
 	incomplete []string
 
-	// code is who owns what outside the kernel's image, nil until this reading
-	// asks; codeMaps counts how often it did.
-	code     *codeMap
-	codeMaps int
+	look
 }
 
 // NewReader returns a reader of a kernel. regs are the registers of each
@@ -63,7 +60,7 @@ const maxRetries = 64
 // went. Every method that makes a report begins with it.
 func (r *Reader) reading(out *report.Reading, f func() error) error {
 	r.retries, r.incomplete = 0, nil
-	r.code, r.codeMaps = nil, 0
+	r.beginLook()
 	start := time.Now()
 	err := f()
 	*out = report.Reading{Retries: r.retries, Incomplete: r.incomplete, Microseconds: time.Since(start).Microseconds()}

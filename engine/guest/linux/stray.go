@@ -131,7 +131,7 @@ func (r *Reader) withoutAllocatedForBPF(stray []codeRegion) ([]codeRegion, error
 	var out []codeRegion
 	err = r.consistently("vmap_area_list", func() error {
 		out = append(out[:0], stray...)
-		return r.list("vmap_area_list", head, maxVMAreas, func(node x86.VirtAddr) error {
+		return r.walk("vmap_area_list", head, maxVMAreas, func(node x86.VirtAddr) error {
 			at := node - x86.VirtAddr(o.List)
 			start, err := r.as.ReadPointer(at + x86.VirtAddr(o.Start))
 			if err != nil {
