@@ -3,6 +3,7 @@ package linux
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"time"
@@ -25,20 +26,28 @@ var kernelChecks = []check{
 
 // A module that is being loaded or removed is for moments in some of the
 // kernel's books and not in others, and what one frees may stay mapped for an
-// RCU grace period. So a suspicion counts only if it is still there after each
-// of some more readings, which span a second.
+// RCU grace period. So in a guest that runs a suspicion counts only if it is
+// still there after each of some more looks. They are many and come at uneven
+// times, since a guest that loads and removes the same module all the time has
+// the same memory in the same state every time; they take two seconds.
 const (
-	persistReadings = 4
-	persistPause    = 250 * time.Millisecond
+	persistLooks = 40
+	shortestWait = 25 * time.Millisecond
+	longestWait  = 75 * time.Millisecond
 )
 
-// persistent runs a check, and again while it finds something, and returns the
-// findings that were there every time.
-func (r *Reader) persistent(check func() (int, []report.Finding, error)) (examined int, findings []report.Finding, err error) {
+// persistent looks, and again while it finds something, and returns what was
+// found every time. Of an image there is one look.
+func (r *Reader) persistent(look func() (int, []report.Finding, error)) (examined int, findings []report.Finding, err error) {
 	for i := 0; ; i++ {
 		r.tlb.Flush()
 		r.beginLook()
-		n, found, err := check()
+		if i > 0 && r.registers != nil {
+			if r.cpus, err = r.registers(); err != nil {
+				return 0, nil, &ReadError{What: "the registers of the virtual processors", Err: err}
+			}
+		}
+		n, found, err := look()
 		if err != nil {
 			return n, nil, err
 		}
@@ -48,15 +57,12 @@ func (r *Reader) persistent(check func() (int, []report.Finding, error)) (examin
 			})
 		}
 		examined, findings = n, found
-		if len(findings) == 0 || i == persistReadings {
+		if len(findings) == 0 || i == persistLooks || r.wait == nil {
 			return examined, findings, nil
 		}
-		pause(persistPause)
+		r.wait(shortestWait + rand.N(longestWait-shortestWait))
 	}
 }
-
-// pause waits; a test of a guest that stands still need not.
-var pause = time.Sleep
 
 // maxFindings bounds what one check tells.
 const maxFindings = 256
@@ -232,25 +238,25 @@ func (r *Reader) checkEntryPoints() (int, []report.Finding, error) {
 	if len(r.cpus) == 0 {
 		return 0, nil, &ReadError{What: "MSR LSTAR", Got: "no registers", Err: ErrUnsupported}
 	}
-	// Registers are of one moment: nothing to wait for.
-	var out findings
-	n := 0
-	for i := range r.cpus {
-		c := &r.cpus[i]
-		for _, e := range [...]struct {
-			name string
-			addr uint64
-		}{{"LSTAR", c.LSTAR}, {"CSTAR", c.CSTAR}, {"SYSENTER_EIP", c.SysenterEIP}} {
-			if e.addr == 0 { // not set up: a processor that is off, or has no such call
-				continue
-			}
-			n++
-			if p := r.place(x86.VirtAddr(e.addr)); p.In != report.InKernel || p.Offset != 0 {
-				out.add(fmt.Sprintf("%s of CPU %d", e.name, i), "it leads to "+where(p), &p)
+	return r.persistent(func() (n int, found []report.Finding, err error) {
+		var out findings
+		for i := range r.cpus {
+			c := &r.cpus[i]
+			for _, e := range [...]struct {
+				name string
+				addr uint64
+			}{{"LSTAR", c.LSTAR}, {"CSTAR", c.CSTAR}, {"SYSENTER_EIP", c.SysenterEIP}} {
+				if e.addr == 0 { // not set up: a processor that is off, or has no such call
+					continue
+				}
+				n++
+				if p := r.place(x86.VirtAddr(e.addr)); p.In != report.InKernel || p.Offset != 0 {
+					out.add(fmt.Sprintf("%s of CPU %d", e.name, i), "it leads to "+where(p), &p)
+				}
 			}
 		}
-	}
-	return n, out, nil
+		return n, out, nil
+	})
 }
 
 // checkKprobes: every handler is code that is known.
@@ -457,10 +463,21 @@ type seen struct {
 func (r *Reader) checkModules() (int, []report.Finding, error) {
 	return r.persistent(func() (int, []report.Finding, error) {
 		listed := map[x86.VirtAddr]bool{}
+		// Where the modules' initialisation was, whose memory is freed a while
+		// after it is done.
+		var inits []x86.VirtAddr
 		err := r.consistently("the list of modules", func() error {
 			clear(listed)
+			inits = inits[:0]
 			return r.eachModule(func(mod x86.VirtAddr) error {
 				listed[mod] = true
+				if off := r.k.Offsets.Module.Init; off >= 0 {
+					at, err := r.as.ReadPointer(mod + x86.VirtAddr(off))
+					if err != nil {
+						return errTorn
+					}
+					inits = append(inits, at)
+				}
 				return nil
 			})
 		})
@@ -500,13 +517,17 @@ func (r *Reader) checkModules() (int, []report.Finding, error) {
 		var out findings
 		var theirs codeMap
 		for _, s := range hidden {
-			name, at := report.Text(fmt.Sprintf("at %v", s.addr)), (*report.Place)(nil)
+			name, at, passing := report.Text(fmt.Sprintf("at %v", s.addr)), (*report.Place)(nil), false
 			if m, _, err := r.copyModule(s.addr); err == nil {
-				name = m.Name
+				name, passing = m.Name, m.State != moduleStates[0]
 				at = &report.Place{Addr: m.Base, Module: m.Name, In: report.InUnknown}
 				for _, a := range m.Regions {
 					theirs.add(a.Base, a.Base+x86.VirtAddr(a.Size), report.InUnknown, "")
 				}
+			}
+			if passing && r.wait == nil {
+				r.missing("module %s: not on the list of modules, but an image can't tell whether it was only being removed", name)
+				continue
 			}
 			out.add("module "+string(name), "it is in "+strings.Join(s.books, ", ")+" but not on the list of modules", at)
 		}
@@ -516,7 +537,12 @@ func (r *Reader) checkModules() (int, []report.Finding, error) {
 			return n, nil, err
 		}
 		for _, s := range stray {
-			out.add(fmt.Sprintf("%d bytes of code at %v", s.end-s.start, s.start), "they are in the modules' memory and belong to no module, eBPF program or probe",
+			if r.wait == nil && slices.ContainsFunc(inits, func(at x86.VirtAddr) bool { return at >= s.start && at < s.end }) {
+				r.missing("%d bytes of code at %v: an image can't tell whether they were just being freed, as a module's initialisation was there", s.end-s.start, s.start)
+				continue
+			}
+			out.add(fmt.Sprintf("%d bytes of code at %v", s.end-s.start, s.start),
+				fmt.Sprintf("they are in the modules' memory, from %v in the guest's memory on, and belong to no module, eBPF program or probe", s.phys),
 				&report.Place{Addr: s.start, In: report.InUnknown})
 		}
 		return n + pages, out, nil

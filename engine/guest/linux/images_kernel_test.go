@@ -12,7 +12,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/xen-hvi/hvi/engine/guest"
 	"github.com/xen-hvi/hvi/engine/guest/report"
@@ -390,8 +389,6 @@ func TestImagesProbes(t *testing.T) {
 // TestImagesKernelChecks finds nothing wrong with guests that nothing is wrong
 // with.
 func TestImagesKernelChecks(t *testing.T) {
-	pause = func(time.Duration) {}
-	defer func() { pause = time.Sleep }()
 	for _, img := range testImages(t) {
 		t.Run(img.name(), func(t *testing.T) {
 			r := img.reader(t)
@@ -500,8 +497,6 @@ func (g *tampered) module(name string) x86.VirtAddr {
 
 // TestImagesTampered finds what attacks leave, each in a real guest's memory.
 func TestImagesTampered(t *testing.T) {
-	pause = func(time.Duration) {}
-	defer func() { pause = time.Sleep }()
 	// Memory that holds data of the kernel and no code.
 	nowhere := func(g *tampered) x86.VirtAddr { return g.read(g.symbol("module_kset")) }
 	attacks := []struct {

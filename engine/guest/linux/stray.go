@@ -36,10 +36,17 @@ type VMStructOffsets struct {
 	Caller int `c:"caller"`
 }
 
+// strayRegion is executable memory that belongs to nobody, and where its first
+// byte is in the guest's physical memory.
+type strayRegion struct {
+	start, end x86.VirtAddr
+	phys       x86.PhysAddr
+}
+
 // strayCode returns the stretches of executable memory among the modules that
 // belong to nobody the kernel knows of, and how many pages were looked at.
 // Those in theirs are left out: they are spoken of already.
-func (r *Reader) strayCode(theirs *codeMap) (pages int, out []codeRegion, err error) {
+func (r *Reader) strayCode(theirs *codeMap) (pages int, out []strayRegion, err error) {
 	if running, err := r.k.Running(); err != nil || !running {
 		return 0, nil, err // while it boots, much is writable and executable
 	}
@@ -77,7 +84,7 @@ func (r *Reader) strayCode(theirs *codeMap) (pages int, out []codeRegion, err er
 				if n := len(out); n > 0 && out[n-1].end == va {
 					out[n-1].end = next
 				} else if n < maxStray {
-					out = append(out, codeRegion{start: va, end: next})
+					out = append(out, strayRegion{va, next, t.Phys})
 				}
 			}
 		}
@@ -122,13 +129,13 @@ func noCode(b []byte) bool {
 // each program has pages of its own, and those of classic filters, as seccomp's
 // are, and of programs that are just being freed have no name in any book; but
 // the kernel notes who asked for memory.
-func (r *Reader) withoutAllocatedForBPF(stray []codeRegion) ([]codeRegion, error) {
+func (r *Reader) withoutAllocatedForBPF(stray []strayRegion) ([]strayRegion, error) {
 	o, vm := &r.k.Offsets.VMArea, &r.k.Offsets.VMStruct
 	head, err := r.variable("vmap_area_list") // until 6.8
 	if err != nil || need("start", o.Start, "end", o.End, "list", o.List, "vm", o.VM, "caller", vm.Caller) != nil {
 		return stray, nil
 	}
-	var out []codeRegion
+	var out []strayRegion
 	err = r.consistently("vmap_area_list", func() error {
 		out = append(out[:0], stray...)
 		return r.walk("vmap_area_list", head, maxVMAreas, func(node x86.VirtAddr) error {
