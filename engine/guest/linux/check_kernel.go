@@ -463,21 +463,10 @@ type seen struct {
 func (r *Reader) checkModules() (int, []report.Finding, error) {
 	return r.persistent(func() (int, []report.Finding, error) {
 		listed := map[x86.VirtAddr]bool{}
-		// Where the modules' initialisation was, whose memory is freed a while
-		// after it is done.
-		var inits []x86.VirtAddr
 		err := r.consistently("the list of modules", func() error {
 			clear(listed)
-			inits = inits[:0]
 			return r.eachModule(func(mod x86.VirtAddr) error {
 				listed[mod] = true
-				if off := r.k.Offsets.Module.Init; off >= 0 {
-					at, err := r.as.ReadPointer(mod + x86.VirtAddr(off))
-					if err != nil {
-						return errTorn
-					}
-					inits = append(inits, at)
-				}
 				return nil
 			})
 		})
@@ -537,10 +526,6 @@ func (r *Reader) checkModules() (int, []report.Finding, error) {
 			return n, nil, err
 		}
 		for _, s := range stray {
-			if r.wait == nil && slices.ContainsFunc(inits, func(at x86.VirtAddr) bool { return at >= s.start && at < s.end }) {
-				r.missing("%d bytes of code at %v: an image can't tell whether they were just being freed, as a module's initialisation was there", s.end-s.start, s.start)
-				continue
-			}
 			out.add(fmt.Sprintf("%d bytes of code at %v", s.end-s.start, s.start),
 				fmt.Sprintf("they are in the modules' memory, from %v in the guest's memory on, and belong to no module, eBPF program or probe", s.phys),
 				&report.Place{Addr: s.start, In: report.InUnknown})
