@@ -16,6 +16,37 @@ type Offsets struct {
 
 	Module       ModuleOffsets     `c:"module"`
 	ModuleRegion ModuleAreaOffsets `c:"module_memory|module_layout"`
+
+	Signal  SignalOffsets  `c:"signal_struct"`
+	Cred    CredOffsets    `c:"cred"`
+	PID     PIDOffsets     `c:"pid"`
+	UPID    UPIDOffsets    `c:"upid"`
+	NSProxy NSProxyOffsets `c:"nsproxy"`
+
+	UTSNamespace    NamespaceOffsets `c:"uts_namespace"`
+	IPCNamespace    NamespaceOffsets `c:"ipc_namespace"`
+	MountNamespace  NamespaceOffsets `c:"mnt_namespace"`
+	NetNamespace    NamespaceOffsets `c:"net"`
+	PIDNamespace    NamespaceOffsets `c:"pid_namespace"`
+	TimeNamespace   NamespaceOffsets `c:"time_namespace"`
+	UserNamespace   NamespaceOffsets `c:"user_namespace"`
+	CGroupNamespace NamespaceOffsets `c:"cgroup_namespace"`
+
+	CSSSet     CSSSetOffsets     `c:"css_set"`
+	CGroupLink CGroupLinkOffsets `c:"cgrp_cset_link"`
+	CGroup     CGroupOffsets     `c:"cgroup"`
+	CGroupRoot CGroupRootOffsets `c:"cgroup_root"`
+	KernFSNode KernFSNodeOffsets `c:"kernfs_node"`
+
+	File       FileOffsets       `c:"file"`
+	Backing    BackingOffsets    `c:"backing_file"`
+	FS         FSOffsets         `c:"fs_struct"`
+	Path       PathOffsets       `c:"path"`
+	Dentry     DentryOffsets     `c:"dentry"`
+	DentryOps  DentryOpsOffsets  `c:"dentry_operations"`
+	Inode      InodeOffsets      `c:"inode"`
+	SuperBlock SuperBlockOffsets `c:"super_block"`
+	Mount      MountOffsets      `c:"mount"`
 }
 
 // TaskOffsets lays out struct task_struct.
@@ -34,12 +65,43 @@ type TaskOffsets struct {
 	Cred       int `c:"cred"`
 	RealCred   int `c:"real_cred"`
 	Comm       int `c:"comm"`
+
+	ExitState int `c:"exit_state"`
+	// CPU moved into thread_info in 5.16.
+	CPU       int `c:"thread_info.cpu|cpu"`
+	StartTime int `c:"start_boottime|real_start_time"` // renamed in 5.5
+	Leader    int `c:"group_leader"`
+	Children  int `c:"children"`
+	Sibling   int `c:"sibling"`
+	Signal    int `c:"signal"`
+	// ThreadNode links a thread into signal_struct.thread_head.
+	ThreadNode int `c:"thread_node"`
+	// ThreadPID and PIDLinks replaced pids[] in 4.19.
+	ThreadPID  int `c:"thread_pid"`
+	PIDLinks   int `c:"pid_links"`
+	FS         int `c:"fs"`
+	NSProxy    int `c:"nsproxy"`
+	CSSSet     int `c:"cgroups"`
+	CSSSetNode int `c:"cg_list"`
+	// Links into the run queues of the scheduling classes.
+	FairNode     int `c:"se.group_node"`
+	RealTimeNode int `c:"rt.run_list"`
+	DeadlineNode int `c:"dl.rb_node"`
 }
 
 // MMOffsets lays out struct mm_struct.
 type MMOffsets struct {
-	Size int // sizeof(struct mm_struct)
-	PGD  int `c:"pgd"`
+	Size    int // sizeof(struct mm_struct)
+	PGD     int `c:"pgd"`
+	ExeFile int `c:"exe_file"`
+	// Maple is the tree of mappings from 6.1 on; before, First begins their
+	// list.
+	Maple      int `c:"mm_mt"`
+	First      int `c:"mmap"`
+	Count      int `c:"map_count"`
+	StartBrk   int `c:"start_brk"`
+	Brk        int `c:"brk"`
+	StartStack int `c:"start_stack"`
 }
 
 // PCPUHotOffsets lays out struct pcpu_hot.

@@ -31,6 +31,10 @@ type Reader struct {
 
 	retries    int
 	incomplete []string
+
+	// Memory of walks of all tasks, used again.
+	tasks []Task
+	task  object
 }
 
 // NewReader returns a reader of a kernel. regs are the registers of each
@@ -75,7 +79,15 @@ func (r *Reader) consistently(what string, f func() error) error {
 		}
 		r.retries++
 	}
+	return tooOften(what)
+}
+
+func tooOften(what string) error {
 	return &ReadError{What: what, Got: fmt.Sprintf("a change in each of %d attempts", maxRetries), Err: ErrImplausible}
+}
+
+func tooMany(what string, most int) error {
+	return &ReadError{What: what, Got: fmt.Sprintf("more than %d entries", most), Err: ErrImplausible}
 }
 
 // missing notes that something is not in the report.
@@ -197,7 +209,7 @@ func (r *Reader) list(what string, head x86.VirtAddr, most int, f func(node x86.
 	}
 	for n := 0; node != head; n++ {
 		if n >= most {
-			return &ReadError{What: what, Got: fmt.Sprintf("more than %d entries", most), Err: ErrImplausible}
+			return tooMany(what, most)
 		}
 		if !node.KernelHalf() || node&7 != 0 {
 			return errTorn

@@ -1,0 +1,245 @@
+package linux
+
+import (
+	"archive/tar"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/xen-hvi/hvi/engine/guest/report"
+	"github.com/xen-hvi/hvi/engine/printable"
+)
+
+// witness is what a guest said about itself, files of /proc and others by name:
+// a moment before its memory was taken, and a moment after.
+type witness map[string]string
+
+// witnesses reads both, or skips: not every image has them.
+func (img *testImage) witnesses(tb testing.TB) (before, after witness) {
+	var both [2]witness
+	for i, name := range []string{"before.tar", "after.tar"} {
+		f, err := os.Open(img.file(name))
+		if errors.Is(err, os.ErrNotExist) {
+			tb.Skipf("the image comes without what its guest said (%s)", name)
+		}
+		if err != nil {
+			tb.Fatal(err)
+		}
+		defer func() { _ = f.Close() }()
+		both[i] = witness{}
+		for t := tar.NewReader(f); ; {
+			h, err := t.Next()
+			if errors.Is(err, io.EOF) || err == nil && h.Name == "complete" {
+				break
+			}
+			if err != nil {
+				tb.Fatal(err)
+			}
+			if strings.HasPrefix(h.Name, "sys/kernel/btf") || h.Name == "proc/kallsyms" {
+				continue
+			}
+			b, err := io.ReadAll(t)
+			if err != nil {
+				tb.Fatal(err)
+			}
+			both[i][h.Name] = string(b)
+		}
+	}
+	return both[0], both[1]
+}
+
+// agreed is what the guest said of a thing both times, which is how it was in
+// between, unless it changed there and back.
+func agreed(before, after witness, name string) (string, bool) {
+	b, ok := before[name]
+	return b, ok && after[name] == b
+}
+
+// numbered lists the numbers N for which there is a file prefix/N/suffix.
+func (w witness) numbered(prefix, suffix string) []int {
+	var out []int
+	for name := range w {
+		rest, ok := strings.CutPrefix(name, prefix)
+		n, tail, _ := strings.Cut(rest, "/")
+		if i, err := strconv.Atoi(n); ok && err == nil && tail == suffix {
+			out = append(out, i)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// status is /proc/PID/status as a table.
+func status(text string) map[string][]string {
+	out := map[string][]string{}
+	for line := range strings.Lines(text) {
+		if key, value, ok := strings.Cut(line, ":"); ok {
+			out[key] = strings.Fields(value)
+		}
+	}
+	return out
+}
+
+// views runs a check on each image with a reader of its kernel and with what
+// the guest said.
+func views(t *testing.T, f func(t *testing.T, r *Reader, img testImage, before, after witness)) {
+	for _, img := range testImages(t) {
+		t.Run(img.name(), func(t *testing.T) {
+			before, after := img.witnesses(t)
+			k, err := Identify(img.memory(t), img.Regs[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			f(t, k.NewReader(img.Regs), img, before, after)
+		})
+	}
+}
+
+func TestImageProcesses(t *testing.T) {
+	views(t, func(t *testing.T, r *Reader, _ testImage, before, after witness) {
+		list, err := r.Processes()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(list.Reading.Incomplete) > 0 || list.Reading.Retries > 0 {
+			t.Errorf("reading %+v", list.Reading)
+		}
+		var pids []int
+		for _, p := range list.Items {
+			pids = append(pids, int(p.PID))
+			dir := fmt.Sprintf("proc/%d/", p.PID)
+			checkTask(t, p, dir, before, after)
+			checkProcess(t, p, dir, before, after)
+		}
+		slices.Sort(pids)
+		if b := before.numbered("proc/", "status"); !slices.Equal(pids, b) && !slices.Equal(pids, after.numbered("proc/", "status")) {
+			t.Errorf("processes %v, the guest has %v", pids, b)
+		}
+		t.Logf("%d processes in %d µs", len(pids), list.Reading.Microseconds)
+	})
+}
+
+func TestImageThreads(t *testing.T) {
+	views(t, func(t *testing.T, r *Reader, _ testImage, before, after witness) {
+		list, err := r.Threads(0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(list.Reading.Incomplete) > 0 || list.Reading.Retries > 0 {
+			t.Errorf("reading %+v", list.Reading)
+		}
+		threads := map[int][]int{}
+		for _, p := range list.Items {
+			threads[int(p.TGID)] = append(threads[int(p.TGID)], int(p.PID))
+			checkTask(t, p, fmt.Sprintf("proc/%d/task/%d/", p.TGID, p.PID), before, after)
+		}
+		for pid, got := range threads {
+			slices.Sort(got)
+			prefix := fmt.Sprintf("proc/%d/task/", pid)
+			b, a := before.numbered(prefix, "status"), after.numbered(prefix, "status")
+			if !slices.Equal(got, b) && !slices.Equal(got, a) {
+				t.Errorf("threads %v of %d, the guest has %v, then %v", got, pid, b, a)
+			}
+			one, err := r.Threads(int32(pid))
+			if err != nil || len(one.Items) != len(got) {
+				t.Errorf("%d threads of %d alone, %v; want %v", len(one.Items), pid, err, got)
+			}
+		}
+		if _, err := r.Threads(30000); !errors.Is(err, ErrNoProcess) {
+			t.Errorf("threads of no process: %v, want %v", err, ErrNoProcess)
+		}
+	})
+}
+
+// checkTask compares what the kernel says of a thread.
+func checkTask(t *testing.T, p report.Process, dir string, before, after witness) {
+	t.Helper()
+	b, a := status(before[dir+"status"]), status(after[dir+"status"])
+	if p.TGID == 1 && len(b) == 0 {
+		return // a thread that the witness has for a while
+	}
+	same := func(key, got string) {
+		t.Helper()
+		if want := strings.Join(b[key], " "); got != want && got != strings.Join(a[key], " ") {
+			t.Errorf("%sstatus: %s %q, the guest says %q, then %q", dir, key, got, b[key], a[key])
+		}
+	}
+	same("Pid", fmt.Sprint(p.PID))
+	same("Tgid", fmt.Sprint(p.TGID))
+	same("PPid", fmt.Sprint(p.PPID))
+	// The witness runs while it looks at itself and sleeps when it has done so;
+	// and any kernel thread may run at any time.
+	if p.TGID != 1 && (!p.KernelThread || p.State != "R") &&
+		(len(b["State"]) == 0 || len(a["State"]) == 0 || p.State != b["State"][0] && p.State != a["State"][0]) {
+		t.Errorf("%s: state %s, the guest says %v, then %v", dir, p.State, b["State"], a["State"])
+	}
+	same("Uid", fmt.Sprint(p.Cred.UID, p.Cred.EUID, p.Cred.SUID, p.Cred.FSUID))
+	same("Gid", fmt.Sprint(p.Cred.GID, p.Cred.EGID, p.Cred.SGID, p.Cred.FSGID))
+	same("CapInh", fmt.Sprintf("%016x", uint64(p.Cred.Inheritable)))
+	same("CapPrm", fmt.Sprintf("%016x", uint64(p.Cred.Permitted)))
+	same("CapEff", fmt.Sprintf("%016x", uint64(p.Cred.Effective)))
+	same("CapBnd", fmt.Sprintf("%016x", uint64(p.Cred.Bounding)))
+	same("CapAmb", fmt.Sprintf("%016x", uint64(p.Cred.Ambient)))
+	same("Threads", fmt.Sprint(p.Threads))
+
+	if want, ok := agreed(before, after, dir+"comm"); ok && p.Comm != printable.Escape(strings.TrimSuffix(want, "\n")) {
+		// Of a kernel thread, /proc shows the whole of a longer name that is
+		// kept elsewhere, and what a worker works on.
+		if len(p.Comm) != commLen-1 && !strings.HasPrefix(string(p.Comm), "kworker/") || !p.KernelThread || !strings.HasPrefix(want, string(p.Comm)) {
+			t.Errorf("%s: comm %q, the guest says %q", dir, p.Comm, want)
+		}
+	}
+	stat := before[dir+"stat"]
+	f := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
+	if len(f) < 37 {
+		t.Fatalf("%sstat: %q", dir, stat)
+	}
+	if got := strconv.FormatUint(p.Start/10_000_000, 10); got != f[19] { // in USER_HZ
+		t.Errorf("%s: started at %s, the guest says %s", dir, got, f[19])
+	}
+	switches := func(w map[string][]string) string {
+		return strings.Join(w["voluntary_ctxt_switches"], "") + "+" + strings.Join(w["nonvoluntary_ctxt_switches"], "")
+	}
+	if got := strconv.Itoa(p.CPU); got != f[36] && switches(b) == switches(a) { // it has not run meanwhile
+		t.Errorf("%s: on CPU %s, the guest says %s", dir, got, f[36])
+	}
+	if flags, err := strconv.ParseUint(f[6], 10, 32); err != nil || flags&pfKThread != 0 != p.KernelThread {
+		t.Errorf("%s: kernel thread %v, flags %#x", dir, p.KernelThread, flags)
+	}
+}
+
+// checkProcess compares what the kernel says of a process and not of each
+// thread.
+func checkProcess(t *testing.T, p report.Process, dir string, before, after witness) {
+	t.Helper()
+	if want, ok := agreed(before, after, dir+"exe"); ok && p.Exe != printable.Escape(want) || !ok && p.Exe != "" {
+		t.Errorf("%s: program %q, the guest says %q", dir, p.Exe, want)
+	}
+	if want, ok := agreed(before, after, dir+"cgroup"); ok {
+		unified := ""
+		for line := range strings.Lines(want) {
+			if path, ok := strings.CutPrefix(line, "0::"); ok {
+				unified = strings.TrimSuffix(path, "\n")
+			}
+		}
+		if p.Cgroup != printable.Escape(unified) {
+			t.Errorf("%s: cgroup %q, the guest says %q", dir, p.Cgroup, want)
+		}
+	}
+	for kind, got := range map[string]uint32{
+		"cgroup": p.Namespaces.Cgroup, "ipc": p.Namespaces.IPC, "mnt": p.Namespaces.Mount, "net": p.Namespaces.Net,
+		"pid": p.Namespaces.PID, "time": p.Namespaces.Time, "user": p.Namespaces.User, "uts": p.Namespaces.UTS,
+	} {
+		if want, ok := before[dir+"ns/"+kind]; ok && want != fmt.Sprintf("%s:[%d]", kind, got) {
+			t.Errorf("%s: namespace %s:[%d], the guest says %s", dir, kind, got, want)
+		}
+	}
+	if maps := before[dir+"maps"]; (maps != "") != (p.MM != 0) || (p.MM != 0) != (p.CR3 != 0) {
+		t.Errorf("%s: memory at %v, page tables at %v; the guest says %.60q", dir, p.MM, p.CR3, maps)
+	}
+}
