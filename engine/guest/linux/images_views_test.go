@@ -243,3 +243,92 @@ func checkProcess(t *testing.T, p report.Process, dir string, before, after witn
 		t.Errorf("%s: memory at %v, page tables at %v; the guest says %.60q", dir, p.MM, p.CR3, maps)
 	}
 }
+
+// TestImageMaps compares the memory of every process that did not change its
+// own meanwhile, line by line.
+func TestImageMaps(t *testing.T) {
+	views(t, func(t *testing.T, r *Reader, _ testImage, before, after witness) {
+		compared, lines := 0, 0
+		for _, pid := range before.numbered("proc/", "maps") {
+			want, ok := agreed(before, after, fmt.Sprintf("proc/%d/maps", pid))
+			if !ok {
+				continue
+			}
+			list, err := r.Maps(int32(pid))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(list.Reading.Incomplete) > 0 || list.Reading.Retries > 0 {
+				t.Errorf("%d: reading %+v", pid, list.Reading)
+			}
+			var got []string
+			for _, m := range list.Items {
+				got = append(got, mapsLine(m))
+			}
+			var wanted []string
+			for line := range strings.Lines(want) {
+				wanted = append(wanted, normalMapsLine(line))
+			}
+			sameLines(t, fmt.Sprintf("memory of process %d", pid), got, wanted)
+			compared, lines = compared+1, lines+len(got)
+		}
+		if lines < 100 {
+			t.Errorf("compared %d processes with %d mappings only", compared, lines)
+		}
+		t.Logf("%d processes, %d mappings", compared, lines)
+		if _, err := r.Maps(30000); !errors.Is(err, ErrNoProcess) {
+			t.Errorf("memory of no process: %v, want %v", err, ErrNoProcess)
+		}
+	})
+}
+
+func mapsLine(m report.Mapping) string {
+	device := m.Device
+	if device == "" {
+		device = "0:0"
+	}
+	return fmt.Sprintf("%x-%x %s %x %s %d %s", uint64(m.Start), uint64(m.End), m.Perm, m.Offset, device, m.Inode, m.Path)
+}
+
+// normalMapsLine is a line of /proc/PID/maps in the form of mapsLine.
+func normalMapsLine(line string) string {
+	line = strings.TrimSuffix(line, "\n")
+	f := strings.SplitN(line, " ", 6)
+	path := strings.TrimLeft(f[5], " ")
+	span := strings.SplitN(f[0], "-", 2)
+	var start, end, offset, major, minor uint64
+	fmt.Sscanf(span[0], "%x", &start)
+	fmt.Sscanf(span[1], "%x", &end)
+	fmt.Sscanf(f[2], "%x", &offset)
+	fmt.Sscanf(f[3], "%x:%x", &major, &minor)
+	return fmt.Sprintf("%x-%x %s %x %d:%d %s %s", start, end, f[1], offset, major, minor, f[4], printable.Escape(unoctal(path)))
+}
+
+// unoctal undoes what seq_file does to the bytes that it escapes.
+func unoctal(s string) string {
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		if s[i] == '\\' && i+3 < len(s) {
+			if n, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
+				b.WriteByte(byte(n))
+				i += 3
+				continue
+			}
+		}
+		b.WriteByte(s[i])
+	}
+	return b.String()
+}
+
+// sameLines compares line by line and tells the lines that only one side has.
+func sameLines(t *testing.T, what string, got, want []string) {
+	t.Helper()
+	if slices.Equal(got, want) {
+		return
+	}
+	only := func(a, b []string) []string {
+		return slices.DeleteFunc(slices.Clone(a), func(s string) bool { return slices.Contains(b, s) })
+	}
+	t.Errorf("%s: %d lines, the guest says %d; here only:\n%s\nthere only:\n%s", what, len(got), len(want),
+		strings.Join(only(got, want), "\n"), strings.Join(only(want, got), "\n"))
+}

@@ -47,6 +47,20 @@ type Offsets struct {
 	Inode      InodeOffsets      `c:"inode"`
 	SuperBlock SuperBlockOffsets `c:"super_block"`
 	Mount      MountOffsets      `c:"mount"`
+
+	VMA            VMAOffsets            `c:"vm_area_struct"`
+	VMOps          VMOpsOffsets          `c:"vm_operations_struct"`
+	AnonName       AnonNameOffsets       `c:"anon_vma_name"`
+	SpecialMapping SpecialMappingOffsets `c:"vm_special_mapping"`
+
+	Maple      MapleOffsets     `c:"maple_tree"`
+	MapleNode  MapleNodeOffsets `c:"maple_node"`
+	MapleTypes MapleTypes       `enum:"maple_type"`
+	RBRoot     RBRootOffsets    `c:"rb_root"`
+	RBNode     RBNodeOffsets    `c:"rb_node"`
+	IDR        IDROffsets       `c:"idr"`
+	XArray     XArrayOffsets    `c:"xarray|radix_tree_root"`
+	XANode     XANodeOffsets    `c:"xa_node|radix_tree_node"`
 }
 
 // TaskOffsets lays out struct task_struct.

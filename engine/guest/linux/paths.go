@@ -40,8 +40,12 @@ type BackingOffsets struct {
 	Path int `c:"user_path"`
 }
 
-// fmodeBacking is FMODE_BACKING (include/linux/fs.h, 6.8).
-const fmodeBacking = 1 << 25
+// FMODE_BACKING (include/linux/fs.h): a bit of file.f_mode that has moved in
+// 6.14, the release with which dentry.d_iname became d_shortname.
+const (
+	fmodeBackingOld = 1 << 25
+	fmodeBacking    = 1 << 24
+)
 
 // FSOffsets lays out struct fs_struct.
 type FSOffsets struct {
@@ -82,6 +86,8 @@ type DentryOffsets struct {
 	Inode   int `c:"d_inode"`
 	Ops     int `c:"d_op"`
 	FSData  int `c:"d_fsdata"`
+	// ShortName is a name in the dentry itself, called so from 6.14 on.
+	ShortName int `c:"d_shortname"`
 }
 
 // DentryOpsOffsets lays out struct dentry_operations.
@@ -110,11 +116,18 @@ type pathReader struct {
 	at   int
 
 	dentrySize, mountSize, fileSize int
+	// Where the sequence numbers of renames and of mounts are, 0 in a kernel
+	// without these symbols.
+	sequences [2]x86.VirtAddr
 }
 
 func (r *Reader) pathReader() *pathReader {
 	o := &r.k.Offsets
-	return &pathReader{r: r, dentrySize: span(o.Dentry), mountSize: span(o.Mount), fileSize: span(o.File)}
+	p := &pathReader{r: r, dentrySize: span(o.Dentry), mountSize: span(o.Mount), fileSize: span(o.File)}
+	for i, name := range [...]string{"rename_lock", "mount_lock"} {
+		p.sequences[i], _ = r.variable(name)
+	}
+	return p
 }
 
 // read returns a path as a process whose root directory is given sees it, as
@@ -152,15 +165,15 @@ func (p *pathReader) read(at, root path) ([]byte, error) {
 	return nil, errTorn
 }
 
-// sequence reads the sequence numbers of renames and of mounts. A kernel
-// without these symbols has them constant.
+// sequence reads the sequence numbers.
 func (p *pathReader) sequence() (seq [2]uint32, err error) {
-	for i, name := range [...]string{"rename_lock", "mount_lock"} {
-		if va, err := p.r.variable(name); err == nil {
-			// A seqlock_t begins with its seqcount, and that with the number.
-			if seq[i], err = p.r.as.ReadUint32(va); err != nil {
-				return seq, &ReadError{What: name, Err: err}
-			}
+	for i, va := range p.sequences {
+		if va == 0 {
+			continue
+		}
+		// A seqlock_t begins with its seqcount, and that with the number.
+		if seq[i], err = p.r.as.ReadUint32(va); err != nil {
+			return seq, &ReadError{What: "rename_lock, mount_lock", Err: err}
 		}
 	}
 	return seq, nil
@@ -319,7 +332,11 @@ func (p *pathReader) fileAt(file x86.VirtAddr) (path, error) {
 		return path{}, err
 	}
 	at := path{p.file.pointer(o.File.Mount), p.file.pointer(o.File.Dentry)}
-	if o.Backing.Path < 0 || p.file.u32(o.File.Mode)&fmodeBacking == 0 {
+	backing := uint32(fmodeBackingOld)
+	if o.Dentry.ShortName >= 0 {
+		backing = fmodeBacking
+	}
+	if o.Backing.Path < 0 || p.file.u32(o.File.Mode)&backing == 0 {
 		return at, nil
 	}
 	user := file + x86.VirtAddr(o.Backing.Path)

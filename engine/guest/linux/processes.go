@@ -202,6 +202,7 @@ type taskReader struct {
 	paths                    *pathReader
 	task, again, cred, other object
 	taskSize, credSize       int
+	proxySize                int
 	// identity are the members that must not change while a task is read, as
 	// offset and length.
 	identity [][2]int
@@ -212,7 +213,7 @@ type taskReader struct {
 
 func (r *Reader) taskReader() *taskReader {
 	o := &r.k.Offsets
-	t := &taskReader{r: r, paths: r.pathReader(), taskSize: span(o.Task), credSize: span(o.Cred)}
+	t := &taskReader{r: r, paths: r.pathReader(), taskSize: span(o.Task), credSize: span(o.Cred), proxySize: span(o.NSProxy)}
 	for _, off := range []int{o.Task.MM, o.Task.Cred, o.Task.NSProxy, o.Task.FS, o.Task.Signal, o.Task.CSSSet, o.Task.RealParent, o.Task.ThreadPID, o.Task.StartTime} {
 		if off >= 0 {
 			t.identity = append(t.identity, [2]int{off, 8})
@@ -383,7 +384,7 @@ func (t *taskReader) namespaces(p *report.Process) error {
 		return n
 	}
 	if proxy := t.task.pointer(o.Task.NSProxy); proxy != 0 {
-		if err := r.read(&t.other, proxy, span(o.NSProxy)); err != nil {
+		if err := r.read(&t.other, proxy, t.proxySize); err != nil {
 			return err
 		}
 		p.Namespaces = report.Namespaces{

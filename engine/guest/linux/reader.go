@@ -35,6 +35,7 @@ type Reader struct {
 	// Memory of walks of all tasks, used again.
 	tasks []Task
 	task  object
+	brief brief
 }
 
 // NewReader returns a reader of a kernel. regs are the registers of each

@@ -2,6 +2,7 @@ package linux
 
 import (
 	"errors"
+	"slices"
 
 	"github.com/xen-hvi/hvi/engine/x86"
 )
@@ -74,16 +75,15 @@ func (r *Reader) processesOnce() error {
 	if err := need("task_struct.tasks", o.Tasks, "task_struct.pid", o.PID, "task_struct.tgid", o.TGID, "task_struct.comm", o.Comm); err != nil {
 		return err
 	}
-	first, err := r.variable("init_task")
-	if err != nil {
-		return err
+	if r.brief.n == 0 {
+		r.brief = briefOf(o)
+		var err error
+		if r.brief.first, err = r.variable("init_task"); err != nil {
+			return err
+		}
 	}
-	lo := min(o.Tasks, o.PID, o.TGID, o.Comm)
-	n := max(o.Tasks+16, o.PID+4, o.TGID+4, o.Comm+commLen) - lo
-	links, pid, tgid, comm := o.Tasks-lo, o.PID-lo, o.TGID-lo, o.Comm-lo
-
 	r.tasks = r.tasks[:0]
-	head := first + x86.VirtAddr(o.Tasks)
+	head := r.brief.first + x86.VirtAddr(o.Tasks)
 	node, err := r.as.ReadPointer(head)
 	if err != nil {
 		return &ReadError{What: "the list of processes", Err: err}
@@ -93,22 +93,84 @@ func (r *Reader) processesOnce() error {
 		if len(r.tasks) >= maxTasks {
 			return tooMany("the list of processes", maxTasks)
 		}
-		task := node - x86.VirtAddr(o.Tasks)
-		if !task.KernelHalf() || task&7 != 0 || r.read(&r.task, task+x86.VirtAddr(lo), n) != nil {
+		if !node.KernelHalf() || node&7 != 0 {
 			return errTorn
 		}
-		if r.task.pointer(links+8) != prev {
+		t := Task{Addr: node - x86.VirtAddr(o.Tasks)}
+		next, back, err := r.readBrief(&t)
+		if err != nil || back != prev {
 			return errTorn
 		}
-		t := Task{Addr: task, PID: int32(r.task.u32(pid)), TGID: int32(r.task.u32(tgid))}
-		copy(t.Comm[:], r.task.b[comm:])
 		r.tasks = append(r.tasks, t)
-		prev, node = node, r.task.pointer(links)
+		prev, node = node, next
 	}
 	if back, err := r.as.ReadPointer(head + 8); err != nil || back != prev {
 		return errTorn
 	}
 	return nil
+}
+
+// brief says where in a task_struct its number, its name and its links in the
+// list of processes are: n bytes from lo on, of which only the parts are read.
+// A task_struct has 5 to 10 KiB, and every line of it that is not touched need
+// not come into the processor's cache.
+type brief struct {
+	first                  x86.VirtAddr // init_task
+	lo, n                  int
+	links, pid, tgid, comm int // from lo on
+	parts                  [4][2]int
+}
+
+func briefOf(o *TaskOffsets) brief {
+	parts := [][2]int{{o.Tasks, 16}, {o.PID, 4}, {o.TGID, 4}, {o.Comm, commLen}}
+	slices.SortFunc(parts, func(a, b [2]int) int { return a[0] - b[0] })
+	b := brief{lo: parts[0][0]}
+	last := len(parts) - 1
+	b.n = parts[last][0] + parts[last][1] - b.lo
+	b.links, b.pid, b.tgid, b.comm = o.Tasks-b.lo, o.PID-b.lo, o.TGID-b.lo, o.Comm-b.lo
+	n := 0
+	for _, p := range parts {
+		p[0] -= b.lo
+		if end := &b.parts[max(n-1, 0)]; n > 0 && p[0] <= end[0]+end[1] {
+			end[1] = p[0] + p[1] - end[0]
+			continue
+		}
+		b.parts[n] = p
+		n++
+	}
+	return b
+}
+
+// readBrief copies what tells a task from others, and its links.
+func (r *Reader) readBrief(t *Task) (next, prev x86.VirtAddr, err error) {
+	b := &r.brief
+	if cap(r.task.b) < b.n {
+		r.task.b = make([]byte, b.n)
+	}
+	at := t.Addr + x86.VirtAddr(b.lo)
+	r.task.at, r.task.b = at, r.task.b[:b.n]
+	// Each task is in another page and is looked at once: a cache of
+	// translations would cost more than it saves.
+	where, err := r.k.as.Translate(at)
+	if err != nil {
+		return 0, 0, err
+	}
+	whole := where.PageEnd(at) >= uint64(b.n)
+	for _, p := range b.parts {
+		switch part := r.task.b[p[0] : p[0]+p[1]]; {
+		case len(part) == 0:
+		case whole:
+			err = r.as.Memory().ReadPhys(where.Phys+x86.PhysAddr(p[0]), part)
+		default:
+			err = r.as.Read(at+x86.VirtAddr(p[0]), part)
+		}
+		if err != nil {
+			return 0, 0, err
+		}
+	}
+	t.PID, t.TGID = int32(r.task.u32(b.pid)), int32(r.task.u32(b.tgid))
+	copy(t.Comm[:], r.task.b[b.comm:])
+	return r.task.pointer(b.links), r.task.pointer(b.links + 8), nil
 }
 
 // threadsOf calls f with the threads of a process, the first one among them.
@@ -208,16 +270,4 @@ func (r *Reader) findTask(pid int32) (x86.VirtAddr, error) {
 		}
 	}
 	return 0, noProcess(pid)
-}
-
-// readTask copies what tells a task from others.
-func (r *Reader) readTask(task x86.VirtAddr) (Task, error) {
-	o := &r.k.Offsets.Task
-	lo := min(o.PID, o.TGID, o.Comm)
-	if err := r.read(&r.task, task+x86.VirtAddr(lo), max(o.PID+4, o.TGID+4, o.Comm+commLen)-lo); err != nil {
-		return Task{}, err
-	}
-	t := Task{Addr: task, PID: int32(r.task.u32(o.PID - lo)), TGID: int32(r.task.u32(o.TGID - lo))}
-	copy(t.Comm[:], r.task.b[o.Comm-lo:])
-	return t, nil
 }
