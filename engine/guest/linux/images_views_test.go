@@ -332,3 +332,39 @@ func sameLines(t *testing.T, what string, got, want []string) {
 	t.Errorf("%s: %d lines, the guest says %d; here only:\n%s\nthere only:\n%s", what, len(got), len(want),
 		strings.Join(only(got, want), "\n"), strings.Join(only(want, got), "\n"))
 }
+
+// TestImageMounts compares the mounts that each process sees.
+func TestImageMounts(t *testing.T) {
+	views(t, func(t *testing.T, r *Reader, _ testImage, before, after witness) {
+		lines := 0
+		for _, pid := range before.numbered("proc/", "mountinfo") {
+			want, ok := agreed(before, after, fmt.Sprintf("proc/%d/mountinfo", pid))
+			if !ok {
+				continue
+			}
+			list, err := r.Mounts(int32(pid))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(list.Reading.Incomplete) > 0 || list.Reading.Retries > 0 {
+				t.Errorf("%d: reading %+v", pid, list.Reading)
+			}
+			var got, wanted []string
+			for _, m := range list.Items {
+				got = append(got, fmt.Sprintf("%d %d %s %s %s %s - %s %s %s", m.ID, m.Parent, m.Device, m.Root, m.Point, m.Options, m.Type, m.Source, m.SuperOptions))
+			}
+			for line := range strings.Lines(want) {
+				f := strings.Fields(line)
+				dash := slices.Index(f, "-")
+				super, _, _ := strings.Cut(f[dash+3], ",") // the rest is the file system's own
+				point := printable.Escape(unoctal(f[4]))
+				wanted = append(wanted, fmt.Sprintf("%s %s %s %s %s %s - %s %s %s", f[0], f[1], f[2], unoctal(f[3]), point, f[5], f[dash+1], unoctal(f[dash+2]), super))
+			}
+			sameLines(t, fmt.Sprintf("mounts of process %d", pid), got, wanted)
+			lines += len(got)
+		}
+		if lines < 100 {
+			t.Errorf("compared %d mounts only", lines)
+		}
+	})
+}

@@ -47,6 +47,8 @@ type Offsets struct {
 	Inode      InodeOffsets      `c:"inode"`
 	SuperBlock SuperBlockOffsets `c:"super_block"`
 	Mount      MountOffsets      `c:"mount"`
+	MountList  MountListOffsets  `c:"mnt_namespace"`
+	FSType     FSTypeOffsets     `c:"file_system_type"`
 
 	VMA            VMAOffsets            `c:"vm_area_struct"`
 	VMOps          VMOpsOffsets          `c:"vm_operations_struct"`

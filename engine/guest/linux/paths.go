@@ -114,6 +114,8 @@ type pathReader struct {
 	// text is filled from its end; at is where the path begins.
 	text [maxPath]byte
 	at   int
+	// reached says that the path led to the root that was given.
+	reached bool
 
 	dentrySize, mountSize, fileSize int
 	// Where the sequence numbers of renames and of mounts are, 0 in a kernel
@@ -182,8 +184,11 @@ func (p *pathReader) sequence() (seq [2]uint32, err error) {
 // once reads a path into text.
 func (p *pathReader) once(at, root path) error {
 	o := &p.r.k.Offsets
-	p.at = len(p.text)
-	for step := 0; at != root; step++ {
+	p.at, p.reached = len(p.text), false
+	for step := 0; ; step++ {
+		if p.reached = at == root; p.reached {
+			break
+		}
 		if step > maxPathSteps {
 			return &ReadError{What: "a path", Got: fmt.Sprintf("more than %d steps", maxPathSteps), Err: ErrImplausible}
 		}
@@ -222,6 +227,40 @@ func (p *pathReader) once(at, root path) error {
 		return p.prepend([]byte{'/'})
 	}
 	return nil
+}
+
+// inside returns the path of a dentry in its own file system, as it is shown
+// of the root of a mount. The bytes are valid until the next call.
+func (p *pathReader) inside(dentry x86.VirtAddr) ([]byte, error) {
+	o := &p.r.k.Offsets
+	p.at = len(p.text)
+	for step := range maxPathSteps {
+		if err := p.r.read(&p.dentry, dentry, p.dentrySize); err != nil {
+			return nil, errTorn
+		}
+		parent := p.dentry.pointer(o.Dentry.Parent)
+		if parent == dentry {
+			if step == 0 { // a namespace's file is mounted by itself
+				if done, err := p.special(); done || err != nil {
+					return p.text[p.at:], err
+				}
+			}
+			if p.at == len(p.text) {
+				return []byte{'/'}, nil
+			}
+			return p.text[p.at:], nil
+		}
+		if step == 0 && o.Dentry.Hashed >= 0 && p.dentry.u64(o.Dentry.Hashed) == 0 {
+			if err := p.prepend([]byte("//deleted")); err != nil {
+				return nil, err
+			}
+		}
+		if err := p.prependName(); err != nil {
+			return nil, err
+		}
+		dentry = parent
+	}
+	return nil, tooMany("a path", maxPathSteps)
 }
 
 func (p *pathReader) prepend(b []byte) error {
