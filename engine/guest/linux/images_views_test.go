@@ -13,6 +13,7 @@ import (
 
 	"github.com/xen-hvi/hvi/engine/guest/report"
 	"github.com/xen-hvi/hvi/engine/printable"
+	"github.com/xen-hvi/hvi/engine/x86"
 )
 
 // witness is what a guest said about itself, files of /proc and others by name:
@@ -365,6 +366,55 @@ func TestImageMounts(t *testing.T) {
 		}
 		if lines < 100 {
 			t.Errorf("compared %d mounts only", lines)
+		}
+	})
+}
+
+func TestImageInfo(t *testing.T) {
+	views(t, func(t *testing.T, r *Reader, img testImage, before, after witness) {
+		info, err := r.Info()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(info.Reading.Incomplete) > 0 || info.Reading.Retries > 0 {
+			t.Errorf("reading %+v", info.Reading)
+		}
+		if got, want := info.CommandLine, printable.Escape(strings.TrimSpace(before["proc/cmdline"])); got != want {
+			t.Errorf("command line %q, the guest says %q", got, want)
+		}
+		if info.Banner != printable.Escape(img.Version) || info.Hostname != "witness" || info.Types != report.TypesBTF {
+			t.Errorf("%+v", info)
+		}
+		var from, to float64
+		fmt.Sscan(before["proc/uptime"], &from)
+		fmt.Sscan(after["proc/uptime"], &to)
+		// /proc/uptime has hundredths, and is read a tick later at most.
+		if info.Uptime < from-0.02 || info.Uptime > to+0.02 || to == 0 {
+			t.Errorf("up %v seconds, the guest says %v, then %v", info.Uptime, from, to)
+		}
+		mask, err := strconv.ParseUint(strings.TrimSpace(before["proc/sys/kernel/tainted"]), 10, 64)
+		if err != nil || info.Taints != taintString(mask) {
+			t.Errorf("taints %q, the guest says %#x (%v)", info.Taints, mask, err)
+		}
+		if want := slices.Contains(strings.Fields(before["proc/cpuinfo"]), "pti"); info.Isolation != want {
+			t.Errorf("page-table isolation %v, the guest says %v", info.Isolation, want)
+		}
+		if info.Base != startKernel+x86.VirtAddr(info.Slide) || info.Slide >= 1<<30 || info.Slide&(1<<21-1) != 0 {
+			t.Errorf("base %v, slide %#x", info.Base, info.Slide)
+		}
+		if len(info.CPUs) != len(img.Regs) {
+			t.Fatalf("%d processors, want %d", len(info.CPUs), len(img.Regs))
+		}
+		for i, c := range info.CPUs {
+			if c.LSTAR.Symbol != "entry_SYSCALL_64" || c.LSTAR.Offset != 0 || c.LSTAR.In != report.InKernel || uint64(c.CR3) != img.Regs[i].CR3 {
+				t.Errorf("processor %+v", c)
+			}
+			if want := before[fmt.Sprintf("proc/%d/comm", c.PID)]; c.PID != 0 && want != "" && c.Comm != printable.Escape(strings.TrimSuffix(want, "\n")) {
+				t.Errorf("processor %d runs %q, the guest says %q", i, c.Comm, want)
+			}
+			if (c.RIP.In == report.InUser) != c.User {
+				t.Errorf("processor %d: user mode %v, at %+v", i, c.User, c.RIP)
+			}
 		}
 	})
 }

@@ -50,6 +50,12 @@ type Offsets struct {
 	MountList  MountListOffsets  `c:"mnt_namespace"`
 	FSType     FSTypeOffsets     `c:"file_system_type"`
 
+	UTS            UTSOffsets            `c:"uts_namespace"`
+	CPUInfo        CPUInfoOffsets        `c:"cpuinfo_x86"`
+	Timekeeper     TimekeeperOffsets     `c:"timekeeper"`
+	TimekeeperData TimekeeperDataOffsets `c:"tk_data"`
+	Seqcount       SeqcountOffsets       `c:"seqcount_raw_spinlock|seqcount"`
+
 	VMA            VMAOffsets            `c:"vm_area_struct"`
 	VMOps          VMOpsOffsets          `c:"vm_operations_struct"`
 	AnonName       AnonNameOffsets       `c:"anon_vma_name"`

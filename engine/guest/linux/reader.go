@@ -247,6 +247,10 @@ func (r *Reader) place(va x86.VirtAddr) report.Place {
 		p.In = report.InNothing
 		return p
 	}
+	if !va.KernelHalf() {
+		p.In = report.InUser
+		return p
+	}
 	k := r.k
 	if name, off, ok := k.Symbols.Symbolize(va); ok {
 		p.Symbol, p.Offset = printable.Escape(name), off
