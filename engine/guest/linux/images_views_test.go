@@ -418,3 +418,23 @@ func TestImageInfo(t *testing.T) {
 		}
 	})
 }
+
+// TestImageCheck: a guest in which nobody hides anything is clean, and every
+// check is made.
+func TestImageCheck(t *testing.T) {
+	views(t, func(t *testing.T, r *Reader, _ testImage, before, _ witness) {
+		v, err := r.Check()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !v.Clean || len(v.Findings) > 0 || len(v.Reading.Incomplete) > 0 {
+			t.Errorf("%+v", v)
+		}
+		for _, c := range v.Checks {
+			if c.Status != report.CheckClean || c.Examined < len(before.numbered("proc/", "status")) {
+				t.Errorf("%+v", c)
+			}
+		}
+		t.Logf("%d µs", v.Reading.Microseconds)
+	})
+}

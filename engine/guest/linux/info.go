@@ -243,14 +243,10 @@ func (r *Reader) currentTask(id int) (Task, error) {
 		if err2 != nil || mm == 0 {
 			break
 		}
-		if root, err2 := r.pageTables(mm); err2 == nil && root == pageTableRoot(regs.CR3) {
+		root, err2 := r.pageTables(mm)
+		if in := x86.PhysAddr(regs.CR3 & x86.CR3AddrMask); err2 == nil && (in == root || in == root|x86.CR3KPTIUser) {
 			return t, nil
 		}
 	}
 	return Task{}, err
-}
-
-// pageTableRoot is the kernel's half of the page tables that CR3 names.
-func pageTableRoot(cr3 uint64) x86.PhysAddr {
-	return x86.PhysAddr(cr3 & x86.CR3AddrMask &^ x86.CR3KPTIUser)
 }

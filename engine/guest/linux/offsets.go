@@ -17,11 +17,12 @@ type Offsets struct {
 	Module       ModuleOffsets     `c:"module"`
 	ModuleRegion ModuleAreaOffsets `c:"module_memory|module_layout"`
 
-	Signal  SignalOffsets  `c:"signal_struct"`
-	Cred    CredOffsets    `c:"cred"`
-	PID     PIDOffsets     `c:"pid"`
-	UPID    UPIDOffsets    `c:"upid"`
-	NSProxy NSProxyOffsets `c:"nsproxy"`
+	Signal   SignalOffsets   `c:"signal_struct"`
+	Cred     CredOffsets     `c:"cred"`
+	PID      PIDOffsets      `c:"pid"`
+	UPID     UPIDOffsets     `c:"upid"`
+	PIDTable PIDTableOffsets `c:"pid_namespace"`
+	NSProxy  NSProxyOffsets  `c:"nsproxy"`
 
 	UTSNamespace    NamespaceOffsets `c:"uts_namespace"`
 	IPCNamespace    NamespaceOffsets `c:"ipc_namespace"`
@@ -61,6 +62,8 @@ type Offsets struct {
 	AnonName       AnonNameOffsets       `c:"anon_vma_name"`
 	SpecialMapping SpecialMappingOffsets `c:"vm_special_mapping"`
 
+	RunQueue RunQueueOffsets `c:"rq"`
+
 	Maple      MapleOffsets     `c:"maple_tree"`
 	MapleNode  MapleNodeOffsets `c:"maple_node"`
 	MapleTypes MapleTypes       `enum:"maple_type"`
@@ -98,9 +101,10 @@ type TaskOffsets struct {
 	Signal    int `c:"signal"`
 	// ThreadNode links a thread into signal_struct.thread_head.
 	ThreadNode int `c:"thread_node"`
-	// ThreadPID and PIDLinks replaced pids[] in 4.19.
-	ThreadPID  int `c:"thread_pid"`
-	PIDLinks   int `c:"pid_links"`
+	// ThreadPID and PIDLinks replaced pids[] in 4.19. The first of the links is
+	// that of the thread's own number, then as now.
+	ThreadPID  int `c:"thread_pid|pids.pid"`
+	PIDLinks   int `c:"pid_links|pids"`
 	FS         int `c:"fs"`
 	NSProxy    int `c:"nsproxy"`
 	CSSSet     int `c:"cgroups"`
@@ -109,6 +113,9 @@ type TaskOffsets struct {
 	FairNode     int `c:"se.group_node"`
 	RealTimeNode int `c:"rt.run_list"`
 	DeadlineNode int `c:"dl.rb_node"`
+	// DeadlineServer marks a deadline entity that is no task (6.8).
+	DeadlineServer Bits `c:"dl.dl_server"`
+	ExtNode        int  `c:"scx.runnable_node"`
 }
 
 // MMOffsets lays out struct mm_struct.

@@ -68,6 +68,11 @@ type PIDOffsets struct {
 	Numbers int `c:"numbers"`
 }
 
+// PIDTableOffsets lays out what struct pid_namespace has of its numbers.
+type PIDTableOffsets struct {
+	Table int `c:"idr"`
+}
+
 // UPIDOffsets lays out struct upid: a number and where it counts.
 type UPIDOffsets struct {
 	Size      int

@@ -26,8 +26,11 @@ type Reader struct {
 	// is emptied where a reading begins.
 	as  guest.AddressSpace
 	tlb *guest.TLB
-	// cpus are the registers of each virtual processor when the reading began.
-	cpus []x86.Registers
+	// cpus are the registers of each virtual processor when the reading began,
+	// registers reads them anew and wait lets time pass, where the guest runs.
+	cpus      []x86.Registers
+	registers func() ([]x86.Registers, error)
+	wait      func(time.Duration)
 
 	retries    int
 	incomplete []string
@@ -45,6 +48,15 @@ func (k *Kernel) NewReader(regs []x86.Registers) *Reader {
 	r := &Reader{k: k, tlb: guest.NewTLB(), cpus: regs}
 	r.as = k.as.WithTLB(r.tlb)
 	return r
+}
+
+// Follow says that the guest runs while it is read, and how the registers of its
+// processors are read anew. Without it the memory and the registers are taken to
+// be of one moment, as those of an image and of a guest that is paused are.
+// [Reader.Check] looks again, after a while, at what is suspicious in a guest
+// that runs: it may have been on its way in or out.
+func (r *Reader) Follow(registers func() ([]x86.Registers, error)) {
+	r.registers, r.wait = registers, time.Sleep
 }
 
 // Kernel is the kernel that is read.

@@ -269,5 +269,15 @@ func (r *Reader) findTask(pid int32) (x86.VirtAddr, error) {
 			}
 		}
 	}
+	var hidden x86.VirtAddr
+	c := census{r: r}
+	_ = c.numbers(func(task x86.VirtAddr) { // without it there is no more to know
+		if n, err := r.as.ReadUint32(task + x86.VirtAddr(r.k.Offsets.Task.PID)); err == nil && int32(n) == pid {
+			hidden = task
+		}
+	})
+	if hidden != 0 {
+		return hidden, nil
+	}
 	return 0, noProcess(pid)
 }
