@@ -173,14 +173,14 @@ func (c *census) look() (map[x86.VirtAddr][]string, error) {
 // which every thread has one. Before 4.15 it was a hash table.
 func (c *census) numbers(see func(x86.VirtAddr)) error {
 	r, o := c.r, &c.r.k.Offsets
-	if err := need("pid_namespace.idr", o.PIDTable.Table, "idr.idr_rt", o.IDR.Tree, "pid.tasks", o.PID.Tasks, "task_struct.pid_links", o.Task.PIDLinks); err != nil {
+	if err := need("pid_namespace.idr", o.PIDTable.Table, "pid.tasks", o.PID.Tasks, "task_struct.pid_links", o.Task.PIDLinks); err != nil {
 		return err
 	}
 	first, err := r.variable("init_pid_ns")
 	if err != nil {
 		return err
 	}
-	return r.xarray("the table of process numbers", first+x86.VirtAddr(o.PIDTable.Table+o.IDR.Tree), maxTasks, func(pid x86.VirtAddr) error {
+	return r.idr(first+x86.VirtAddr(o.PIDTable.Table), maxTasks, func(_ uint64, pid x86.VirtAddr) error {
 		// The first of the lists is of threads by their own number.
 		node, err := r.as.ReadPointer(pid + x86.VirtAddr(o.PID.Tasks))
 		if err != nil {

@@ -69,9 +69,8 @@ type Offsets struct {
 	MapleTypes MapleTypes       `enum:"maple_type"`
 	RBRoot     RBRootOffsets    `c:"rb_root"`
 	RBNode     RBNodeOffsets    `c:"rb_node"`
-	IDR        IDROffsets       `c:"idr"`
-	XArray     XArrayOffsets    `c:"xarray|radix_tree_root"`
-	XANode     XANodeOffsets    `c:"xa_node|radix_tree_node"`
+	IDR    IDROffsets    `c:"idr"`
+	XANode XANodeOffsets `c:"xa_node|radix_tree_node"`
 }
 
 // TaskOffsets lays out struct task_struct.

@@ -2,10 +2,9 @@ package linux
 
 import "github.com/xen-hvi/hvi/engine/x86"
 
-// The kernel's trees: the maple tree (lib/maple_tree.c, from 6.1 on), the
-// red-black tree (lib/rbtree.c) and the xarray (lib/xarray.c, before 4.20 the
-// radix tree). Each walk is bounded in depth and in what it visits, and is
-// errTorn where a node does not fit the one above it.
+// The kernel's trees: the maple tree (lib/maple_tree.c, from 6.1 on) and the
+// red-black tree (lib/rbtree.c). Each walk is bounded in depth and in what it
+// visits, and is errTorn where a node does not fit the one above it.
 
 // MapleOffsets lays out struct maple_tree.
 type MapleOffsets struct {
@@ -49,28 +48,6 @@ type RBNodeOffsets struct {
 	Left   int `c:"rb_left"`
 }
 
-// IDROffsets lays out struct idr.
-type IDROffsets struct {
-	Tree int `c:"idr_rt"`
-}
-
-// XArrayOffsets lays out struct xarray, and its forerunner struct
-// radix_tree_root.
-type XArrayOffsets struct {
-	Head      int `c:"xa_head"`
-	RadixHead int `c:"rnode"`
-}
-
-// XANodeOffsets lays out struct xa_node, and its forerunner struct
-// radix_tree_node.
-type XANodeOffsets struct {
-	Size      int
-	Shift     int `c:"shift"`
-	Parent    int `c:"parent"`
-	Slots     int `c:"slots"`
-	SlotCount int `c:"slots[]"`
-}
-
 // Bounds of trees.
 const (
 	// mapleNodeSize is the size and the alignment of a node, whose address has
@@ -86,9 +63,6 @@ const (
 	maxMapleDepth = 31
 	// maxRBDepth is above twice the logarithm of any number of nodes.
 	maxRBDepth = 128
-	// maxXArrayDepth is above the depth of a tree that 64-bit indices can
-	// make: 11 with 6 bits for each level.
-	maxXArrayDepth = 16
 )
 
 // mapleWalk walks a maple tree.
@@ -245,59 +219,4 @@ func (r *Reader) rbTree(what string, root x86.VirtAddr, most int, f func(node x8
 		return walk(after, node, depth+1)
 	}
 	return walk(top, 0, 0)
-}
-
-// xarray calls f with the entries of an xarray, or a radix tree, that are
-// pointers, in the order of their indices.
-func (r *Reader) xarray(what string, tree x86.VirtAddr, most int, f func(entry x86.VirtAddr) error) error {
-	o, n := &r.k.Offsets.XArray, &r.k.Offsets.XANode
-	// Which two low bits say that an entry is a node.
-	head, tag := o.Head, x86.VirtAddr(2)
-	if head < 0 {
-		head, tag = o.RadixHead, 1
-	}
-	if err := need("xarray.xa_head", head, "xa_node.slots", n.Slots, "xa_node.shift", n.Shift); err != nil {
-		return err
-	}
-	top, err := r.as.ReadPointer(tree + x86.VirtAddr(head))
-	if err != nil {
-		return &ReadError{What: what, Err: err}
-	}
-	left := most
-	var nodes [maxXArrayDepth]object
-	var walk func(entry x86.VirtAddr, depth, above int) error
-	walk = func(entry x86.VirtAddr, depth, above int) error {
-		switch {
-		case entry&3 == 0:
-			if entry == 0 {
-				return nil
-			}
-			if left--; left < 0 {
-				return tooMany(what, most)
-			}
-			return f(entry)
-		case entry&3 != tag || !entry.KernelHalf():
-			return nil // a value, a reservation, or the same as a slot before
-		case depth >= maxXArrayDepth:
-			return errTorn
-		}
-		node := &nodes[depth]
-		if r.read(node, entry&^3, n.Slots+8*n.SlotCount) != nil {
-			return errTorn
-		}
-		if left--; left < 0 {
-			return tooMany(what, most)
-		}
-		shift := int(node.u8(n.Shift))
-		if shift >= above {
-			return errTorn
-		}
-		for i := range n.SlotCount {
-			if err := walk(node.pointer(n.Slots+8*i), depth+1, shift); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	return walk(top, 0, 64)
 }
