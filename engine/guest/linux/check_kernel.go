@@ -574,14 +574,6 @@ type LatchTreeOffsets struct {
 	Trees    int `c:"tree"`
 }
 
-// RBNodeOffsets lays out struct rb_node.
-type RBNodeOffsets struct {
-	Size   int
-	Parent int `c:"__rb_parent_color"`
-	Right  int `c:"rb_right"`
-	Left   int `c:"rb_left"`
-}
-
 // sysfsModules goes through /sys/module.
 func (r *Reader) sysfsModules(f func(mod x86.VirtAddr)) error {
 	kset, kobj, mk := &r.k.Offsets.Kset, &r.k.Offsets.Kobject, &r.k.Offsets.ModuleKobject
@@ -632,7 +624,7 @@ func (r *Reader) bugModules(f func(mod x86.VirtAddr)) error {
 func (r *Reader) treeModules(f func(mod x86.VirtAddr)) error {
 	tree, latch, rb := &r.k.Offsets.ModuleTree, &r.k.Offsets.LatchTree, &r.k.Offsets.RBNode
 	if err := need("mod_tree_node.mod", tree.Module, "mod_tree_node.node", tree.Node, "latch_tree_root.seq", latch.Sequence, "latch_tree_root.tree", latch.Trees,
-		"rb_node.__rb_parent_color", rb.Parent, "rb_node.rb_right", rb.Right, "rb_node.rb_left", rb.Left); err != nil {
+		"struct rb_node", rb.Size); err != nil {
 		return err
 	}
 	root, err := r.variable("mod_tree")
@@ -644,39 +636,23 @@ func (r *Reader) treeModules(f func(mod x86.VirtAddr)) error {
 		return &ReadError{What: "mod_tree", Err: err}
 	}
 	which := x86.VirtAddr(seq & 1)
-	// A node of the tree: rb_node number which of a mod_tree_node.
-	toTree := x86.VirtAddr(tree.Node) + which*x86.VirtAddr(rb.Size)
-	top, err := r.as.ReadPointer(root + x86.VirtAddr(latch.Trees) + which*8)
-	if err != nil {
-		return &ReadError{What: "mod_tree", Err: err}
-	}
-	type step struct{ node, parent x86.VirtAddr }
-	const most = maxModules * maxModuleMem
-	var n object
-	steps := []step{{top, 0}}
-	for count := 0; len(steps) > 0; count++ {
-		s := steps[len(steps)-1]
-		steps = steps[:len(steps)-1]
-		if s.node == 0 {
-			continue
-		}
+	const pointer = 8 // sizeof(struct rb_root)
+	err = r.rbTree("mod_tree", root+x86.VirtAddr(latch.Trees)+which*pointer, maxModules*maxModuleMem, func(node x86.VirtAddr) error {
 		if err := r.step(); err != nil {
 			return err
 		}
-		if count > 2*most {
-			return &ReadError{What: "mod_tree", Got: fmt.Sprintf("more than %d nodes", most), Err: ErrImplausible}
-		}
-		if s.node&7 != 0 || r.read(&n, s.node, rb.Size) != nil || n.pointer(rb.Parent)&^3 != s.parent {
-			return errTorn
-		}
-		mod, err := r.as.ReadPointer(s.node - toTree + x86.VirtAddr(tree.Module))
+		node -= x86.VirtAddr(tree.Node) + which*x86.VirtAddr(rb.Size)
+		mod, err := r.as.ReadPointer(node + x86.VirtAddr(tree.Module))
 		if err != nil {
 			return errTorn
 		}
 		if mod != 0 {
 			f(mod)
 		}
-		steps = append(steps, step{n.pointer(rb.Left), s.node}, step{n.pointer(rb.Right), s.node})
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	if again, err := r.as.ReadUint32(root + x86.VirtAddr(latch.Sequence)); err != nil || again != seq {
 		return errTorn

@@ -66,7 +66,7 @@ func TestPlaces(t *testing.T) {
 		cpuEntryArea + 0x6080: {In: report.InKernel, Symbol: "entry_SYSCALL_64"},
 		cpuEntryArea + 0x7000: {In: report.InUnknown},
 		cpuEntryArea + 0x8000: {In: report.InUnknown},
-		0x1000:                {In: report.InUnknown},
+		0x1000:                {In: report.InUser},
 		^x86.VirtAddr(0):      {In: report.InUnknown},
 		0xffff_c900_0000_0000: {In: report.InUnknown},
 		b.Base - 1:            {In: report.InUnknown},
@@ -114,7 +114,7 @@ func TestDescriptors(t *testing.T) {
 		{0x8100_8e00_0010_1080, 0xffff_ffff, report.Gate{Type: "interrupt", Handler: report.Place{Addr: b.Base + 0x1080, Symbol: "entry_SYSCALL_64", In: report.InKernel}}, false},
 		{0x8100_ef03_0010_1084, 0xffff_ffff, report.Gate{Type: "trap", DPL: 3, IST: 3, Handler: report.Place{Addr: b.Base + 0x1084, Symbol: "entry_SYSCALL_64", Offset: 4, In: report.InKernel}}, false},
 		{0x8100_0e00_0010_1080, 0xffff_ffff, report.Gate{}, true},
-		{0x0001_8500_0010_0002, 0, report.Gate{Type: "type-5", Handler: report.Place{Addr: 0x1_0002, In: report.InUnknown}}, false},
+		{0x0001_8500_0010_0002, 0, report.Gate{Type: "type-5", Handler: report.Place{Addr: 0x1_0002, In: report.InUser}}, false},
 	}
 	for i, g := range gates {
 		b.WriteUint64(idt+x86.VirtAddr(i)*16, g.low)

@@ -197,7 +197,7 @@ func TestModules(t *testing.T) {
 		if got := mods.Items[0]; !reflect.DeepEqual(got, want) {
 			t.Errorf("%+v, want %+v", got, want)
 		}
-		if m := mods.Items[1]; m.Name != `pwn\x1b` || m.State != "coming" || m.Taints != "OE" || m.Refcount != 0 || !slices.Equal(m.UsedBy, []report.Text{"[permanent]"}) {
+		if m := mods.Items[1]; m.Name != `pwn\x1b` || m.State != "coming" || m.Taints != "OE?" || m.Refcount != 0 || !slices.Equal(m.UsedBy, []report.Text{"[permanent]"}) {
 			t.Errorf("%+v", m)
 		}
 	}

@@ -3,7 +3,6 @@ package linux
 import (
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/xen-hvi/hvi/engine/guest/report"
 	"github.com/xen-hvi/hvi/engine/x86"
@@ -18,21 +17,6 @@ const (
 
 // moduleStates are the names of enum module_state, by value (since 3.8).
 var moduleStates = [...]string{"live", "coming", "going", "unformed"}
-
-// taintLetters are the kernel's, by bit (taint_flags in kernel/panic.c, 6.17).
-const taintLetters = "PFSRMBUDAWCIOELKXTNJ"
-
-// taints returns the letters of a set of taints. Bits without a letter are left
-// out.
-func taints(set uint64) string {
-	var b strings.Builder
-	for i := range len(taintLetters) {
-		if set>>i&1 != 0 {
-			b.WriteByte(taintLetters[i])
-		}
-	}
-	return b.String()
-}
 
 // Modules reports the modules on the kernel's list, newest first as
 // /proc/modules has them, those included that are being loaded or unloaded. A
@@ -103,7 +87,7 @@ func (r *Reader) copyModule(mod x86.VirtAddr) (report.Module, *object, error) {
 	if err := r.read(&o, mod, off.Size); err != nil {
 		return report.Module{}, nil, errTorn
 	}
-	m := report.Module{Name: o.text(off.Name, moduleNameLen), Addr: mod, Taints: taints(o.u64(off.Taints))}
+	m := report.Module{Name: o.text(off.Name, moduleNameLen), Addr: mod, Taints: taintString(o.u64(off.Taints))}
 	if state := o.u32(off.State); state < uint32(len(moduleStates)) {
 		m.State = moduleStates[state]
 	} else {

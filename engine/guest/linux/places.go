@@ -160,6 +160,10 @@ func (r *Reader) place(va x86.VirtAddr) report.Place {
 		p.In = report.InNothing
 		return p
 	}
+	if !va.KernelHalf() {
+		p.In = report.InUser
+		return p
+	}
 	if r.placeInImage(va, &p) {
 		return p
 	}

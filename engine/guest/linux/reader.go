@@ -36,6 +36,11 @@ type Reader struct {
 	incomplete []string
 
 	look
+
+	// Memory of walks of all tasks, used again.
+	tasks []Task
+	task  object
+	brief brief
 }
 
 // NewReader returns a reader of a kernel. regs are the registers of each
@@ -82,15 +87,25 @@ func (r *Reader) reading(out *report.Reading, f func() error) error {
 // consistently runs f until nothing changed under it. f must begin anew each
 // time it is called. what is for the error, in the kernel's words.
 func (r *Reader) consistently(what string, f func() error) error {
+	noted := len(r.incomplete)
 	for range maxRetries {
 		r.tlb.Flush()
+		r.incomplete = r.incomplete[:noted]
 		err := f()
 		if !errors.Is(err, errTorn) {
 			return err
 		}
 		r.retries++
 	}
+	return tooOften(what)
+}
+
+func tooOften(what string) error {
 	return &ReadError{What: what, Got: fmt.Sprintf("a change in each of %d attempts", maxRetries), Err: ErrImplausible}
+}
+
+func tooMany(what string, most int) error {
+	return &ReadError{What: what, Got: fmt.Sprintf("more than %d entries", most), Err: ErrImplausible}
 }
 
 // missing notes that something is not in the report.
@@ -212,7 +227,7 @@ func (r *Reader) list(what string, head x86.VirtAddr, most int, f func(node x86.
 	}
 	for n := 0; node != head; n++ {
 		if n >= most {
-			return &ReadError{What: what, Got: fmt.Sprintf("more than %d entries", most), Err: ErrImplausible}
+			return tooMany(what, most)
 		}
 		if !node.KernelHalf() || node&7 != 0 {
 			return errTorn
