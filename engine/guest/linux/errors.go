@@ -64,10 +64,13 @@ var (
 	// ErrImplausible: what was read can't be what it should be, because the
 	// guest is changing it or forging it.
 	ErrImplausible = errors.New("implausible guest data")
+	// ErrNoProcess: no process or thread has that number.
+	ErrNoProcess = errors.New("no such process")
 )
 
 // ReadError names what could not be read of a kernel. errors.Is finds
-// [ErrNotYet], [ErrUnsupported], [ErrImplausible] or an error of package guest.
+// [ErrNotYet], [ErrUnsupported], [ErrImplausible], [ErrNoProcess] or an error of
+// package guest.
 type ReadError struct {
 	// What was to be read, in the kernel's words: "poking_mm".
 	What string

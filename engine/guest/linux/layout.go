@@ -174,7 +174,7 @@ func fillLayout(src typeSource, name string, ref int, v reflect.Value) error {
 			if !ok {
 				continue
 			}
-			if m.bits < 0 || m.bits/8 >= size {
+			if m.bits < 0 || m.bits/8 > size { // a flexible array begins at the end
 				return fmt.Errorf("%w: %s.%s at bit %d of %d bytes", errTypes, name, path, m.bits, size)
 			}
 			switch {
@@ -226,4 +226,25 @@ func findMember(src typeSource, ref int, path string) (found typeMember, n int, 
 		}
 		ref, path, at = inner, rest, found.bits
 	}
+}
+
+// span returns how much of a structure has to be read for the members of a
+// layout, none of which is read for more than 16 bytes.
+func span(layout any) int {
+	v, size, last := reflect.ValueOf(layout), NoOffset, 0
+	for i := range v.NumField() {
+		f, tag := v.Field(i), v.Type().Field(i).Tag.Get("c")
+		switch {
+		case f.Kind() == reflect.Struct:
+			last = max(last, int(f.FieldByName("Offset").Int()))
+		case tag == "":
+			size = int(f.Int())
+		case !strings.HasSuffix(tag, "[]"):
+			last = max(last, int(f.Int()))
+		}
+	}
+	if last += 16; size >= 0 {
+		last = min(last, size)
+	}
+	return last
 }

@@ -346,7 +346,7 @@ func TestBTFOffsets(t *testing.T) {
 	task.RealParent, task.Comm = 1360, linuxtest.TaskComm
 	want.MM.Size, want.MM.PGD = 1024, linuxtest.MMPGD
 	want.Module.Size, want.Module.List, want.Module.Name = 1024, linuxtest.ModuleList, linuxtest.ModuleName
-	want.ModuleRegion = ModuleAreaOffsets{Size: linuxtest.RegionSize, Base: linuxtest.RegionBase, Bytes: linuxtest.RegionBytes}
+	want.ModuleRegion.Size, want.ModuleRegion.Base, want.ModuleRegion.Bytes = linuxtest.RegionSize, linuxtest.RegionBase, linuxtest.RegionBytes
 	want.SystemStates.Running = linuxtest.Running
 	for l := range linuxtest.NumLayouts {
 		_, k := identified(t, linuxtest.Config{Layout: l})
@@ -356,6 +356,7 @@ func TestBTFOffsets(t *testing.T) {
 		}
 		if l >= linuxtest.After64 {
 			w.Module.Mem, w.Module.MemTypes = linuxtest.ModuleMem, linuxtest.Regions
+			w.ModuleMem.Text = 0
 		} else {
 			w.Module.CoreLayout, w.Module.InitLayout = linuxtest.ModuleMem, linuxtest.ModuleMem+linuxtest.RegionSize
 		}

@@ -21,12 +21,24 @@ const (
 // core_layout and init_layout, afterwards the array mem.
 type ModuleOffsets struct {
 	Size       int
+	State      int `c:"state"`
 	List       int `c:"list"`
 	Name       int `c:"name"`
+	Init       int `c:"init"`
+	Exit       int `c:"exit"`
+	Taints     int `c:"taints"`
+	BugList    int `c:"bug_list"`
+	Kallsyms   int `c:"kallsyms"`
+	SourceList int `c:"source_list"`
+	Refcount   int `c:"refcnt"`
 	CoreLayout int `c:"core_layout"`
 	InitLayout int `c:"init_layout"`
 	Mem        int `c:"mem"`
 	MemTypes   int `c:"mem[]"`
+	// Pages of thunks that a module's indirect jumps go through where the
+	// processor predicts them badly (ITS, 6.15 and stable kernels since).
+	ITSPages    int `c:"its_page_array|arch.its_pages.pages"`
+	ITSNumPages int `c:"its_num_pages|arch.its_pages.num"`
 }
 
 // ModuleAreaOffsets lays out an element of mem, or one of the two layouts.
@@ -34,6 +46,35 @@ type ModuleAreaOffsets struct {
 	Size  int
 	Base  int `c:"base"`
 	Bytes int `c:"size"`
+	// The borders inside a layout, from its base; an element of mem has none.
+	TextSize        int `c:"text_size"`
+	ROSize          int `c:"ro_size"`
+	ROAfterInitSize int `c:"ro_after_init_size"`
+}
+
+// ModuleMemTypes are constants of enum mod_mem_type: indices into mem.
+type ModuleMemTypes struct {
+	Text        int `c:"MOD_TEXT"`
+	Data        int `c:"MOD_DATA"`
+	ROData      int `c:"MOD_RODATA"`
+	ROAfterInit int `c:"MOD_RO_AFTER_INIT"`
+	InitText    int `c:"MOD_INIT_TEXT"`
+	InitData    int `c:"MOD_INIT_DATA"`
+	InitROData  int `c:"MOD_INIT_RODATA"`
+}
+
+// ModuleUseOffsets lays out struct module_use, a module's using another.
+type ModuleUseOffsets struct {
+	SourceList int `c:"source_list"`
+	Source     int `c:"source"`
+}
+
+// ModuleKallsymsOffsets lays out struct mod_kallsyms.
+type ModuleKallsymsOffsets struct {
+	Size    int
+	Symtab  int `c:"symtab"`
+	Symbols int `c:"num_symtab"`
+	Strtab  int `c:"strtab"`
 }
 
 // Module is a loaded module, or one that is being loaded or unloaded.

@@ -16,6 +16,96 @@ type Offsets struct {
 
 	Module       ModuleOffsets     `c:"module"`
 	ModuleRegion ModuleAreaOffsets `c:"module_memory|module_layout"`
+	ModuleMem    ModuleMemTypes    `enum:"mod_mem_type"`
+
+	ModuleUse      ModuleUseOffsets      `c:"module_use"`
+	ModuleKallsyms ModuleKallsymsOffsets `c:"mod_kallsyms"`
+
+	Ring    RingOffsets    `c:"printk_ringbuffer"`
+	Desc    DescOffsets    `c:"prb_desc"`
+	LogInfo LogInfoOffsets `c:"printk_info"`
+	OldLog  OldLogOffsets  `c:"printk_log"`
+
+	BPFSymbol BPFSymbolOffsets `c:"bpf_ksym"`
+	BPFPack   BPFPackOffsets   `c:"bpf_prog_pack"`
+	FtraceOps FtraceOpsOffsets `c:"ftrace_ops"`
+	InsnCache InsnCacheOffsets `c:"kprobe_insn_cache"`
+	InsnPage  InsnPageOffsets  `c:"kprobe_insn_page"`
+
+	Kprobe        KprobeOffsets        `c:"kprobe"`
+	Kretprobe     KretprobeOffsets     `c:"kretprobe"`
+	FtraceOpsHash FtraceOpsHashOffsets `c:"ftrace_ops_hash"`
+	FtraceHash    FtraceHashOffsets    `c:"ftrace_hash"`
+	FtraceEntry   FtraceEntryOffsets   `c:"ftrace_func_entry"`
+
+	HookList      HookListOffsets      `c:"security_hook_list"`
+	HookHeads     HookHeadsOffsets     `c:"security_hook_heads"`
+	StaticHooks   StaticHooksOffsets   `c:"lsm_static_calls_table"`
+	StaticHook    StaticHookOffsets    `c:"lsm_static_call"`
+	StaticCallKey StaticCallKeyOffsets `c:"static_call_key"`
+
+	Kset          KsetOffsets          `c:"kset"`
+	Kobject       KobjectOffsets       `c:"kobject"`
+	ModuleKobject ModuleKobjectOffsets `c:"module_kobject"`
+	ModuleTree    ModuleTreeOffsets    `c:"mod_tree_node"`
+	LatchTree     LatchTreeOffsets     `c:"latch_tree_root"`
+	VMArea        VMAreaOffsets        `c:"vmap_area"`
+	VMStruct      VMStructOffsets      `c:"vm_struct"`
+
+	Signal   SignalOffsets   `c:"signal_struct"`
+	Cred     CredOffsets     `c:"cred"`
+	PID      PIDOffsets      `c:"pid"`
+	UPID     UPIDOffsets     `c:"upid"`
+	PIDTable PIDTableOffsets `c:"pid_namespace"`
+	NSProxy  NSProxyOffsets  `c:"nsproxy"`
+
+	UTSNamespace    NamespaceOffsets `c:"uts_namespace"`
+	IPCNamespace    NamespaceOffsets `c:"ipc_namespace"`
+	MountNamespace  NamespaceOffsets `c:"mnt_namespace"`
+	NetNamespace    NamespaceOffsets `c:"net"`
+	PIDNamespace    NamespaceOffsets `c:"pid_namespace"`
+	TimeNamespace   NamespaceOffsets `c:"time_namespace"`
+	UserNamespace   NamespaceOffsets `c:"user_namespace"`
+	CGroupNamespace NamespaceOffsets `c:"cgroup_namespace"`
+
+	CSSSet     CSSSetOffsets     `c:"css_set"`
+	CGroupLink CGroupLinkOffsets `c:"cgrp_cset_link"`
+	CGroup     CGroupOffsets     `c:"cgroup"`
+	CGroupRoot CGroupRootOffsets `c:"cgroup_root"`
+	KernFSNode KernFSNodeOffsets `c:"kernfs_node"`
+
+	File       FileOffsets       `c:"file"`
+	Backing    BackingOffsets    `c:"backing_file"`
+	FS         FSOffsets         `c:"fs_struct"`
+	Path       PathOffsets       `c:"path"`
+	Dentry     DentryOffsets     `c:"dentry"`
+	DentryOps  DentryOpsOffsets  `c:"dentry_operations"`
+	Inode      InodeOffsets      `c:"inode"`
+	SuperBlock SuperBlockOffsets `c:"super_block"`
+	Mount      MountOffsets      `c:"mount"`
+	MountList  MountListOffsets  `c:"mnt_namespace"`
+	FSType     FSTypeOffsets     `c:"file_system_type"`
+
+	UTS            UTSOffsets            `c:"uts_namespace"`
+	CPUInfo        CPUInfoOffsets        `c:"cpuinfo_x86"`
+	Timekeeper     TimekeeperOffsets     `c:"timekeeper"`
+	TimekeeperData TimekeeperDataOffsets `c:"tk_data"`
+	Seqcount       SeqcountOffsets       `c:"seqcount_raw_spinlock|seqcount"`
+
+	VMA            VMAOffsets            `c:"vm_area_struct"`
+	VMOps          VMOpsOffsets          `c:"vm_operations_struct"`
+	AnonName       AnonNameOffsets       `c:"anon_vma_name"`
+	SpecialMapping SpecialMappingOffsets `c:"vm_special_mapping"`
+
+	RunQueue RunQueueOffsets `c:"rq"`
+
+	Maple      MapleOffsets     `c:"maple_tree"`
+	MapleNode  MapleNodeOffsets `c:"maple_node"`
+	MapleTypes MapleTypes       `enum:"maple_type"`
+	RBRoot     RBRootOffsets    `c:"rb_root"`
+	RBNode     RBNodeOffsets    `c:"rb_node"`
+	IDR        IDROffsets       `c:"idr"`
+	XANode     XANodeOffsets    `c:"xa_node|radix_tree_node"`
 }
 
 // TaskOffsets lays out struct task_struct.
@@ -34,12 +124,47 @@ type TaskOffsets struct {
 	Cred       int `c:"cred"`
 	RealCred   int `c:"real_cred"`
 	Comm       int `c:"comm"`
+
+	ExitState int `c:"exit_state"`
+	// CPU moved into thread_info in 5.16.
+	CPU       int `c:"thread_info.cpu|cpu"`
+	StartTime int `c:"start_boottime|real_start_time"` // renamed in 5.5
+	Leader    int `c:"group_leader"`
+	Children  int `c:"children"`
+	Sibling   int `c:"sibling"`
+	Signal    int `c:"signal"`
+	// ThreadNode links a thread into signal_struct.thread_head.
+	ThreadNode int `c:"thread_node"`
+	// ThreadPID and PIDLinks replaced pids[] in 4.19. The first of the links is
+	// that of the thread's own number, then as now.
+	ThreadPID  int `c:"thread_pid|pids.pid"`
+	PIDLinks   int `c:"pid_links|pids"`
+	FS         int `c:"fs"`
+	NSProxy    int `c:"nsproxy"`
+	CSSSet     int `c:"cgroups"`
+	CSSSetNode int `c:"cg_list"`
+	// Links into the run queues of the scheduling classes.
+	FairNode     int `c:"se.group_node"`
+	RealTimeNode int `c:"rt.run_list"`
+	DeadlineNode int `c:"dl.rb_node"`
+	// DeadlineServer marks a deadline entity that is no task (6.8).
+	DeadlineServer Bits `c:"dl.dl_server"`
+	ExtNode        int  `c:"scx.runnable_node"`
 }
 
 // MMOffsets lays out struct mm_struct.
 type MMOffsets struct {
-	Size int // sizeof(struct mm_struct)
-	PGD  int `c:"pgd"`
+	Size    int // sizeof(struct mm_struct)
+	PGD     int `c:"pgd"`
+	ExeFile int `c:"exe_file"`
+	// Maple is the tree of mappings from 6.1 on; before, First begins their
+	// list.
+	Maple      int `c:"mm_mt"`
+	First      int `c:"mmap"`
+	Count      int `c:"map_count"`
+	StartBrk   int `c:"start_brk"`
+	Brk        int `c:"brk"`
+	StartStack int `c:"start_stack"`
 }
 
 // PCPUHotOffsets lays out struct pcpu_hot.

@@ -26,11 +26,21 @@ type Reader struct {
 	// is emptied where a reading begins.
 	as  guest.AddressSpace
 	tlb *guest.TLB
-	// cpus are the registers of each virtual processor when the reading began.
-	cpus []x86.Registers
+	// cpus are the registers of each virtual processor when the reading began,
+	// registers reads them anew and wait lets time pass, where the guest runs.
+	cpus      []x86.Registers
+	registers func() ([]x86.Registers, error)
+	wait      func(time.Duration)
 
 	retries    int
 	incomplete []string
+
+	look
+
+	// Memory of walks of all tasks, used again.
+	tasks []Task
+	task  object
+	brief brief
 }
 
 // NewReader returns a reader of a kernel. regs are the registers of each
@@ -40,6 +50,15 @@ func (k *Kernel) NewReader(regs []x86.Registers) *Reader {
 	r := &Reader{k: k, tlb: guest.NewTLB(), cpus: regs}
 	r.as = k.as.WithTLB(r.tlb)
 	return r
+}
+
+// Follow says that the guest runs while it is read, and how the registers of its
+// processors are read anew. Without it the memory and the registers are taken to
+// be of one moment, as those of an image and of a guest that is paused are.
+// [Reader.Check] looks again, after a while, at what is suspicious in a guest
+// that runs: it may have been on its way in or out.
+func (r *Reader) Follow(registers func() ([]x86.Registers, error)) {
+	r.registers, r.wait = registers, time.Sleep
 }
 
 // Kernel is the kernel that is read.
@@ -58,6 +77,7 @@ const maxRetries = 64
 // went. Every method that makes a report begins with it.
 func (r *Reader) reading(out *report.Reading, f func() error) error {
 	r.retries, r.incomplete = 0, nil
+	r.beginLook()
 	start := time.Now()
 	err := f()
 	*out = report.Reading{Retries: r.retries, Incomplete: r.incomplete, Microseconds: time.Since(start).Microseconds()}
@@ -67,15 +87,25 @@ func (r *Reader) reading(out *report.Reading, f func() error) error {
 // consistently runs f until nothing changed under it. f must begin anew each
 // time it is called. what is for the error, in the kernel's words.
 func (r *Reader) consistently(what string, f func() error) error {
+	noted := len(r.incomplete)
 	for range maxRetries {
 		r.tlb.Flush()
+		r.incomplete = r.incomplete[:noted]
 		err := f()
 		if !errors.Is(err, errTorn) {
 			return err
 		}
 		r.retries++
 	}
+	return tooOften(what)
+}
+
+func tooOften(what string) error {
 	return &ReadError{What: what, Got: fmt.Sprintf("a change in each of %d attempts", maxRetries), Err: ErrImplausible}
+}
+
+func tooMany(what string, most int) error {
+	return &ReadError{What: what, Got: fmt.Sprintf("more than %d entries", most), Err: ErrImplausible}
 }
 
 // missing notes that something is not in the report.
@@ -197,7 +227,7 @@ func (r *Reader) list(what string, head x86.VirtAddr, most int, f func(node x86.
 	}
 	for n := 0; node != head; n++ {
 		if n >= most {
-			return &ReadError{What: what, Got: fmt.Sprintf("more than %d entries", most), Err: ErrImplausible}
+			return tooMany(what, most)
 		}
 		if !node.KernelHalf() || node&7 != 0 {
 			return errTorn
@@ -226,27 +256,3 @@ func (r *Reader) list(what string, head x86.VirtAddr, most int, f func(node x86.
 
 // errStop ends a walk early.
 var errStop = errors.New("enough")
-
-// place says what code or data an address belongs to.
-func (r *Reader) place(va x86.VirtAddr) report.Place {
-	p := report.Place{Addr: va, In: report.InUnknown}
-	if va == 0 {
-		p.In = report.InNothing
-		return p
-	}
-	k := r.k
-	if name, off, ok := k.Symbols.Symbolize(va); ok {
-		p.Symbol, p.Offset = printable.Escape(name), off
-		p.In = report.InData
-		if va >= k.TextStart && va < k.TextEnd {
-			p.In = report.InKernel
-		}
-		return p
-	}
-	var m Module
-	if k.ModuleAt(va, &m) {
-		p.Module, p.In = printable.Escape(m.Name()), report.InModule
-		p.Offset = uint64(va - m.Base)
-	}
-	return p
-}

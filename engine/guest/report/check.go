@@ -3,7 +3,8 @@ package report
 // Verdict is the outcome of all checks of a guest's kernel.
 type Verdict struct {
 	Reading Reading `json:"reading"`
-	// Clean says that every check was made and found nothing.
+	// Clean says that no check found anything and none failed. A check that is
+	// unavailable does not make a guest unclean, but says nothing for it either.
 	Clean    bool      `json:"clean"`
 	Checks   []Check   `json:"checks"`
 	Findings []Finding `json:"findings"`
@@ -15,9 +16,9 @@ type Check struct {
 	Name string `json:"name"`
 	// Means is what a finding would mean, one sentence.
 	Means string `json:"means"`
-	// Status is CheckClean, CheckFound or CheckUnavailable.
+	// Status is CheckClean, CheckFound, CheckUnavailable or CheckFailed.
 	Status CheckStatus `json:"status"`
-	// Why it is unavailable.
+	// Why it is unavailable or has failed.
 	Why string `json:"why,omitzero"`
 	// Examined counts what was compared.
 	Examined int `json:"examined"`
@@ -28,9 +29,13 @@ type CheckStatus string
 
 // The outcomes.
 const (
-	CheckClean       CheckStatus = "clean"
-	CheckFound       CheckStatus = "found"
+	CheckClean CheckStatus = "clean"
+	CheckFound CheckStatus = "found"
+	// CheckUnavailable: it can't be made of this kernel.
 	CheckUnavailable CheckStatus = "unavailable"
+	// CheckFailed: it could not be carried through because what was read
+	// contradicts itself, which a guest can do on purpose.
+	CheckFailed CheckStatus = "failed"
 )
 
 // Finding is a contradiction in the guest's kernel.

@@ -7,8 +7,8 @@ type Module struct {
 	Name Text `json:"name"`
 	// State is "live", "coming", "going" or "unformed".
 	State string `json:"state"`
-	// Base is where its code begins, Size the sum of its regions without
-	// those for initialisation, as /proc/modules has it.
+	// Base is where its code begins, Size the sum of its regions, both as
+	// /proc/modules has them. Those for initialisation are gone once it is live.
 	Base    x86.VirtAddr `json:"base"`
 	Size    uint64       `json:"size"`
 	Regions []ModuleArea `json:"regions"`
@@ -97,9 +97,12 @@ type Attachment struct {
 // SyscallTable is one of the kernel's tables of system calls.
 type SyscallTable struct {
 	// Name is the table's symbol: "sys_call_table".
-	Name    string       `json:"name"`
-	Addr    x86.VirtAddr `json:"addr"`
-	Entries []Syscall    `json:"entries"`
+	Name string       `json:"name"`
+	Addr x86.VirtAddr `json:"addr"`
+	// TracingOnly says that the kernel calls the handlers from code and keeps
+	// the table for tracing, so that what stands in it is not what is called.
+	TracingOnly bool      `json:"tracing_only,omitzero"`
+	Entries     []Syscall `json:"entries"`
 }
 
 // Syscall is an entry of it.

@@ -76,7 +76,8 @@ type Mapping struct {
 	End   x86.VirtAddr `json:"end"`
 	// Perm is as in /proc/PID/maps: "r-xp".
 	Perm string `json:"perm"`
-	// Offset, Device ("8:1") and Inode are those of the file behind it.
+	// Offset, Device (major and minor number, decimal: "8:1") and Inode are
+	// those of the file behind it.
 	Offset uint64 `json:"offset"`
 	Device string `json:"device,omitzero"`
 	Inode  uint64 `json:"inode,omitzero"`
@@ -90,9 +91,14 @@ type Mount struct {
 	ID     int    `json:"id"`
 	Parent int    `json:"parent"`
 	Device string `json:"device"`
-	Point  Text   `json:"mount_point"`
-	Type   Text   `json:"type"`
-	Source Text   `json:"source"`
+	// Root is the directory of the file system that is mounted, Point where.
+	Root   Text `json:"root"`
+	Point  Text `json:"mount_point"`
+	Type   Text `json:"type"`
+	Source Text `json:"source"`
 	// Options are those of the mount: "ro,nosuid".
 	Options string `json:"options"`
+	// SuperOptions are those that every mount of the file system has, without
+	// the ones that are its own: "rw,sync".
+	SuperOptions string `json:"super_options,omitzero"`
 }

@@ -43,6 +43,7 @@ const (
 	InModule  Region = "module"  // of a loaded module
 	InBPF     Region = "bpf"     // code that the kernel's BPF compiler made, or a BPF trampoline
 	InFtrace  Region = "ftrace"  // a trampoline of ftrace, kprobes or optprobes
+	InUser    Region = "user"    // an address of user space
 	InUnknown Region = "unknown" // none of these: memory that should hold no code
 	InNothing Region = "none"    // a null pointer
 )

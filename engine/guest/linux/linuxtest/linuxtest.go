@@ -35,6 +35,11 @@ const (
 	PokingMM  = 0x3c_0000
 	PokingPGD = 0x3c_2000
 
+	// Variables is where those of a Config are; behind them are 64 KiB that
+	// nothing else uses.
+	Variables    = Data + 0x4_0000
+	variableSize = 0x200
+
 	// Window is where the kernel maps what it patches.
 	Window = x86.VirtAddr(0x7123_4567_8000)
 
@@ -90,10 +95,13 @@ type Config struct {
 	// NoBTF leaves out the type information, NoData the symbols of data
 	// (a kernel without KALLSYMS_ALL).
 	NoBTF, NoData bool
-	// BTF replaces the type information.
-	BTF []byte
+	// BTF replaces the type information; Types are more types for it.
+	BTF   []byte
+	Types []btf.Type
 	// Symbols is the number of made-up functions; 0 is 1500.
 	Symbols int
+	// Variables are more symbols of data, 512 bytes apart from Variables on.
+	Variables []string
 	// UserRoot puts the vCPUs on the user half of page-table isolation.
 	UserRoot bool
 }
@@ -144,7 +152,11 @@ func New(c Config) *Guest {
 	}
 	b := guesttest.New(levels, memSize)
 	g := &Guest{Builder: b, Base: c.Base, PhysBase: physBase, BTF: c.BTF}
-	if g.BTF == nil {
+	switch {
+	case g.BTF != nil:
+	case c.Types != nil:
+		g.BTF = types(c.Layout, c.Types)
+	default:
 		g.BTF = Types(c.Layout)
 	}
 	b.Map(c.Base, physBase, ImageSize, guest.Page2M, guesttest.Writable)
@@ -214,6 +226,9 @@ func (g *Guest) layOut(c Config) {
 	data(Data+0x3010, poking[0])
 	data(Data+0x3018, poking[1])
 	data(Data+0x3040, "__per_cpu_offset")
+	for i, name := range c.Variables {
+		data(Variables+x86.VirtAddr(i)*variableSize, name)
+	}
 	data(ImageSize-0x1000, "_end")
 	g.BTFStart = base + ROData + 0x10_0000
 	if !c.NoBTF {
@@ -302,7 +317,7 @@ func (g *Guest) SetPoking(l Layout, mm, addr uint64) {
 func Types(l Layout) []byte {
 	typesOnce.Do(func() {
 		for i := range typesOf {
-			typesOf[i] = types(Layout(i))
+			typesOf[i] = types(Layout(i), nil)
 		}
 	})
 	return append([]byte(nil), typesOf[l]...)
@@ -313,7 +328,7 @@ var (
 	typesOf   [NumLayouts][]byte
 )
 
-func types(l Layout) []byte {
+func types(l Layout, more []btf.Type) []byte {
 	integer := &btf.Int{Name: "int", Size: 4, Encoding: btf.Signed}
 	long := &btf.Int{Name: "long unsigned int", Size: 8}
 	pid := &btf.Typedef{Name: "pid_t", Type: integer}
@@ -357,7 +372,7 @@ func types(l Layout) []byte {
 		{Name: "list", Type: list, Offset: at(ModuleList)},
 		{Name: "name", Type: &btf.Array{Type: char, Index: integer, Nelems: 56}, Offset: at(ModuleName)},
 	}}
-	all := []btf.Type{task, mm, states, module}
+	all := append([]btf.Type{task, mm, states, module}, more...)
 	if l >= After64 {
 		region.Name = "module_memory"
 		module.Members = append(module.Members, btf.Member{
