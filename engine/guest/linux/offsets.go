@@ -16,6 +16,9 @@ type Offsets struct {
 
 	Module       ModuleOffsets     `c:"module"`
 	ModuleRegion ModuleAreaOffsets `c:"module_memory|module_layout"`
+
+	IDR    IDROffsets    `c:"idr"`
+	XANode XANodeOffsets `c:"xa_node|radix_tree_node"`
 }
 
 // TaskOffsets lays out struct task_struct.

@@ -67,8 +67,10 @@ func (r *Reader) reading(out *report.Reading, f func() error) error {
 // consistently runs f until nothing changed under it. f must begin anew each
 // time it is called. what is for the error, in the kernel's words.
 func (r *Reader) consistently(what string, f func() error) error {
+	noted := len(r.incomplete)
 	for range maxRetries {
 		r.tlb.Flush()
+		r.incomplete = r.incomplete[:noted]
 		err := f()
 		if !errors.Is(err, errTorn) {
 			return err

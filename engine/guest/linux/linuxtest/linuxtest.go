@@ -358,6 +358,7 @@ func types(l Layout) []byte {
 		{Name: "name", Type: &btf.Array{Type: char, Index: integer, Nelems: 56}, Offset: at(ModuleName)},
 	}}
 	all := []btf.Type{task, mm, states, module}
+	all = append(all, idrTypes()...)
 	if l >= After64 {
 		region.Name = "module_memory"
 		module.Members = append(module.Members, btf.Member{
