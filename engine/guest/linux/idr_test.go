@@ -27,7 +27,7 @@ func readIDR(r *Reader, idr x86.VirtAddr, most int) (map[uint64]x86.VirtAddr, er
 }
 
 func TestIDR(t *testing.T) {
-	g, k := identified(t, linuxtest.Config{Layout: linuxtest.Relative61})
+	g, k := identified(t, linuxtest.Config{Layout: linuxtest.Relative61, Types: linuxtest.IDRTypes()})
 	r := k.NewReader(nil)
 	idr := g.Base + testIDR
 	for name, want := range map[string]map[uint64]x86.VirtAddr{
@@ -62,7 +62,7 @@ func TestIDR(t *testing.T) {
 // TestIDRTorn damages a tree in the ways that a change under the walk, or a
 // guest, can: no walk takes the result for good.
 func TestIDRTorn(t *testing.T) {
-	g, k := identified(t, linuxtest.Config{Layout: linuxtest.Relative61})
+	g, k := identified(t, linuxtest.Config{Layout: linuxtest.Relative61, Types: linuxtest.IDRTypes()})
 	r := k.NewReader(nil)
 	idr, entries := g.Base+testIDR, map[uint64]x86.VirtAddr{1: 0xffff_8880_0000_1000, 64: 0xffff_8880_0000_2000}
 	slot := func(i int) x86.VirtAddr { return linuxtest.XANodeSlots + x86.VirtAddr(8*i) }
@@ -102,7 +102,7 @@ func FuzzIDR(f *testing.F) {
 	f.Add([]byte{1, 2, 3, 4, 5, 6, 7, 8}, uint16(0))
 	f.Add([]byte{6, 1}, uint16(x86.PageSize))
 	f.Fuzz(func(t *testing.T, data []byte, at uint16) {
-		g, k := identified(t, linuxtest.Config{Layout: linuxtest.Relative61, Symbols: 300})
+		g, k := identified(t, linuxtest.Config{Layout: linuxtest.Relative61, Symbols: 300, Types: linuxtest.IDRTypes()})
 		idr := g.Base + testIDR
 		g.WriteIDR(idr, g.Base+testNodes, map[uint64]x86.VirtAddr{1: 0xffff_8880_0000_1000, 64: 0xffff_8880_0000_2000, 5000: 0xffff_8880_0000_3000})
 		g.Write(g.Base+testNodes+x86.VirtAddr(at), data[:min(len(data), 0x4000)])

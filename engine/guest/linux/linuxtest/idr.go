@@ -20,7 +20,8 @@ const (
 	XAChunk      = 64
 )
 
-func idrTypes() []btf.Type {
+// IDRTypes are struct idr and struct xa_node.
+func IDRTypes() []btf.Type {
 	char, integer, pointer := scalar("unsigned char", 1), scalar("unsigned int", 4), &btf.Pointer{Target: &btf.Void{}}
 	at := func(off uint32) btf.Bits { return btf.Bits(off * 8) }
 	root := &btf.Struct{Name: "xarray", Size: 16, Members: []btf.Member{{Name: "xa_head", Type: pointer, Offset: at(IDRHead)}}}

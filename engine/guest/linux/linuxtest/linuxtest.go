@@ -90,8 +90,9 @@ type Config struct {
 	// NoBTF leaves out the type information, NoData the symbols of data
 	// (a kernel without KALLSYMS_ALL).
 	NoBTF, NoData bool
-	// BTF replaces the type information.
-	BTF []byte
+	// BTF replaces the type information; Types are more types for it.
+	BTF   []byte
+	Types []btf.Type
 	// Symbols is the number of made-up functions; 0 is 1500.
 	Symbols int
 	// UserRoot puts the vCPUs on the user half of page-table isolation.
@@ -144,7 +145,11 @@ func New(c Config) *Guest {
 	}
 	b := guesttest.New(levels, memSize)
 	g := &Guest{Builder: b, Base: c.Base, PhysBase: physBase, BTF: c.BTF}
-	if g.BTF == nil {
+	switch {
+	case g.BTF != nil:
+	case c.Types != nil:
+		g.BTF = types(c.Layout, c.Types)
+	default:
 		g.BTF = Types(c.Layout)
 	}
 	b.Map(c.Base, physBase, ImageSize, guest.Page2M, guesttest.Writable)
@@ -302,7 +307,7 @@ func (g *Guest) SetPoking(l Layout, mm, addr uint64) {
 func Types(l Layout) []byte {
 	typesOnce.Do(func() {
 		for i := range typesOf {
-			typesOf[i] = types(Layout(i))
+			typesOf[i] = types(Layout(i), nil)
 		}
 	})
 	return append([]byte(nil), typesOf[l]...)
@@ -313,7 +318,7 @@ var (
 	typesOf   [NumLayouts][]byte
 )
 
-func types(l Layout) []byte {
+func types(l Layout, more []btf.Type) []byte {
 	integer := &btf.Int{Name: "int", Size: 4, Encoding: btf.Signed}
 	long := &btf.Int{Name: "long unsigned int", Size: 8}
 	pid := &btf.Typedef{Name: "pid_t", Type: integer}
@@ -357,8 +362,7 @@ func types(l Layout) []byte {
 		{Name: "list", Type: list, Offset: at(ModuleList)},
 		{Name: "name", Type: &btf.Array{Type: char, Index: integer, Nelems: 56}, Offset: at(ModuleName)},
 	}}
-	all := []btf.Type{task, mm, states, module}
-	all = append(all, idrTypes()...)
+	all := append([]btf.Type{task, mm, states, module}, more...)
 	if l >= After64 {
 		region.Name = "module_memory"
 		module.Members = append(module.Members, btf.Member{
