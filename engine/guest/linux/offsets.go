@@ -17,6 +17,37 @@ type Offsets struct {
 	Module       ModuleOffsets     `c:"module"`
 	ModuleRegion ModuleAreaOffsets `c:"module_memory|module_layout"`
 
+	Sock         SockOffsets         `c:"sock"`
+	SockCommon   SockCommonOffsets   `c:"sock_common"`
+	TimeWaitSock TimeWaitSockOffsets `c:"inet_timewait_sock"`
+	Socket       SocketOffsets       `c:"socket"`
+	SocketAlloc  SocketAllocOffsets  `c:"socket_alloc"`
+	UnixSock     UnixSockOffsets     `c:"unix_sock"`
+	UnixAddress  UnixAddressOffsets  `c:"unix_address"`
+	PacketSock   PacketSockOffsets   `c:"packet_sock"`
+	NetlinkSock  NetlinkSockOffsets  `c:"netlink_sock"`
+	NetDevice    NetDeviceOffsets    `c:"net_device"`
+
+	Net          NetOffsets          `c:"net"`
+	InetHash     InetHashOffsets     `c:"inet_hashinfo"`
+	InetEHash    ChainHeadOffsets    `c:"inet_ehash_bucket"`
+	InetLHash    ChainHeadOffsets    `c:"inet_listen_hashbucket"`
+	InetBHash    ChainHeadOffsets    `c:"inet_bind_hashbucket"`
+	InetBind     InetBindOffsets     `c:"inet_bind_bucket"`
+	InetBind2    InetBindOffsets     `c:"inet_bind2_bucket"`
+	UDPTable     UDPTableOffsets     `c:"udp_table"`
+	UDPSlot      ChainHeadOffsets    `c:"udp_hslot"`
+	RawHash      RawHashOffsets      `c:"raw_hashinfo"`
+	NetlinkTable NetlinkTableOffsets `c:"netlink_table"`
+	BucketTable  BucketTableOffsets  `c:"bucket_table"`
+
+	TaskFiles   TaskFilesOffsets   `c:"task_struct"`
+	Group       GroupOffsets       `c:"signal_struct"`
+	Files       FilesOffsets       `c:"files_struct"`
+	FDTable     FDTableOffsets     `c:"fdtable"`
+	OpenFile    OpenFileOffsets    `c:"file"`
+	SocketInode SocketInodeOffsets `c:"inode"`
+
 	IDR    IDROffsets    `c:"idr"`
 	XANode XANodeOffsets `c:"xa_node|radix_tree_node"`
 }
