@@ -184,8 +184,8 @@ func (w *socketWalk) inChain(bucket uint64, head x86.VirtAddr, node int, found *
 
 // eachChain runs f on each chain of a table until it is consistent.
 func (w *socketWalk) eachChain(t hashTable, f func(bucket uint64, head x86.VirtAddr, found *[]foundSocket) error) error {
-	if w.steps += t.buckets / 64; w.steps > maxSocketSteps { // empty ones are cheap
-		return errBudget
+	if err := w.budget.spend(t.buckets / cheap); err != nil {
+		return err
 	}
 	var found []foundSocket
 	return w.r.eachBucket(t, func(bucket uint64, head x86.VirtAddr) error {

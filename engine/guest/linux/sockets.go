@@ -1,7 +1,6 @@
 package linux
 
 import (
-	"errors"
 	"fmt"
 	"strconv"
 
@@ -120,9 +119,9 @@ func (r *Reader) Sockets() (report.List[report.Socket], error) {
 			"sock.sk_socket", o.Sock.Socket, "socket_alloc.vfs_inode", o.SocketAlloc.Inode, "inode.i_ino", o.SocketInode.Number); err != nil {
 			return err
 		}
-		w := socketWalk{r: r, seen: map[x86.VirtAddr]bool{}, namespaces: map[x86.VirtAddr]uint32{}, owners: map[x86.VirtAddr][]report.Owner{}}
+		w := r.newSocketWalk()
 		w.tables()
-		w.processes()
+		w.part("the sockets' owners", w.processes)
 		for _, s := range w.sockets {
 			s.Owners = w.owners[s.socket]
 			out.Items = append(out.Items, s.Socket)
@@ -150,20 +149,24 @@ type socketWalk struct {
 	owners map[x86.VirtAddr][]report.Owner
 	// namespaces are the inode numbers of network namespaces, by address.
 	namespaces map[x86.VirtAddr]uint32
-	steps      int
+	budget     budget
 
 	common, full, extra object
 }
 
-// errBudget: a bound on what is looked at for one report was reached.
-var errBudget = errors.New("there is too much of it")
+func (r *Reader) newSocketWalk() *socketWalk {
+	return &socketWalk{
+		r: r, budget: budget{maxSocketSteps}, seen: map[x86.VirtAddr]bool{},
+		namespaces: map[x86.VirtAddr]uint32{}, owners: map[x86.VirtAddr][]report.Owner{},
+	}
+}
 
 // step counts something looked at.
 func (w *socketWalk) step() error {
-	if w.steps++; w.steps > maxSocketSteps || len(w.sockets) >= maxSockets {
+	if len(w.sockets) >= maxSockets {
 		return errBudget
 	}
-	return nil
+	return w.budget.spend(1)
 }
 
 // part reads a part of the report, whose failure leaves it out and no more.
