@@ -48,6 +48,38 @@ type Offsets struct {
 	OpenFile    OpenFileOffsets    `c:"file"`
 	SocketInode SocketInodeOffsets `c:"inode"`
 
+	BPFProg            BPFProgOffsets       `c:"bpf_prog"`
+	BPFAux             BPFAuxOffsets        `c:"bpf_prog_aux"`
+	User               UserOffsets          `c:"user_struct"`
+	BPFLink            BPFLinkOffsets       `c:"bpf_link"`
+	BPFRawTPLink       BPFLinkToOffsets     `c:"bpf_raw_tp_link"`
+	BPFCGroupLink      BPFLinkToOffsets     `c:"bpf_cgroup_link"`
+	BPFNetNSLink       BPFLinkToOffsets     `c:"bpf_netns_link"`
+	BPFXDPLink         BPFLinkToOffsets     `c:"bpf_xdp_link"`
+	BPFTCXLink         BPFLinkToOffsets     `c:"tcx_link"`
+	BPFNetkitLink      BPFLinkToOffsets     `c:"netkit_link"`
+	BPFIterLink        BPFLinkToOffsets     `c:"bpf_iter_link"`
+	BPFPerfLink        BPFLinkToOffsets     `c:"bpf_perf_link"`
+	BPFStructOpsLink   BPFLinkToOffsets     `c:"bpf_struct_ops_link"`
+	BPFSockMapLink     BPFLinkToOffsets     `c:"sockmap_link"`
+	BPFKprobeMultiLink BPFLinkToOffsets     `c:"bpf_kprobe_multi_link"`
+	BPFRawEvent        BPFRawEventOffsets   `c:"bpf_raw_event_map"`
+	BPFIterTarget      BPFIterTargetOffsets `c:"bpf_iter_target_info"`
+	BPFIterReg         BPFIterRegOffsets    `c:"bpf_iter_reg"`
+	BPFMap             BPFMapOffsets        `c:"bpf_map"`
+	BPFProgArray       BPFProgArrayOffsets  `c:"bpf_prog_array"`
+	BPFProgItem        BPFProgItemOffsets   `c:"bpf_prog_array_item"`
+	BPFProgList        BPFProgListOffsets   `c:"bpf_prog_list"`
+	CGroupBPF          CGroupBPFOffsets     `c:"cgroup"`
+	CGroupTop          CGroupTopOffsets     `c:"cgroup_root"`
+	KernFS             KernFSOffsets        `c:"kernfs_node"`
+	PerfEvent          PerfEventOffsets     `c:"perf_event"`
+	TraceCall          TraceCallOffsets     `c:"trace_event_call"`
+	Tracepoint         TracepointOffsets    `c:"tracepoint"`
+	SkFilter           SkFilterOffsets      `c:"sk_filter"`
+	XDP                XDPOffsets           `c:"net_device"`
+	XDPMode            XDPModeOffsets       `c:"bpf_xdp_entity"`
+
 	IDR    IDROffsets    `c:"idr"`
 	XANode XANodeOffsets `c:"xa_node|radix_tree_node"`
 }

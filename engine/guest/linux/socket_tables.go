@@ -19,6 +19,7 @@ type NetOffsets struct {
 	// namespaces before 6.0.
 	UnixBuckets int `c:"unx.table.buckets"`
 	Packets     int `c:"packet.sklist"`
+	Devices     int `c:"dev_base_head"`
 }
 
 // ChainHeadOffsets lays out a bucket of a hash table.
@@ -91,7 +92,7 @@ const (
 func (w *socketWalk) tables() {
 	var nets []x86.VirtAddr
 	w.part("network namespaces", func() (err error) {
-		nets, err = w.nets()
+		nets, err = w.r.nets()
 		return err
 	})
 	o := &w.r.k.Offsets
@@ -112,19 +113,19 @@ func (w *socketWalk) tables() {
 }
 
 // nets lists the network namespaces.
-func (w *socketWalk) nets() ([]x86.VirtAddr, error) {
-	o := &w.r.k.Offsets.Net
+func (r *Reader) nets() ([]x86.VirtAddr, error) {
+	o := &r.k.Offsets.Net
 	if err := need("net.list", o.List); err != nil {
 		return nil, err
 	}
-	head, err := w.r.variable("net_namespace_list")
+	head, err := r.variable("net_namespace_list")
 	if err != nil {
 		return nil, err
 	}
 	var out []x86.VirtAddr
-	err = w.r.consistently("net_namespace_list", func() error {
+	err = r.consistently("net_namespace_list", func() error {
 		out = out[:0]
-		return w.r.list("net_namespace_list", head, maxNetNS, func(node x86.VirtAddr) error {
+		return r.list("net_namespace_list", head, maxNetNS, func(node x86.VirtAddr) error {
 			out = append(out, node-x86.VirtAddr(o.List))
 			return nil
 		})

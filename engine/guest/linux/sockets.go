@@ -48,6 +48,7 @@ type SockOffsets struct {
 	Protocol Bits `c:"sk_protocol"`
 	UID      int  `c:"sk_uid"`
 	Socket   int  `c:"sk_socket"`
+	Filter   int  `c:"sk_filter"`
 }
 
 // TimeWaitSockOffsets lays out struct inet_timewait_sock.
@@ -138,6 +139,7 @@ func (r *Reader) Sockets() (report.List[report.Socket], error) {
 type foundSocket struct {
 	report.Socket
 	socket x86.VirtAddr
+	filter x86.VirtAddr // its struct sk_filter
 }
 
 // socketWalk is one reading of all sockets.
@@ -266,7 +268,7 @@ func (w *socketWalk) wholeSock(s *foundSocket) (typ, protocol uint16, err error)
 	} else {
 		typ, protocol = w.full.u16(o.Sock.Type.Offset), w.full.u16(o.Sock.Protocol.Offset)
 	}
-	s.UID = w.full.u32(o.Sock.UID)
+	s.UID, s.filter = w.full.u32(o.Sock.UID), w.full.pointer(o.Sock.Filter)
 	socket := w.full.pointer(o.Sock.Socket)
 	if socket == 0 {
 		return typ, protocol, nil
