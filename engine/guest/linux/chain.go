@@ -82,14 +82,22 @@ func masked(what string, at x86.VirtAddr, mask uint32, stride, head int) hashTab
 	return hashTable{what, at, int(mask) + 1, stride, head}
 }
 
-// eachBucket calls f with the number of each bucket of a table that is not
-// empty, and the address of its chain head.
-func (r *Reader) eachBucket(t hashTable, f func(bucket uint64, head x86.VirtAddr) error) error {
+// check refuses what is no table of the kernel's.
+func (t *hashTable) check() error {
 	if t.buckets <= 0 || t.buckets > maxBuckets || t.buckets&(t.buckets-1) != 0 || !t.at.KernelHalf() {
 		return &ReadError{What: t.what, Got: fmt.Sprintf("%d buckets at %v", t.buckets, t.at), Err: ErrImplausible}
 	}
 	if t.stride < 8 || t.stride > x86.PageSize || t.head < 0 || t.head > t.stride-8 {
 		return &ReadError{What: t.what, Got: "no such members in this kernel's types", Err: ErrUnsupported}
+	}
+	return nil
+}
+
+// eachBucket calls f with the number of each bucket of a table that is not
+// empty, and the address of its chain head.
+func (r *Reader) eachBucket(t hashTable, f func(bucket uint64, head x86.VirtAddr) error) error {
+	if err := t.check(); err != nil {
+		return err
 	}
 	var o object
 	atOnce := x86.PageSize / t.stride

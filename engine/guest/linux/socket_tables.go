@@ -130,7 +130,10 @@ func (r *Reader) nets() ([]x86.VirtAddr, error) {
 			return nil
 		})
 	})
-	return out, err
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
 }
 
 // each collects the addresses of a kind of table: the kernel's variables, and
@@ -185,6 +188,9 @@ func (w *socketWalk) inChain(bucket uint64, head x86.VirtAddr, node int, found *
 
 // eachChain runs f on each chain of a table until it is consistent.
 func (w *socketWalk) eachChain(t hashTable, f func(bucket uint64, head x86.VirtAddr, found *[]foundSocket) error) error {
+	if err := t.check(); err != nil {
+		return err
+	}
 	if err := w.budget.spend(t.buckets / cheap); err != nil {
 		return err
 	}
