@@ -15,6 +15,7 @@ import (
 // and what is to be said of them.
 type socketWorld struct {
 	*linuxtest.Sockets
+	world
 	want []report.Socket
 
 	listener, peer, timeWait, unixName, bound x86.VirtAddr
@@ -22,6 +23,7 @@ type socketWorld struct {
 
 func newSocketWorld() *socketWorld {
 	w := &socketWorld{Sockets: linuxtest.NewSockets(nil)}
+	w.world.g = w.Guest
 	add := func(at x86.VirtAddr, s report.Socket) {
 		s.Addr, s.NetNS = at, linuxtest.Inum
 		w.want = append(w.want, s)
@@ -121,16 +123,37 @@ func newSocketWorld() *socketWorld {
 	return w
 }
 
-// read identifies the guest and reads its sockets.
 func (w *socketWorld) read(t testing.TB) (report.List[report.Socket], error) {
-	k, err := Identify(w.Memory(), w.Regs[0])
+	return w.kernel(t).NewReader(w.Regs).Sockets()
+}
+
+// world is a guest built for a test.
+type world struct{ g *linuxtest.Guest }
+
+// kernel identifies it.
+func (w world) kernel(t testing.TB) *Kernel {
+	k, err := Identify(w.g.Memory(), w.g.Regs[0])
 	if err != nil {
 		t.Fatal(err)
 	}
 	if k.BTFError != nil {
 		t.Fatal(k.BTFError)
 	}
-	return k.NewReader(w.Regs).Sockets()
+	return k
+}
+
+// scribble writes over what is on the guest's heap and returns what undoes it:
+// to build a guest for each input of a fuzz test would take most of its time.
+func (w world) scribble(at uint16, data []byte) func() {
+	start := w.g.Base + linuxtest.HeapStart + x86.VirtAddr(at&^7)
+	data = data[:min(len(data), 0x4000)]
+	old := make([]byte, len(data))
+	as := w.g.AddressSpace()
+	if err := as.Read(start, old); err != nil {
+		panic(err)
+	}
+	w.g.Write(start, data)
+	return func() { w.g.Write(start, old) }
 }
 
 func bySocket(a, b report.Socket) int {
@@ -247,10 +270,11 @@ func TestSocketNames(t *testing.T) {
 func FuzzSockets(f *testing.F) {
 	f.Add([]byte{1, 2, 3, 4, 5, 6, 7, 8}, uint16(0))
 	f.Add([]byte{0xff, 0xff, 0xff, 0xff}, uint16(0x1200))
+	w := newSocketWorld()
+	k := w.kernel(f)
 	f.Fuzz(func(t *testing.T, data []byte, at uint16) {
-		w := newSocketWorld()
-		w.Write(w.Base+linuxtest.HeapStart+x86.VirtAddr(at&^7), data[:min(len(data), 0x4000)])
-		got, err := w.read(t)
+		defer w.scribble(at, data)()
+		got, err := k.NewReader(w.Regs).Sockets()
 		if err != nil {
 			t.Fatal(err)
 		}
