@@ -41,7 +41,8 @@ func (r *Reader) chain(head x86.VirtAddr, bucket uint64, most int, f func(node x
 			return &ReadError{What: "a hash chain", Got: fmt.Sprintf("more than %d entries", most), Err: ErrImplausible}
 		}
 		node := x86.VirtAddr(v)
-		if !r.linkedAt(node, link) {
+		// A circle of nodes that all point back goes through its head.
+		if node == head || !r.linkedAt(node, link) {
 			return errTorn
 		}
 		if err := f(node); err != nil {

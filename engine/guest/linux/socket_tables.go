@@ -180,7 +180,11 @@ func (w *socketWalk) inChain(bucket uint64, head x86.VirtAddr, node int, found *
 		if err := w.step(); err != nil || len(*found) >= maxSockets {
 			return errBudget
 		}
-		s, err := w.socket(at - x86.VirtAddr(node))
+		sock := at - x86.VirtAddr(node)
+		if w.seen[sock] { // in another table
+			return nil
+		}
+		s, err := w.socket(sock)
 		*found = append(*found, s)
 		return err
 	})

@@ -13,10 +13,10 @@ import (
 const (
 	// maxSockets is more than a busy proxy has.
 	maxSockets = 1 << 18
-	// maxSocketSteps bounds the buckets, list entries and file descriptors that
-	// are looked at, of all tables together; 512 Ki connection buckets are a
-	// large server's.
-	maxSocketSteps = 1 << 24
+	// maxSocketSteps bounds the list entries and open files that are looked at,
+	// of all tables and processes together, some microseconds each. Of empty
+	// buckets and descriptors cheap many count as one.
+	maxSocketSteps = 1 << 21
 	// maxNetNS bounds the network namespaces.
 	maxNetNS = 1 << 16
 )

@@ -201,11 +201,16 @@ func TestSocketsHostile(t *testing.T) {
 		"another chain's end":          {func(w *socketWorld) { w.WriteUint64(w.timeWait+linuxtest.SockNode, 3<<1|1) }, "a change in each", 3},
 		"a chain into user memory":     {func(w *socketWorld) { w.WriteUint64(w.timeWait+linuxtest.SockNode, user) }, "a change in each", 3},
 		"a chain to nowhere":           {func(w *socketWorld) { w.WriteUint64(w.timeWait+linuxtest.SockNode, unmapped) }, "a change in each", 3},
-		"a name of 4 GiB":              {func(w *socketWorld) { w.WriteUint32(w.unixName+linuxtest.UnixAddressLen, 0xffff_ffff) }, "unix sockets", 2},
-		"a socket's inode unmapped":    {func(w *socketWorld) { w.WriteUint64(w.bound+linuxtest.SockSocket, unmapped) }, "bound TCP sockets", 1},
-		"2 Gi open files":              {func(w *socketWorld) { w.WriteUint32(w.FDTable, 1<<31) }, "open files of process 42", 1},
-		"1 Mi open files":              {func(w *socketWorld) { w.WriteUint32(w.FDTable, maxFDs) }, "open files of process 42", 1},
-		"open files unmapped":          {func(w *socketWorld) { w.WriteUint64(w.FDTable+linuxtest.TableFDs, unmapped) }, "open files of process 42", 1},
+		"a chain back to its head": {func(w *socketWorld) {
+			head := w.Unix + 510*8 // the next head is the one's back pointer
+			w.WriteChain(head, uint64(head), w.unixName)
+			w.WriteUint64(head+8, uint64(w.unixName))
+		}, "unix sockets", 2},
+		"a name of 4 GiB":           {func(w *socketWorld) { w.WriteUint32(w.unixName+linuxtest.UnixAddressLen, 0xffff_ffff) }, "unix sockets", 2},
+		"a socket's inode unmapped": {func(w *socketWorld) { w.WriteUint64(w.bound+linuxtest.SockSocket, unmapped) }, "bound TCP sockets", 1},
+		"2 Gi open files":           {func(w *socketWorld) { w.WriteUint32(w.FDTable, 1<<31) }, "open files of process 42", 1},
+		"1 Mi open files":           {func(w *socketWorld) { w.WriteUint32(w.FDTable, maxFDs) }, "open files of process 42", 1},
+		"open files unmapped":       {func(w *socketWorld) { w.WriteUint64(w.FDTable+linuxtest.TableFDs, unmapped) }, "open files of process 42", 1},
 		"namespaces in a circle": {func(w *socketWorld) { w.WriteUint64(w.Net, uint64(w.Net)) },
 			"net_namespace_list", 3}, // unix and packet sockets are found by them
 		"a rehash for ever": {func(w *socketWorld) { w.WriteUint64(w.Netlink+48, uint64(w.Netlink)) }, "", 0},
