@@ -1,6 +1,7 @@
 package linux
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/xen-hvi/hvi/engine/guest/report"
@@ -117,11 +118,8 @@ func (w *programWalk) link(at x86.VirtAddr, typ uint32, prog x86.VirtAddr) (repo
 		if l.Link < 0 || l.To < 0 {
 			return nil
 		}
-		p, err := w.r.as.ReadPointer(at - x86.VirtAddr(l.Link) + x86.VirtAddr(l.To))
-		if err != nil {
-			return errTorn
-		}
-		if p != 0 { // it is taken away when what it leads to goes
+		p, err := w.follow(at-x86.VirtAddr(l.Link), "bpf_link", l.To)
+		if err == nil && p != 0 { // it is taken away when what it leads to goes
 			a.Target, err = f(p)
 		}
 		return err
@@ -130,11 +128,11 @@ func (w *programWalk) link(at x86.VirtAddr, typ uint32, prog x86.VirtAddr) (repo
 	switch a.Kind {
 	case "raw_tracepoint":
 		err = to(&o.BPFRawTPLink, func(p x86.VirtAddr) (report.Text, error) {
-			tp, err := w.r.as.ReadPointer(p + x86.VirtAddr(o.BPFRawEvent.Tracepoint))
+			tp, err := w.follow(p, "bpf_raw_event_map.tp", o.BPFRawEvent.Tracepoint)
 			if err != nil {
-				return "", errTorn
+				return "", err
 			}
-			return w.pointed(tp + x86.VirtAddr(o.Tracepoint.Name))
+			return w.pointed(tp, "tracepoint.name", o.Tracepoint.Name)
 		})
 	case "tracing":
 		a.Target = w.traces[prog]
@@ -145,6 +143,9 @@ func (w *programWalk) link(at x86.VirtAddr, typ uint32, prog x86.VirtAddr) (repo
 		err = to(&o.BPFCGroupLink, w.cgroupPath)
 	case "netns":
 		err = to(&o.BPFNetNSLink, func(p x86.VirtAddr) (report.Text, error) {
+			if err := need("net.ns.inum", o.Net.Number); err != nil {
+				return "", err
+			}
 			inum, err := w.r.as.ReadUint32(p + x86.VirtAddr(o.Net.Number))
 			if err != nil {
 				return "", errTorn
@@ -159,11 +160,11 @@ func (w *programWalk) link(at x86.VirtAddr, typ uint32, prog x86.VirtAddr) (repo
 		err = to(&o.BPFNetkitLink, w.device)
 	case "iter":
 		err = to(&o.BPFIterLink, func(p x86.VirtAddr) (report.Text, error) {
-			reg, err := w.r.as.ReadPointer(p + x86.VirtAddr(o.BPFIterTarget.Reg))
+			reg, err := w.follow(p, "bpf_iter_target_info.reg_info", o.BPFIterTarget.Reg)
 			if err != nil {
-				return "", errTorn
+				return "", err
 			}
-			return w.pointed(reg + x86.VirtAddr(o.BPFIterReg.Target))
+			return w.pointed(reg, "bpf_iter_reg.target", o.BPFIterReg.Target)
 		})
 	case "struct_ops":
 		err = to(&o.BPFStructOpsLink, w.mapName)
@@ -171,9 +172,9 @@ func (w *programWalk) link(at x86.VirtAddr, typ uint32, prog x86.VirtAddr) (repo
 		err = to(&o.BPFSockMapLink, w.mapName)
 	case "perf_event":
 		err = to(&o.BPFPerfLink, func(file x86.VirtAddr) (report.Text, error) {
-			event, err := w.r.as.ReadPointer(file + x86.VirtAddr(o.OpenFile.Private))
+			event, err := w.follow(file, "file.private_data", o.OpenFile.Private)
 			if err != nil {
-				return "", errTorn
+				return "", err
 			}
 			return w.perfEvent(event)
 		})
@@ -182,6 +183,10 @@ func (w *programWalk) link(at x86.VirtAddr, typ uint32, prog x86.VirtAddr) (repo
 		}
 	case "kprobe_multi":
 		a.Target, err = w.functions(at)
+	}
+	if errors.Is(err, ErrUnsupported) { // it is there all the same
+		w.r.missing("what an eBPF link leads to: %v", err)
+		err = nil
 	}
 	return a, err
 }
@@ -198,13 +203,13 @@ func (w *programWalk) functions(at x86.VirtAddr) (report.Text, error) {
 	if err != nil {
 		return "", errTorn
 	}
-	addrs, err := w.r.as.ReadPointer(at + x86.VirtAddr(o.Addrs))
+	addrs, err := w.follow(at, "bpf_kprobe_multi_link.addrs", o.Addrs)
 	if err != nil {
-		return "", errTorn
+		return "", err
 	}
-	first, err := w.r.as.ReadPointer(addrs)
+	first, err := w.follow(addrs, "addrs", 0)
 	if err != nil {
-		return "", errTorn
+		return "", err
 	}
 	p := w.r.place(first)
 	name := p.Symbol

@@ -108,18 +108,15 @@ func (o *TraceCallOffsets) tracepointFlag() uint32 {
 // cgroupPath is the path of a control group in its hierarchy.
 func (w *programWalk) cgroupPath(group x86.VirtAddr) (report.Text, error) {
 	o := &w.r.k.Offsets
-	if o.CGroupBPF.Node < 0 || o.KernFS.Parent < 0 || o.KernFS.Name < 0 {
-		return "", nil
-	}
-	node, err := w.r.as.ReadPointer(group + x86.VirtAddr(o.CGroupBPF.Node))
+	node, err := w.follow(group, "cgroup.kn", o.CGroupBPF.Node)
 	if err != nil {
-		return "", errTorn
+		return "", err
 	}
 	path := ""
 	for range maxCGroupDepth {
-		parent, err := w.r.as.ReadPointer(node + x86.VirtAddr(o.KernFS.Parent))
+		parent, err := w.follow(node, "kernfs_node.parent", o.KernFS.Parent)
 		if err != nil {
-			return "", errTorn
+			return "", err
 		}
 		if parent == 0 {
 			if path == "" {
@@ -127,8 +124,11 @@ func (w *programWalk) cgroupPath(group x86.VirtAddr) (report.Text, error) {
 			}
 			return printable.Escape(path), nil
 		}
-		at, err := w.r.as.ReadPointer(node + x86.VirtAddr(o.KernFS.Name))
-		if err != nil || !at.KernelHalf() {
+		at, err := w.follow(node, "kernfs_node.name", o.KernFS.Name)
+		if err != nil {
+			return "", err
+		}
+		if !at.KernelHalf() {
 			return "", errTorn
 		}
 		name, err := w.r.as.ReadCString(at, maxKernFSName)
@@ -247,16 +247,13 @@ func (w *programWalk) perfEvent(event x86.VirtAddr) (report.Text, error) {
 	if o.PerfEvent.Call < 0 || o.TraceCall.Name < 0 {
 		return "", nil
 	}
-	call, err := w.r.as.ReadPointer(event + x86.VirtAddr(o.PerfEvent.Call))
-	if err != nil {
-		return "", errTorn
+	call, err := w.follow(event, "perf_event.tp_event", o.PerfEvent.Call)
+	if err != nil || call == 0 {
+		return "", err
 	}
-	if call == 0 {
-		return "", nil
-	}
-	name, err := w.r.as.ReadPointer(call + x86.VirtAddr(o.TraceCall.Name))
+	name, err := w.follow(call, "trace_event_call.name", o.TraceCall.Name)
 	if err != nil {
-		return "", errTorn
+		return "", err
 	}
 	if o.TraceCall.Flags >= 0 && o.Tracepoint.Name >= 0 {
 		flags, err := w.r.as.ReadUint32(call + x86.VirtAddr(o.TraceCall.Flags))
@@ -264,7 +261,7 @@ func (w *programWalk) perfEvent(event x86.VirtAddr) (report.Text, error) {
 			return "", errTorn
 		}
 		if flags&o.TraceCall.tracepointFlag() != 0 {
-			return w.pointed(name + x86.VirtAddr(o.Tracepoint.Name))
+			return w.pointed(name, "tracepoint.name", o.Tracepoint.Name)
 		}
 	}
 	return w.name(name)
@@ -316,9 +313,9 @@ func (w *programWalk) perfEvents() error {
 func (w *programWalk) perfPrograms(event x86.VirtAddr) ([]x86.VirtAddr, error) {
 	o := &w.r.k.Offsets
 	var out []x86.VirtAddr
-	prog, err := w.r.as.ReadPointer(event + x86.VirtAddr(o.PerfEvent.Prog))
+	prog, err := w.follow(event, "perf_event.prog", o.PerfEvent.Prog)
 	if err != nil {
-		return nil, errTorn
+		return nil, err
 	}
 	if prog != 0 {
 		out = append(out, prog)
@@ -326,24 +323,18 @@ func (w *programWalk) perfPrograms(event x86.VirtAddr) ([]x86.VirtAddr, error) {
 	if o.PerfEvent.Call < 0 || o.TraceCall.Progs < 0 || o.BPFProgArray.Items < 0 || o.BPFProgItem.Size < 8 || o.BPFProgItem.Prog < 0 {
 		return out, nil
 	}
-	call, err := w.r.as.ReadPointer(event + x86.VirtAddr(o.PerfEvent.Call))
-	if err != nil {
-		return nil, errTorn
+	call, err := w.follow(event, "perf_event.tp_event", o.PerfEvent.Call)
+	if err != nil || call == 0 {
+		return out, err
 	}
-	if call == 0 {
-		return out, nil
-	}
-	array, err := w.r.as.ReadPointer(call + x86.VirtAddr(o.TraceCall.Progs))
-	if err != nil {
-		return nil, errTorn
-	}
-	if array == 0 {
-		return out, nil
+	array, err := w.follow(call, "trace_event_call.prog_array", o.TraceCall.Progs)
+	if err != nil || array == 0 {
+		return out, err
 	}
 	for i := range maxTracePrograms {
-		prog, err := w.r.as.ReadPointer(array + x86.VirtAddr(o.BPFProgArray.Items+i*o.BPFProgItem.Size+o.BPFProgItem.Prog))
+		prog, err := w.follow(array, "bpf_prog_array.items", o.BPFProgArray.Items+i*o.BPFProgItem.Size+o.BPFProgItem.Prog)
 		if err != nil {
-			return nil, errTorn
+			return nil, err
 		}
 		if prog == 0 {
 			break
@@ -361,9 +352,7 @@ func (w *programWalk) socketFilters() error {
 	}
 	s := w.r.newSocketWalk()
 	s.tables()
-	if err := s.processes(); err != nil {
-		return err
-	}
+	s.part("open sockets", s.processes)
 	for _, f := range s.sockets {
 		if f.filter == 0 {
 			continue

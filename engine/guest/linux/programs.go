@@ -12,10 +12,10 @@ import (
 // Bounds of reading eBPF programs.
 const (
 	// maxPrograms bounds programs, and links: tools load some dozens.
-	maxPrograms = 1 << 16
-	// maxProgramSteps bounds what is looked at to find what they are attached
-	// to.
-	maxProgramSteps = 1 << 22
+	maxPrograms = 1 << 15
+	// maxProgramSteps bounds what is looked at in one place that programs may
+	// be attached to.
+	maxProgramSteps = 1 << 19
 	// maxBPFName bounds the name of what a program is attached to.
 	maxBPFName = 512
 	// bpfTagLen is BPF_TAG_SIZE.
@@ -77,7 +77,7 @@ func numbered(names []string, n uint32) string {
 func (r *Reader) Programs() (report.List[report.Program], error) {
 	var out report.List[report.Program]
 	err := r.reading(&out.Reading, func() error {
-		w := programWalk{r: r, budget: budget{maxProgramSteps}}
+		w := programWalk{r: r}
 		if err := w.programs(); err != nil {
 			return err
 		}
@@ -183,9 +183,9 @@ func (w *programWalk) traced() (report.Text, error) {
 		return s, nil
 	}
 	// The other program's number.
-	aux, err := w.r.as.ReadPointer(prog + x86.VirtAddr(w.r.k.Offsets.BPFProg.Aux))
+	aux, err := w.follow(prog, "bpf_prog.aux", w.r.k.Offsets.BPFProg.Aux)
 	if err != nil {
-		return "", errTorn
+		return "", err
 	}
 	id, err := w.r.as.ReadUint32(aux + x86.VirtAddr(o.ID))
 	if err != nil {
@@ -206,11 +206,23 @@ func (w *programWalk) name(at x86.VirtAddr) (report.Text, error) {
 	return printable.Escape(s), nil
 }
 
-// pointed reads the string that a pointer at an address leads to.
-func (w *programWalk) pointed(at x86.VirtAddr) (report.Text, error) {
-	p, err := w.r.as.ReadPointer(at)
+// follow reads a member of a structure that is a pointer.
+func (w *programWalk) follow(at x86.VirtAddr, member string, off int) (x86.VirtAddr, error) {
+	if err := need(member, off); err != nil {
+		return 0, err
+	}
+	p, err := w.r.as.ReadPointer(at + x86.VirtAddr(off))
 	if err != nil {
-		return "", errTorn
+		return 0, errTorn
+	}
+	return p, nil
+}
+
+// pointed reads the string that a member of a structure points at.
+func (w *programWalk) pointed(at x86.VirtAddr, member string, off int) (report.Text, error) {
+	p, err := w.follow(at, member, off)
+	if err != nil {
+		return "", err
 	}
 	return w.name(p)
 }
@@ -238,6 +250,7 @@ func (w *programWalk) attach(prog x86.VirtAddr, a report.Attachment) {
 // what it can be attached to.
 func (w *programWalk) attachments() {
 	part := func(what string, f func() error) {
+		w.budget.left = maxProgramSteps
 		if err := f(); err != nil {
 			w.r.missing("%s: %v", what, err)
 		}

@@ -14,9 +14,11 @@ const (
 	// maxSockets is more than a busy proxy has.
 	maxSockets = 1 << 18
 	// maxSocketSteps bounds the list entries and open files that are looked at,
-	// of all tables and processes together, some microseconds each. Of empty
+	// some microseconds each, and maxPartSteps those of one table, or of all
+	// processes, so that one that is bent does not hide the others. Of empty
 	// buckets and descriptors cheap many count as one.
 	maxSocketSteps = 1 << 21
+	maxPartSteps   = 1 << 19
 	// maxNetNS bounds the network namespaces.
 	maxNetNS = 1 << 16
 )
@@ -151,14 +153,15 @@ type socketWalk struct {
 	owners map[x86.VirtAddr][]report.Owner
 	// namespaces are the inode numbers of network namespaces, by address.
 	namespaces map[x86.VirtAddr]uint32
-	budget     budget
+	left       int    // of maxSocketSteps
+	budget     budget // of the present part
 
 	common, full, extra object
 }
 
 func (r *Reader) newSocketWalk() *socketWalk {
 	return &socketWalk{
-		r: r, budget: budget{maxSocketSteps}, seen: map[x86.VirtAddr]bool{},
+		r: r, left: maxSocketSteps, seen: map[x86.VirtAddr]bool{},
 		namespaces: map[x86.VirtAddr]uint32{}, owners: map[x86.VirtAddr][]report.Owner{},
 	}
 }
@@ -173,9 +176,12 @@ func (w *socketWalk) step() error {
 
 // part reads a part of the report, whose failure leaves it out and no more.
 func (w *socketWalk) part(what string, f func() error) {
+	w.budget.left = min(maxPartSteps, w.left)
+	w.left -= w.budget.left
 	if err := f(); err != nil {
 		w.r.missing("%s: %v", what, err)
 	}
+	w.left += max(w.budget.left, 0)
 }
 
 // add puts sockets into the report, each once.

@@ -236,6 +236,24 @@ func TestSocketsHostile(t *testing.T) {
 	}
 }
 
+// TestSocketsAreBounded makes a chain of a guest's whole memory that never ends
+// well: it is given up, and the other tables are read.
+func TestSocketsAreBounded(t *testing.T) {
+	w := newSocketWorld()
+	nodes := make([]x86.VirtAddr, 0x1_0000)
+	for i := range nodes {
+		nodes[i] = w.Base + linuxtest.HeapStart + 0x1_0000 + x86.VirtAddr(16*i)
+	}
+	w.WriteChain(w.UDP, 0x7fff_0000_0000, nodes...)
+	got, err := w.read(t)
+	if err != nil || len(got.Items) != len(w.want)-1 || len(got.Reading.Incomplete) != 1 {
+		t.Errorf("%d sockets, want %d; %+v, %v", len(got.Items), len(w.want)-1, got.Reading, err)
+	}
+	if most := maxPartSteps / len(nodes); got.Reading.Retries > most {
+		t.Errorf("read %d times, want at most %d", got.Reading.Retries, most)
+	}
+}
+
 // TestSocketsNeedTypes: without type information there is an error, no list of
 // nothing.
 func TestSocketsNeedTypes(t *testing.T) {
