@@ -174,7 +174,7 @@ func fillLayout(src typeSource, name string, ref int, v reflect.Value) error {
 			if !ok {
 				continue
 			}
-			if m.bits < 0 || m.bits/8 > size { // an array of no fixed length lies at the end
+			if m.bits < 0 || m.bits/8 > size { // a flexible array begins at the end
 				return fmt.Errorf("%w: %s.%s at bit %d of %d bytes", errTypes, name, path, m.bits, size)
 			}
 			switch {

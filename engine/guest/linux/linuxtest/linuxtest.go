@@ -95,8 +95,8 @@ type Config struct {
 	BTF   []byte
 	Types []btf.Type
 	Task  []btf.Member
-	// Variables are more symbols of data, with their offsets from Base.
-	Variables map[string]x86.VirtAddr
+	// Data are more symbols of data, with their offsets from Base.
+	Data map[string]x86.VirtAddr
 	// Symbols is the number of made-up functions; 0 is 1500.
 	Symbols int
 	// UserRoot puts the vCPUs on the user half of page-table isolation.
@@ -223,7 +223,7 @@ func (g *Guest) layOut(c Config) {
 	data(Data+0x3010, poking[0])
 	data(Data+0x3018, poking[1])
 	data(Data+0x3040, "__per_cpu_offset")
-	for name, off := range c.Variables {
+	for name, off := range c.Data {
 		data(off, name)
 	}
 	data(ImageSize-0x1000, "_end")

@@ -153,7 +153,7 @@ func NewSockets(more []btf.Type, variables ...string) *Sockets {
 		vars[name] = at
 		at += 0x1000
 	}
-	g := New(Config{Layout: Relative61, Symbols: 300, Types: append(SocketTypes(), more...), Task: TaskFileMembers(), Variables: vars})
+	g := New(Config{Layout: Relative61, Symbols: 300, Types: append(SocketTypes(), more...), Task: TaskFileMembers(), Data: vars})
 	s := &Sockets{Guest: g, Heap: g.NewHeap()}
 	s.EHash, s.LHash, s.BHash, s.UDP, s.Unix = s.Alloc(4*8), s.Alloc(2*16), s.Alloc(2*16), s.Alloc(4*16), s.Alloc(512*8)
 	for i := range 4 {

@@ -35,7 +35,7 @@ type Heap struct {
 }
 
 // HeapStart is where a heap begins, from Config.Base on.
-const HeapStart = Data + 0x4_0000
+const HeapStart = Data + 0x8_0000
 
 // NewHeap returns the memory from HeapStart on.
 func (g *Guest) NewHeap() *Heap { return &Heap{g, g.Base + HeapStart} }
