@@ -75,14 +75,14 @@ func numbered(names []string, n uint32) string {
 // they are attached to. A program that has no number any more, because it is
 // being freed, is left out.
 func (r *Reader) Programs() (report.List[report.Program], error) {
-	var out report.List[report.Program]
+	out := report.List[report.Program]{Items: []report.Program{}}
 	err := r.reading(&out.Reading, func() error {
 		w := programWalk{r: r}
 		if err := w.programs(); err != nil {
 			return err
 		}
 		w.attachments()
-		out.Items = w.found
+		out.Items = append(out.Items, w.found...)
 		return nil
 	})
 	return out, err

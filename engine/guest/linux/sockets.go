@@ -114,7 +114,7 @@ type NetDeviceOffsets struct {
 // The guest goes on while it is read, so each chain of a table is consistent in
 // itself; a socket that moves from one to another meanwhile may be missed.
 func (r *Reader) Sockets() (report.List[report.Socket], error) {
-	var out report.List[report.Socket]
+	out := report.List[report.Socket]{Items: []report.Socket{}}
 	err := r.reading(&out.Reading, func() error {
 		o := &r.k.Offsets
 		if err := need("sock_common.skc_family", o.SockCommon.Family, "sock_common.skc_state", o.SockCommon.State,
