@@ -69,8 +69,8 @@ type Offsets struct {
 	MapleTypes MapleTypes       `enum:"maple_type"`
 	RBRoot     RBRootOffsets    `c:"rb_root"`
 	RBNode     RBNodeOffsets    `c:"rb_node"`
-	IDR    IDROffsets    `c:"idr"`
-	XANode XANodeOffsets `c:"xa_node|radix_tree_node"`
+	IDR        IDROffsets       `c:"idr"`
+	XANode     XANodeOffsets    `c:"xa_node|radix_tree_node"`
 }
 
 // TaskOffsets lays out struct task_struct.
@@ -94,7 +94,6 @@ type TaskOffsets struct {
 	// CPU moved into thread_info in 5.16.
 	CPU       int `c:"thread_info.cpu|cpu"`
 	StartTime int `c:"start_boottime|real_start_time"` // renamed in 5.5
-	Leader    int `c:"group_leader"`
 	Children  int `c:"children"`
 	Sibling   int `c:"sibling"`
 	Signal    int `c:"signal"`
