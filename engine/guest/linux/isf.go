@@ -100,7 +100,7 @@ func ReadISF(name string, r io.Reader) (*ISF, error) {
 		return nil, &ISFError{Name: name, Err: err}
 	}
 	o, err := offsetsFrom(src)
-	if err == nil {
+	if src.err != nil { // which may be why something is missing
 		err = src.err
 	}
 	if err != nil {

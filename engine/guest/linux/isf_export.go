@@ -45,6 +45,10 @@ func ExportISF(w io.Writer, k *Kernel) error {
 	if err != nil {
 		return err
 	}
+	return e.write(w, k)
+}
+
+func (e *exporter) write(w io.Writer, k *Kernel) error {
 	out := &exportWriter{w: bufio.NewWriterSize(w, 1<<16)}
 	out.raw(`{"metadata":{"format":"6.2.0","producer":{"name":"hvi"},"linux":{"symbols":[{"kind":"symtab","name":"kallsyms"}],"types":[]}},`)
 	out.raw(`"base_types":`)
