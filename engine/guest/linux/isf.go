@@ -90,7 +90,7 @@ func OpenISF(path string) (*ISF, error) {
 // second for the profile of a whole kernel, and several times the file's size
 // in memory while it runs. Errors are *[ISFError].
 func ReadISF(name string, r io.Reader) (*ISF, error) {
-	src, banner, err := parseISF(r)
+	src, banner, err := parseISF(r, maxISF)
 	if err != nil {
 		var e *ISFError
 		if errors.As(err, &e) {
@@ -111,21 +111,22 @@ func ReadISF(name string, r io.Reader) (*ISF, error) {
 
 // bounded is a reader that ends in an error, not in silence.
 type bounded struct {
-	r    io.Reader
-	left int64
+	r          io.Reader
+	read, most int
 }
 
 func (b *bounded) Read(p []byte) (int, error) {
-	if b.left <= 0 {
-		return 0, &ISFError{Got: fmt.Sprintf("more than %d MiB", maxISF>>20)}
+	if b.read >= b.most {
+		return 0, &ISFError{Got: fmt.Sprintf("more than %d bytes", b.most), Hint: "a profile of one kernel is smaller"}
 	}
-	n, err := b.r.Read(p[:min(int64(len(p)), b.left)])
-	b.left -= int64(n)
+	n, err := b.r.Read(p[:min(len(p), b.most-b.read)])
+	b.read += n
 	return n, err
 }
 
-func parseISF(r io.Reader) (*isfTypes, string, error) {
-	b := bufio.NewReaderSize(&bounded{r, maxISF}, 1<<16)
+// parseISF reads at most so many bytes, packed or not.
+func parseISF(r io.Reader, most int) (*isfTypes, string, error) {
+	b := bufio.NewReaderSize(&bounded{r: r, most: most}, 1<<16)
 	var text io.Reader = b
 	switch head, _ := b.Peek(6); {
 	case bytes.HasPrefix(head, []byte{0x1f, 0x8b}):
@@ -133,7 +134,7 @@ func parseISF(r io.Reader) (*isfTypes, string, error) {
 		if err != nil {
 			return nil, "", err
 		}
-		text = &bounded{z, maxISF}
+		text = &bounded{r: z, most: most}
 	case bytes.HasPrefix(head, []byte("\xfd7zXZ\x00")):
 		return nil, "", &ISFError{Got: "packed with xz", Hint: "unpack it with unxz, or pack it with gzip"}
 	}

@@ -438,22 +438,19 @@ func TestReadISFErrors(t *testing.T) {
 	}
 }
 
-// endless is a reader of a JSON file that does not end.
-type endless struct{ head string }
-
-func (e *endless) Read(b []byte) (int, error) {
-	n := copy(b, e.head)
-	e.head = e.head[n:]
-	for i := n; i < len(b); i++ {
-		b[i] = ' '
-	}
-	return len(b), nil
-}
-
+// A file that does not end, or that unpacks to more than any profile has, is
+// read so far and no further.
 func TestISFSize(t *testing.T) {
-	_, err := ReadISF("endless.json", &endless{head: "{"})
-	if err == nil || !strings.Contains(err.Error(), "more than 256 MiB") {
-		t.Error(err)
+	b := append([]byte("{"), bytes.Repeat([]byte{' '}, 1<<20)...)
+	for name, file := range map[string][]byte{"plain": b, "gzip": zipped(b)} {
+		const most = 100_000
+		r := bytes.NewReader(file)
+		if _, _, err := parseISF(r, most); err == nil || !strings.Contains(err.Error(), "more than 100000 bytes") {
+			t.Errorf("%s: %v", name, err)
+		}
+		if n := len(file) - r.Len(); n > most {
+			t.Errorf("%s: %d bytes read", name, n)
+		}
 	}
 }
 
@@ -558,7 +555,7 @@ func FuzzISF(f *testing.F) {
 		`"u":{"offset":0,"anonymous":true,"type":{"kind":"union","name":"sample"}}}},"inner":{"size":8,"fields":{"y":{"offset":4,"type":{"kind":"base","name":"int"}}}}},` +
 		`"enums":{"states":{"constants":{"OLD":-1}}},"symbols":{"linux_banner":{"constant_data":"TGludXggdmVyc2lvbiA0LjkgKHgpICMxCgA="}}}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		src, banner, err := parseISF(bytes.NewReader(b))
+		src, banner, err := parseISF(bytes.NewReader(b), 1<<20)
 		if err != nil {
 			return
 		}

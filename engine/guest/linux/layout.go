@@ -178,7 +178,11 @@ func fillLayout(src typeSource, name string, ref int, v reflect.Value) error {
 			if !ok || m.width != 0 && f.field.Kind() != reflect.Struct {
 				continue
 			}
-			if m.bits < 0 || m.bits+max(m.width, 1) > 8*size {
+			least := max(m.width, 1)
+			if n == 0 { // an array of no fixed length, which may begin at the end
+				least = 0
+			}
+			if m.bits < 0 || m.bits+least > 8*size {
 				return fmt.Errorf("%w: %s.%s at bit %d of %d bytes", errTypes, name, path, m.bits, size)
 			}
 			switch {

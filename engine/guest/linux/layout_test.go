@@ -45,7 +45,7 @@ func sample() *btf.Struct {
 		{Name: "name", Type: &btf.Typedef{Name: "name_t", Type: array(tChar, 16)}, Offset: at(176)},
 		{Name: "flags", Type: tInt, BitfieldSize: 3, Offset: at(192) + 5},
 		{Name: "byte", Type: tChar, Offset: at(200)},
-		{Name: "tail", Type: array(tInt, 0), Offset: at(252)},
+		{Name: "tail", Type: array(tInt, 0), Offset: at(256)}, // as a flexible array is
 	}
 	return s
 }
@@ -84,6 +84,7 @@ type sampleLayout struct {
 	Grid    int  `c:"grid[]"`
 	Name    int  `c:"name[]"`
 	Tail    int  `c:"tail[]"`
+	TailAt  int  `c:"tail"`
 	None    int  `c:"nothing[]"`
 	One     int  `c:"first[]"`
 	Flags   Bits `c:"flags"`
@@ -101,13 +102,13 @@ func TestLayout(t *testing.T) {
 		"all there": {
 			types: []btf.Type{sample()},
 			want: sampleLayout{Size: 256, First: 0, Renamed: 36, Lacks: NoOffset, Path: 12, Deeper: 40, Behind: NoOffset, Through: NoOffset, Partly: NoOffset,
-				Element: 52, Many: 5, Grid: 12, Name: 16, Tail: 0, None: 0, One: 1,
+				Element: 52, Many: 5, Grid: 12, Name: 16, Tail: 0, TailAt: 256, None: 0, One: 1,
 				Flags: Bits{192, 5, 3}, Whole: Bits{200, 0, 8}, NoBits: Bits{Offset: NoOffset}, Misread: NoOffset, Either: 32},
 		},
 		"no such structure": {
 			types: []btf.Type{&btf.Struct{Name: "other", Size: 8, Members: []btf.Member{{Name: "first", Type: tInt}}}},
 			want: sampleLayout{Size: NoOffset, First: NoOffset, Renamed: NoOffset, Lacks: NoOffset, Path: NoOffset, Deeper: NoOffset, Behind: NoOffset,
-				Through: NoOffset, Partly: NoOffset, Element: NoOffset, Flags: Bits{Offset: NoOffset}, Whole: Bits{Offset: NoOffset},
+				Through: NoOffset, Partly: NoOffset, Element: NoOffset, TailAt: NoOffset, Flags: Bits{Offset: NoOffset}, Whole: Bits{Offset: NoOffset},
 				NoBits: Bits{Offset: NoOffset}, Misread: NoOffset, Either: NoOffset},
 		},
 	} {
@@ -266,7 +267,7 @@ func checkLayout(t *testing.T, src typeSource) {
 				t.Fatalf("%s: %d elements", name, n)
 			}
 		case name != "Size":
-			if off := v.Field(i).Int(); off != NoOffset && (off < 0 || off >= int64(got.Size)) {
+			if off := v.Field(i).Int(); off != NoOffset && (off < 0 || off > int64(got.Size)) {
 				t.Fatalf("%s at %d of %d bytes", name, off, got.Size)
 			}
 		}
