@@ -458,7 +458,9 @@ func (d *ISFDir) Load() []error {
 			continue
 		}
 		f := d.files[e.Name()]
-		if f.size != st.Size() || !f.changed.Equal(st.ModTime()) {
+		if err := onlyRootWrites(d.dir, path); err != nil {
+			f = isfFile{err: err}
+		} else if f.size != st.Size() || !f.changed.Equal(st.ModTime()) {
 			f = isfFile{size: st.Size(), changed: st.ModTime()}
 			f.isf, f.err = OpenISF(path)
 		}
@@ -468,6 +470,22 @@ func (d *ISFDir) Load() []error {
 	}
 	d.files = now
 	return bad
+}
+
+// onlyRootWrites returns an error unless files are root's, or the user's own, and
+// writable for nobody else: what is in a profile decides what hvi takes for a
+// guest's processes.
+func onlyRootWrites(paths ...string) error {
+	for _, path := range paths {
+		st, err := os.Stat(path)
+		if err != nil {
+			return &ISFError{Name: path, Err: err}
+		}
+		if !private(st, 0o022) {
+			return &ISFError{Name: path, Got: fmt.Sprintf("others may write it (%v)", st.Mode()), Hint: "give it to root, and take that from the others"}
+		}
+	}
+	return nil
 }
 
 // isfName reports whether a file is meant to be a profile. One that is packed

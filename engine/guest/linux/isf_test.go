@@ -523,6 +523,16 @@ func TestISFDir(t *testing.T) {
 	if k := guest(); k.Types != report.TypesISF || k.Offsets.Task.PID != 100 || k.TypesNote != "" {
 		t.Errorf("types %v, %q", k.Types, k.TypesNote)
 	}
+	// One that others could write is refused.
+	if err := os.Chmod(filepath.Join(dir, "ours.json.gz"), 0o646); err != nil {
+		t.Fatal(err)
+	}
+	if k := guest(); k.Types == report.TypesISF || len(d.Load()) != 3 || !strings.Contains(d.Load()[1].Error(), "others may write it") {
+		t.Errorf("types %v, %v", k.Types, d.Load())
+	}
+	if err := os.Chmod(filepath.Join(dir, "ours.json.gz"), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	// A file that has changed is read again, one that has gone is forgotten.
 	path := filepath.Join(dir, "ours.json.gz")
 	write("ours.json.gz", zipped(small(func(m map[string]any) { child(m, "user_types", "task_struct", "fields", "pid")["offset"] = 108 })))
