@@ -101,9 +101,9 @@ func TestIDRTorn(t *testing.T) {
 func FuzzIDR(f *testing.F) {
 	f.Add([]byte{1, 2, 3, 4, 5, 6, 7, 8}, uint16(0))
 	f.Add([]byte{6, 1}, uint16(x86.PageSize))
+	g, k := identified(f, linuxtest.Config{Layout: linuxtest.Relative61, Symbols: 300, Types: linuxtest.IDRTypes()})
+	idr := g.Base + testIDR
 	f.Fuzz(func(t *testing.T, data []byte, at uint16) {
-		g, k := identified(t, linuxtest.Config{Layout: linuxtest.Relative61, Symbols: 300, Types: linuxtest.IDRTypes()})
-		idr := g.Base + testIDR
 		g.WriteIDR(idr, g.Base+testNodes, map[uint64]x86.VirtAddr{1: 0xffff_8880_0000_1000, 64: 0xffff_8880_0000_2000, 5000: 0xffff_8880_0000_3000})
 		g.Write(g.Base+testNodes+x86.VirtAddr(at), data[:min(len(data), 0x4000)])
 		const most = 1000

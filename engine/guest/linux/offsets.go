@@ -106,6 +106,69 @@ type Offsets struct {
 	RBNode     RBNodeOffsets    `c:"rb_node"`
 	IDR        IDROffsets       `c:"idr"`
 	XANode     XANodeOffsets    `c:"xa_node|radix_tree_node"`
+
+	Sock         SockOffsets         `c:"sock"`
+	SockCommon   SockCommonOffsets   `c:"sock_common"`
+	TimeWaitSock TimeWaitSockOffsets `c:"inet_timewait_sock"`
+	Socket       SocketOffsets       `c:"socket"`
+	SocketAlloc  SocketAllocOffsets  `c:"socket_alloc"`
+	UnixSock     UnixSockOffsets     `c:"unix_sock"`
+	UnixAddress  UnixAddressOffsets  `c:"unix_address"`
+	PacketSock   PacketSockOffsets   `c:"packet_sock"`
+	NetlinkSock  NetlinkSockOffsets  `c:"netlink_sock"`
+	NetDevice    NetDeviceOffsets    `c:"net_device"`
+
+	Net          NetOffsets          `c:"net"`
+	InetHash     InetHashOffsets     `c:"inet_hashinfo"`
+	InetEHash    ChainHeadOffsets    `c:"inet_ehash_bucket"`
+	InetLHash    ChainHeadOffsets    `c:"inet_listen_hashbucket"`
+	InetBHash    ChainHeadOffsets    `c:"inet_bind_hashbucket"`
+	InetBind     InetBindOffsets     `c:"inet_bind_bucket"`
+	InetBind2    InetBindOffsets     `c:"inet_bind2_bucket"`
+	UDPTable     UDPTableOffsets     `c:"udp_table"`
+	UDPSlot      ChainHeadOffsets    `c:"udp_hslot"`
+	RawHash      RawHashOffsets      `c:"raw_hashinfo"`
+	NetlinkTable NetlinkTableOffsets `c:"netlink_table"`
+	BucketTable  BucketTableOffsets  `c:"bucket_table"`
+
+	TaskFiles   TaskFilesOffsets   `c:"task_struct"`
+	Group       GroupOffsets       `c:"signal_struct"`
+	Files       FilesOffsets       `c:"files_struct"`
+	FDTable     FDTableOffsets     `c:"fdtable"`
+	OpenFile    OpenFileOffsets    `c:"file"`
+	SocketInode SocketInodeOffsets `c:"inode"`
+
+	BPFProg            BPFProgOffsets       `c:"bpf_prog"`
+	BPFAux             BPFAuxOffsets        `c:"bpf_prog_aux"`
+	User               UserOffsets          `c:"user_struct"`
+	BPFLink            BPFLinkOffsets       `c:"bpf_link"`
+	BPFRawTPLink       BPFLinkToOffsets     `c:"bpf_raw_tp_link"`
+	BPFCGroupLink      BPFLinkToOffsets     `c:"bpf_cgroup_link"`
+	BPFNetNSLink       BPFLinkToOffsets     `c:"bpf_netns_link"`
+	BPFXDPLink         BPFLinkToOffsets     `c:"bpf_xdp_link"`
+	BPFTCXLink         BPFLinkToOffsets     `c:"tcx_link"`
+	BPFNetkitLink      BPFLinkToOffsets     `c:"netkit_link"`
+	BPFIterLink        BPFLinkToOffsets     `c:"bpf_iter_link"`
+	BPFPerfLink        BPFLinkToOffsets     `c:"bpf_perf_link"`
+	BPFStructOpsLink   BPFLinkToOffsets     `c:"bpf_struct_ops_link"`
+	BPFSockMapLink     BPFLinkToOffsets     `c:"sockmap_link"`
+	BPFKprobeMultiLink BPFLinkToOffsets     `c:"bpf_kprobe_multi_link"`
+	BPFRawEvent        BPFRawEventOffsets   `c:"bpf_raw_event_map"`
+	BPFIterTarget      BPFIterTargetOffsets `c:"bpf_iter_target_info"`
+	BPFIterReg         BPFIterRegOffsets    `c:"bpf_iter_reg"`
+	BPFMap             BPFMapOffsets        `c:"bpf_map"`
+	BPFProgArray       BPFProgArrayOffsets  `c:"bpf_prog_array"`
+	BPFProgItem        BPFProgItemOffsets   `c:"bpf_prog_array_item"`
+	BPFProgList        BPFProgListOffsets   `c:"bpf_prog_list"`
+	CGroupBPF          CGroupBPFOffsets     `c:"cgroup"`
+	CGroupTop          CGroupTopOffsets     `c:"cgroup_root"`
+	KernFS             KernFSOffsets        `c:"kernfs_node"`
+	PerfEvent          PerfEventOffsets     `c:"perf_event"`
+	TraceCall          TraceCallOffsets     `c:"trace_event_call"`
+	Tracepoint         TracepointOffsets    `c:"tracepoint"`
+	SkFilter           SkFilterOffsets      `c:"sk_filter"`
+	XDP                XDPOffsets           `c:"net_device"`
+	XDPMode            XDPModeOffsets       `c:"bpf_xdp_entity"`
 }
 
 // TaskOffsets lays out struct task_struct.

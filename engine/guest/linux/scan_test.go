@@ -26,7 +26,7 @@ func forScan(c linuxtest.Config, processes int) *linuxtest.Guest {
 	return g
 }
 
-func whole(g *linuxtest.Guest) []guest.PhysRange {
+func wholeMemory(g *linuxtest.Guest) []guest.PhysRange {
 	return []guest.PhysRange{{Start: 0, End: x86.PhysAddr(len(g.Mem))}}
 }
 
@@ -53,7 +53,7 @@ func TestFind(t *testing.T) {
 			"by wrong registers": {wrong},
 		} {
 			for _, mem := range []guest.Memory{g.Memory(), bytesOnly{g.Memory()}} {
-				k, err := Find(mem, regs, whole(g))
+				k, err := Find(mem, regs, wholeMemory(g))
 				if err != nil || k.Base != g.Base || k.PhysBase != g.PhysBase || k.Banner != linuxtest.Banner {
 					t.Errorf("%s, %s: %+v, %v", name, how, k, err)
 					continue
@@ -107,18 +107,18 @@ func TestFindAmongOthers(t *testing.T) {
 			g.Put(entry(copyOf(g.Root), 511), uint64(pud)|7)
 		}
 	}
-	candidates, err := Scan(g.Memory(), whole(g))
+	candidates, err := Scan(g.Memory(), wholeMemory(g))
 	if err != nil || len(candidates) != 4 || candidates[3].CR3 != uint64(g.Root) {
 		t.Fatalf("candidates %+v, %v", candidates, err)
 	}
-	k, err := Find(g.Memory(), nil, whole(g))
+	k, err := Find(g.Memory(), nil, wholeMemory(g))
 	if err != nil || k.Base != g.Base || k.PhysBase != g.PhysBase {
 		t.Errorf("%+v, %v", k, err)
 	}
 	// With the kernel gone, the error is that of the one that came furthest.
 	g.Write(g.Base+linuxtest.ROData+0x100, []byte("Windows"))
 	var ie *IdentifyError
-	if k, err := Find(g.Memory(), nil, whole(g)); k != nil || !errors.As(err, &ie) || ie.Stage != StageBanner {
+	if k, err := Find(g.Memory(), nil, wholeMemory(g)); k != nil || !errors.As(err, &ie) || ie.Stage != StageBanner {
 		t.Errorf("%+v, %v, want an error of stage %q", k, err, StageBanner)
 	}
 }

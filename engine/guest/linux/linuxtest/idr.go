@@ -22,26 +22,15 @@ const (
 
 // IDRTypes are struct idr and struct xa_node.
 func IDRTypes() []btf.Type {
-	char, integer, pointer := scalar("unsigned char", 1), scalar("unsigned int", 4), &btf.Pointer{Target: &btf.Void{}}
-	at := func(off uint32) btf.Bits { return btf.Bits(off * 8) }
-	root := &btf.Struct{Name: "xarray", Size: 16, Members: []btf.Member{{Name: "xa_head", Type: pointer, Offset: at(IDRHead)}}}
 	return []btf.Type{
-		&btf.Struct{Name: "idr", Size: 24, Members: []btf.Member{
-			{Name: "idr_rt", Type: root},
-			{Name: "idr_base", Type: integer, Offset: at(IDRBase)},
-		}},
-		&btf.Struct{Name: "xa_node", Size: XANodeSize, Members: []btf.Member{
-			{Name: "shift", Type: char, Offset: at(XANodeShift)},
-			{Name: "offset", Type: char, Offset: at(XANodeOffset)},
-			{Name: "nr_values", Type: char, Offset: at(3)},
-			{Name: "parent", Type: pointer, Offset: at(XANodeParent)},
-			{Name: "slots", Type: &btf.Array{Type: pointer, Index: integer, Nelems: XAChunk}, Offset: at(XANodeSlots)},
-		}},
+		structOf("idr", 24,
+			member("idr_rt", 0, structOf("xarray", 16, member("xa_head", IDRHead, pointer))),
+			member("idr_base", IDRBase, u32)),
+		structOf("xa_node", XANodeSize,
+			member("shift", XANodeShift, u8), member("offset", XANodeOffset, u8), member("nr_values", 3, u8),
+			member("parent", XANodeParent, pointer), member("slots", XANodeSlots, array(pointer, XAChunk))),
 	}
 }
-
-// scalar is an unsigned integer type.
-func scalar(name string, size uint32) *btf.Int { return &btf.Int{Name: name, Size: size} }
 
 // WriteIDR writes a struct idr at a place and its nodes from nodes on, a page
 // each, as the kernel would for these entries. It returns the addresses of the

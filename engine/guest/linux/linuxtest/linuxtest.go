@@ -95,9 +95,13 @@ type Config struct {
 	// NoBTF leaves out the type information, NoData the symbols of data
 	// (a kernel without KALLSYMS_ALL).
 	NoBTF, NoData bool
-	// BTF replaces the type information; Types are more types for it.
+	// BTF replaces the type information. Otherwise it has Types besides its
+	// own, and Task are more members of struct task_struct.
 	BTF   []byte
 	Types []btf.Type
+	Task  []btf.Member
+	// Data are more symbols of data, with their offsets from Base.
+	Data map[string]x86.VirtAddr
 	// Symbols is the number of made-up functions; 0 is 1500.
 	Symbols int
 	// Variables are more symbols of data, 512 bytes apart from Variables on.
@@ -154,8 +158,8 @@ func New(c Config) *Guest {
 	g := &Guest{Builder: b, Base: c.Base, PhysBase: physBase, BTF: c.BTF}
 	switch {
 	case g.BTF != nil:
-	case c.Types != nil:
-		g.BTF = types(c.Layout, c.Types)
+	case c.Types != nil || c.Task != nil:
+		g.BTF = types(c.Layout, c.Types, c.Task)
 	default:
 		g.BTF = Types(c.Layout)
 	}
@@ -228,6 +232,9 @@ func (g *Guest) layOut(c Config) {
 	data(Data+0x3040, "__per_cpu_offset")
 	for i, name := range c.Variables {
 		data(Variables+x86.VirtAddr(i)*variableSize, name)
+	}
+	for name, off := range c.Data {
+		data(off, name)
 	}
 	data(ImageSize-0x1000, "_end")
 	g.BTFStart = base + ROData + 0x10_0000
@@ -317,7 +324,7 @@ func (g *Guest) SetPoking(l Layout, mm, addr uint64) {
 func Types(l Layout) []byte {
 	typesOnce.Do(func() {
 		for i := range typesOf {
-			typesOf[i] = types(Layout(i), nil)
+			typesOf[i] = types(Layout(i), nil, nil)
 		}
 	})
 	return append([]byte(nil), typesOf[l]...)
@@ -328,7 +335,7 @@ var (
 	typesOf   [NumLayouts][]byte
 )
 
-func types(l Layout, more []btf.Type) []byte {
+func types(l Layout, more []btf.Type, members []btf.Member) []byte {
 	integer := &btf.Int{Name: "int", Size: 4, Encoding: btf.Signed}
 	long := &btf.Int{Name: "long unsigned int", Size: 8}
 	pid := &btf.Typedef{Name: "pid_t", Type: integer}
@@ -360,6 +367,7 @@ func types(l Layout, more []btf.Type) []byte {
 			{Name: "comm", Type: &btf.Array{Type: char, Index: integer, Nelems: 16}, Offset: at(TaskComm - 40)},
 		}}, Offset: at(40)},
 	}
+	task.Members = append(task.Members, members...)
 	states := &btf.Enum{Name: "system_states", Size: 4, Values: []btf.EnumValue{
 		{Name: "SYSTEM_BOOTING", Value: 0}, {Name: "SYSTEM_SCHEDULING", Value: 1},
 		{Name: "SYSTEM_FREEING_INITMEM", Value: 2}, {Name: "SYSTEM_RUNNING", Value: Running},
