@@ -295,6 +295,9 @@ func (g *Guest) state(c Config) {
 		return
 	}
 	g.Write(g.Addr("system_state"), []byte{Running, 0, 0, 0})
+	for i := range x86.VirtAddr(2) { // an empty list
+		g.WriteUint64(g.Addr("modules")+8*i, uint64(g.Addr("modules")))
+	}
 	g.SetPoking(c.Layout, uint64(DirectMap+PokingMM), uint64(Window))
 	g.WriteUint64(DirectMap+PokingMM+MMPGD, uint64(DirectMap+PokingPGD))
 }
