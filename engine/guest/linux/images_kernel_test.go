@@ -65,8 +65,8 @@ func (img *testImage) reader(t *testing.T) *Reader {
 	return k.NewReader(img.Regs)
 }
 
-// whole fails the test where a reading was not complete.
-func whole(t *testing.T, what string, reading report.Reading, err error) {
+// mustBeComplete fails the test where a reading was not complete.
+func mustBeComplete(t *testing.T, what string, reading report.Reading, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatalf("%s: %v", what, err)
@@ -87,7 +87,7 @@ func TestImagesModules(t *testing.T) {
 			}).before
 			r := img.reader(t)
 			mods, err := r.Modules()
-			whole(t, "modules", mods.Reading, err)
+			mustBeComplete(t, "modules", mods.Reading, err)
 			var got strings.Builder
 			for _, m := range mods.Items {
 				users := "-"
@@ -177,7 +177,7 @@ func TestImagesLog(t *testing.T) {
 			said := img.guestSaid(t, func(name string) bool { return name == "dmesg" })
 			before, after := kmsg(t, said.before["dmesg"]), kmsg(t, said.after["dmesg"])
 			log, err := img.reader(t).Log()
-			whole(t, "log", log.Reading, err)
+			mustBeComplete(t, "log", log.Reading, err)
 			got := make([]string, len(log.Items))
 			for i, rec := range log.Items {
 				got[i] = fmt.Sprintf("%d,%d,%d;%s", int(rec.Facility)<<3|int(rec.Level), rec.Seq, rec.Nanoseconds/1000, rec.Message)
@@ -230,9 +230,10 @@ func TestImagesSyscalls(t *testing.T) {
 	}
 	for _, img := range testImages(t) {
 		t.Run(img.name(), func(t *testing.T) {
+			img.leftAlone(t)
 			r := img.reader(t)
 			tables, err := r.Syscalls()
-			whole(t, "syscalls", tables.Reading, err)
+			mustBeComplete(t, "syscalls", tables.Reading, err)
 			_, byCode := r.k.Lookup("x64_sys_call")
 			for _, table := range tables.Items {
 				t.Logf("%s: %d entries, for tracing only: %v", table.Name, len(table.Entries), table.TracingOnly)
@@ -258,9 +259,10 @@ func TestImagesSyscalls(t *testing.T) {
 func TestImagesDescriptors(t *testing.T) {
 	for _, img := range testImages(t) {
 		t.Run(img.name(), func(t *testing.T) {
+			img.leftAlone(t)
 			r := img.reader(t)
 			gates, err := r.Interrupts()
-			whole(t, "interrupts", gates.Reading, err)
+			mustBeComplete(t, "interrupts", gates.Reading, err)
 			vectors := map[[2]int]report.Gate{}
 			for _, g := range gates.Items {
 				vectors[[2]int{g.CPU, g.Vector}] = g
@@ -281,7 +283,7 @@ func TestImagesDescriptors(t *testing.T) {
 				}
 			}
 			segments, err := r.Segments()
-			whole(t, "segments", segments.Reading, err)
+			mustBeComplete(t, "segments", segments.Reading, err)
 			checkSegments(t, img, segments.Items)
 
 			// Without registers, the same by another way.
@@ -355,7 +357,7 @@ func TestImagesProbes(t *testing.T) {
 				return name == "sys/kernel/debug/kprobes/list" || name == "sys/kernel/tracing/enabled_functions"
 			}).before
 			probes, err := img.reader(t).Probes()
-			whole(t, "probes", probes.Reading, err)
+			mustBeComplete(t, "probes", probes.Reading, err)
 			var got []string
 			handlers := map[string]bool{}
 			for _, p := range probes.Items {
@@ -386,12 +388,37 @@ func TestImagesProbes(t *testing.T) {
 	}
 }
 
-// TestImagesKernelChecks finds nothing wrong with guests that nothing is wrong
-// with.
+// attack is what an attack's module said that it did to the guest, "" where
+// there was none.
+func (img *testImage) attack(t *testing.T) string {
+	b, err := os.ReadFile(img.file("modules.log"))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// leftAlone skips the test for a guest that was attacked.
+func (img *testImage) leftAlone(t *testing.T) {
+	if a := img.attack(t); a != "" {
+		t.Skipf("an attacked guest: %s", a)
+	}
+}
+
+// attacksFound is what each check finds of what an attack's module says.
+var attacksFound = []struct{ did, check, object string }{
+	{"module at ", "hidden-modules", "module hide"},
+	{"syscall ", "syscall-table", "system call "},
+	{"vector ", "interrupt-table", "vector "},
+	{"security hook ", "lsm-hooks", "security hook at "},
+	{"ftrace of ", "ftrace-hooks", "ftrace at "},
+}
+
+// TestImagesKernelChecks finds what attacks did, and nothing else.
 func TestImagesKernelChecks(t *testing.T) {
 	for _, img := range testImages(t) {
 		t.Run(img.name(), func(t *testing.T) {
-			r := img.reader(t)
+			r, attack := img.reader(t), img.attack(t)
 			for _, c := range kernelChecks {
 				var reading report.Reading
 				var n int
@@ -403,7 +430,19 @@ func TestImagesKernelChecks(t *testing.T) {
 				t.Logf("%s: %d examined, %d µs, %v", c.name, n, reading.Microseconds, err)
 				_, ftrace := r.k.Lookup("ftrace_ops_list")
 				_, kprobes := r.k.Lookup("kprobe_table")
+				i := slices.IndexFunc(attacksFound, func(a struct{ did, check, object string }) bool {
+					return a.check == c.name && strings.Contains(attack, "hvi-hide: "+a.did)
+				})
 				switch {
+				case i >= 0:
+					if err != nil || len(found) != 1 || !strings.HasPrefix(string(found[0].Object), attacksFound[i].object) {
+						t.Errorf("%s: %v, %+v after %s", c.name, err, found, attack)
+					}
+				case strings.Contains(attack, "hvi-decoy: modules") && c.name == "hidden-modules":
+					// A list that is no list: not believed, and said so.
+					if !errors.Is(err, ErrImplausible) {
+						t.Errorf("%s: %v, %+v after %s", c.name, err, found, attack)
+					}
 				case errors.Is(err, ErrUnsupported) && (c.name == "ftrace-hooks" && !ftrace || c.name == "kprobes" && !kprobes):
 				case err != nil || len(reading.Incomplete) > 0 || len(found) > 0:
 					t.Errorf("%s: %v, %v, %+v", c.name, err, reading.Incomplete, found)
@@ -575,6 +614,7 @@ func TestImagesTampered(t *testing.T) {
 	}
 	for _, img := range testImages(t) {
 		t.Run(img.name(), func(t *testing.T) {
+			img.leftAlone(t)
 			for _, a := range attacks {
 				t.Run(a.name, func(t *testing.T) {
 					g := img.tampered(t)

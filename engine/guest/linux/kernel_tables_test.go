@@ -324,6 +324,14 @@ func TestCheckModules(t *testing.T) {
 	}
 }
 
+// TestCheckNoModules: a kernel that never had a module has nothing mapped where
+// they would be.
+func TestCheckNoModules(t *testing.T) {
+	if found := newKernelGuest(t, false).checkOf(t, "hidden-modules", nil); len(found) != 0 {
+		t.Errorf("%+v", found)
+	}
+}
+
 // TestCheckHooks finds handlers that are nobody's code.
 func TestCheckHooks(t *testing.T) {
 	b := newKernelGuest(t, false)

@@ -277,35 +277,13 @@ func (r *Reader) walk(what string, head x86.VirtAddr, most int, f func(node x86.
 	})
 }
 
-// hashChain walks a chain of a hash table (struct hlist_head) and calls f with
-// the address of each node. It is errTorn where a node does not point back at
-// the pointer that led to it.
+// hashChain is chain that counts its steps, of a chain that ends in a null
+// pointer (struct hlist_head).
 func (r *Reader) hashChain(head x86.VirtAddr, most int, f func(node x86.VirtAddr) error) error {
-	link := head
-	node, err := r.as.ReadPointer(head)
-	if err != nil {
-		return &ReadError{What: "a hash chain", Err: err}
-	}
-	for n := 0; node != 0; n++ {
+	return r.chain(head, 0, most, func(node x86.VirtAddr) error {
 		if err := r.step(); err != nil {
 			return err
 		}
-		if n >= most {
-			return &ReadError{What: "a hash chain", Got: fmt.Sprintf("more than %d entries", most), Err: ErrImplausible}
-		}
-		if !node.KernelHalf() || node&7 != 0 {
-			return errTorn
-		}
-		if back, err := r.as.ReadPointer(node + 8); err != nil || back != link {
-			return errTorn
-		}
-		if err := f(node); err != nil {
-			return err
-		}
-		link = node
-		if node, err = r.as.ReadPointer(node); err != nil {
-			return errTorn
-		}
-	}
-	return nil
+		return f(node)
+	})
 }

@@ -344,8 +344,8 @@ func TestCheckClean(t *testing.T) {
 	if err != nil || !v.Clean || len(v.Findings) > 0 {
 		t.Fatalf("%+v, %v", v, err)
 	}
-	for _, c := range v.Checks {
-		if c.Status == report.CheckClean && c.Examined < 20 {
+	for i, c := range v.Checks {
+		if i < len(processChecks) && c.Status == report.CheckClean && c.Examined < 20 {
 			t.Errorf("%+v", c)
 		}
 	}

@@ -60,10 +60,14 @@ func (r *Reader) strayCode(theirs *codeMap) (pages int, out []strayRegion, err e
 		t, err := r.as.Translate(va)
 		if err != nil {
 			var hole *guest.TranslateError
-			if !errors.As(err, &hole) || hole.Skip() <= va {
+			if !errors.As(err, &hole) {
 				return pages, nil, &ReadError{What: "the modules' memory", Err: err}
 			}
-			va = hole.Skip()
+			next := hole.Skip()
+			if next <= va {
+				break // the hole reaches to the end of all addresses
+			}
+			va = next
 			continue
 		}
 		if t.NX {

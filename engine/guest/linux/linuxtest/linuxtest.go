@@ -296,9 +296,9 @@ func (g *Guest) state(c Config) {
 		return
 	}
 	g.Write(g.Addr("system_state"), []byte{Running, 0, 0, 0})
-	modules := g.Addr("modules") // an empty list
-	g.WriteUint64(modules, uint64(modules))
-	g.WriteUint64(modules+8, uint64(modules))
+	for i := range x86.VirtAddr(2) { // an empty list
+		g.WriteUint64(g.Addr("modules")+8*i, uint64(g.Addr("modules")))
+	}
 	g.SetPoking(c.Layout, uint64(DirectMap+PokingMM), uint64(Window))
 	g.WriteUint64(DirectMap+PokingMM+MMPGD, uint64(DirectMap+PokingPGD))
 }
