@@ -210,6 +210,8 @@ func (c *Cache) find(r *imageReader, base, entry x86.VirtAddr) *profile {
 	if c == nil {
 		return nil
 	}
+	// Comparing has bounds of its own, and takes nothing from those of parsing.
+	r = &imageReader{as: r.as, extents: r.extents}
 	prefix := fmt.Sprintf("%08x-", uint32(entry-base))
 	compared := 0
 	for _, f := range c.list() {

@@ -1,6 +1,7 @@
 package linux
 
 import (
+	"bytes"
 	"encoding/binary"
 	"strings"
 	"testing"
@@ -93,4 +94,30 @@ func TestNoGuess(t *testing.T) {
 			t.Errorf("%s: types %v, %+v", name, k.Types, k.Offsets)
 		}
 	}
+}
+
+// FuzzGuess lets the fuzzer overwrite a piece of the first tasks. Whatever is
+// guessed lies where it was looked for.
+func FuzzGuess(f *testing.F) {
+	g := linuxtest.New(linuxtest.Config{Layout: linuxtest.Relative61, NoBTF: true, Symbols: 300})
+	g.FirstTasks(20)
+	k, err := Identify(g.Memory(), g.Regs[0])
+	if err != nil {
+		f.Fatal(err)
+	}
+	const area = linuxtest.Tasks + 16<<12 // where they are, but for init_task
+	first := g.Mem[g.PhysBase+linuxtest.Data+0x2000:][:linuxtest.TaskSize]
+	rest := g.Mem[area:][:20<<12]
+	f.Add(uint32(linuxtest.TaskTasks), []byte{}, uint32(linuxtest.TaskPID), []byte{7})
+	f.Add(uint32(linuxtest.TaskTasks), make([]byte, 16), uint32(0), bytes.Clone(rest[:4096]))
+	f.Fuzz(func(t *testing.T, at uint32, b []byte, at2 uint32, b2 []byte) {
+		savedFirst, savedRest := bytes.Clone(first), bytes.Clone(rest)
+		defer func() { copy(first, savedFirst); copy(rest, savedRest) }()
+		copy(first[at%uint32(len(first)):], b)
+		copy(rest[at2%uint32(len(rest)):], b2)
+		o, ok := k.guessOffsets()
+		if task := o.Task; ok && (task.Tasks < 0 || task.Comm < 0 || task.PID < 0 || task.TGID != task.PID+4 || task.TGID+4 > maxGuess) || !ok && o != noOffsets() {
+			t.Fatalf("%+v, %v", o.Task, ok)
+		}
+	})
 }

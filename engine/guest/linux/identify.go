@@ -124,11 +124,13 @@ func identify(as guest.AddressSpace, regs *x86.Registers, opt *Options) (*Kernel
 		k.useProfile(known)
 	} else {
 		k.readTypes()
-		if p := k.takeProfile(entry); p != nil && opt.Cache != nil {
-			k.profile = p
-			k.Profile = p.build(k.key)
-			opt.Cache.keep(p)
+		if opt.Cache != nil {
+			if p := k.makeProfile(entry); p != nil {
+				k.profile, k.Profile = p, p.build(k.key)
+				opt.Cache.keep(p)
+			}
 		}
+		k.Symbols.src = nil
 	}
 	if err := k.replaceTypes(opt); err != nil {
 		return nil, err

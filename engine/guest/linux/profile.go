@@ -346,12 +346,10 @@ func (d *decoder) place() place {
 	return p
 }
 
-// takeProfile makes the profile of a kernel just read from memory, or nil if its
-// type information could not be read: that may be better the next time. The
-// sources of the symbol table are let go.
-func (k *Kernel) takeProfile(entry x86.VirtAddr) *profile {
+// makeProfile makes the profile of a kernel just read from memory, or nil if its
+// type information could not be read: that may be better the next time.
+func (k *Kernel) makeProfile(entry x86.VirtAddr) *profile {
 	src := k.Symbols.src
-	k.Symbols.src = nil
 	if src == nil || k.BTFError != nil && !errors.Is(k.BTFError, errNoBTF) {
 		return nil
 	}
