@@ -206,6 +206,7 @@ func (g *Guest) layOut(c Config) {
 	data(ROData+0x100, "linux_banner")
 	data(Data, "init_top_pgt")
 	data(Data+0x3000, "system_state")
+	data(Data+0x2000, "init_task")
 	data(Data+0x2f00, "modules")
 	poking := [2]string{"poking_mm", "poking_addr"}
 	if !c.Layout.Absolute() {
