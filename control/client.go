@@ -17,6 +17,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/xen-hvi/hvi/engine/inspect"
 	"github.com/xen-hvi/hvi/engine/journal"
 )
 
@@ -137,6 +138,24 @@ func (c *Client) SetPolicy(ctx context.Context, ref string, req PolicyRequest) (
 // where is WhereLive, WhereConfig, or WhereBoth.
 func (c *Client) ClearPolicy(ctx context.Context, ref, where string) (p PolicyReport, err error) {
 	return p, c.call(ctx, c.ChangeTimeout, http.MethodDelete, domainPath(ref, "/policy?where="+url.QueryEscape(where)), nil, &p)
+}
+
+// Guest asks a question about the guest of the domain that ref names. The answer
+// is decoded into out, which is a pointer to the kind's type of report: what
+// [inspect.Question.Result] returns.
+func (c *Client) Guest(ctx context.Context, ref string, kind inspect.Kind, args inspect.Args, out any) error {
+	v := url.Values{}
+	if args.PID != 0 {
+		v.Set("pid", strconv.Itoa(int(args.PID)))
+	}
+	if args.Threads {
+		v.Set("threads", "1")
+	}
+	path := domainPath(ref, "/guest/"+url.PathEscape(string(kind)))
+	if len(v) > 0 {
+		path += "?" + v.Encode()
+	}
+	return c.call(ctx, c.ReadTimeout, http.MethodGet, path, nil, out)
 }
 
 func domainPath(ref, action string) string { return "domains/" + pathEscape(ref) + action }
