@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"sync/atomic"
 
 	"github.com/xen-hvi/hvi/engine/guest"
 	"github.com/xen-hvi/hvi/engine/guest/linux"
@@ -81,7 +80,7 @@ func (e *Engine) Look(ctx context.Context, id xen.DomID, f func(*linux.Reader) e
 	}
 	// Opened for this reading alone: the guest may have exchanged pages since the
 	// last one, and a mapping that is kept would show the old ones.
-	mem := stoppable(ctx, d.left, e.opt.Hypervisor.OpenMemory(id))
+	mem := newReading(ctx, d.left, e.opt.Hypervisor.OpenMemory(id))
 	k, err := d.find(mem, regs)
 	if err == nil {
 		err = f(k.NewReader(regs))
@@ -133,46 +132,28 @@ func (d *domain) find(mem guest.Memory, regs []x86.Registers) (*linux.Kernel, er
 	return k, nil
 }
 
-// reading is a domain's memory while somebody looks into it.
+// reading is a domain's memory while somebody looks into it: reads fail when ctx
+// has ended or the domain has left.
 type reading struct {
 	GuestMemory
 	words guest.WordReader // of GuestMemory, or nil
-	why   atomic.Pointer[error]
-	done  chan struct{}
+	ctx   context.Context
+	left  <-chan struct{}
 }
 
-// stoppable returns memory whose reads fail when ctx has ended or left is
-// closed. Close it.
-func stoppable(ctx context.Context, left <-chan struct{}, mem GuestMemory) *reading {
-	r := &reading{GuestMemory: mem, done: make(chan struct{})}
-	r.words, _ = mem.(guest.WordReader)
-	go func() {
-		var why error
-		select {
-		case <-ctx.Done():
-			why = ctx.Err()
-		case <-left:
-			why = fmt.Errorf("the domain has gone: %w", xen.ErrNoDomain)
-		case <-r.done:
-			return
-		}
-		r.why.Store(&why)
-	}()
-	return r
-}
-
-// Close unmaps the memory.
-func (r *reading) Close() error {
-	close(r.done)
-	return r.GuestMemory.Close()
+func newReading(ctx context.Context, left <-chan struct{}, mem GuestMemory) *reading {
+	words, _ := mem.(guest.WordReader)
+	return &reading{GuestMemory: mem, words: words, ctx: ctx, left: left}
 }
 
 // stopped is why reads fail, or nil.
 func (r *reading) stopped() error {
-	if why := r.why.Load(); why != nil {
-		return *why
+	select {
+	case <-r.left:
+		return fmt.Errorf("the domain has gone: %w", xen.ErrNoDomain)
+	default:
+		return r.ctx.Err()
 	}
-	return nil
 }
 
 // ReadPhys reads as the memory below does.

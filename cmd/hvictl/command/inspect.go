@@ -70,8 +70,7 @@ if nothing was found but not all could be checked.`,
 			q := v.question()
 			var wrong *inspect.ArgumentError
 			if err := q.Accepts(args); errors.As(err, &wrong) {
-				p := usage(cmd, wrong.Error())
-				return p
+				return usage(cmd, wrong.Error())
 			}
 			answer, err := a.askImage(operands[0], q, args)
 			if err != nil {
@@ -134,8 +133,11 @@ func imageProblem(err error, path string) error {
 		return p
 	case errors.As(err, &kernel):
 		p := &control.Problem{Code: codeNoKernel, Where: path, Err: err}
-		p.What = fmt.Sprintf("%v in this %s image: %v", image.ErrNoKernel, kernel.Format, kernel.Err)
-		p.Fix = "hvi reads 64-bit Linux with kallsyms; check that this is one's memory, whole and written while it ran"
+		p.What = fmt.Sprintf("%v in this %s image", image.ErrNoKernel, kernel.Format)
+		var why *control.Problem
+		if errors.As(problemOf(kernel.Err, path), &why) {
+			p.What, p.Fix = p.What+": "+why.What, why.Fix
+		}
 		return p
 	case errors.Is(err, dump.ErrGone):
 		return &control.Problem{Code: codeImage, What: err.Error(), Where: path, Fix: "inspect it when it is written", Err: err}

@@ -80,9 +80,9 @@ func Open(path string, opt Options) (*Image, error) {
 	return im, nil
 }
 
-// maxTries bounds how many vCPUs are asked for the kernel: one in firmware, or
-// in another system, leads nowhere, and a file may claim any number.
-const maxTries = 8
+// maxTries bounds how many vCPUs are followed to a kernel: a file may claim any
+// number of them.
+const maxTries = 16
 
 // find sets the registers and the kernel.
 func (im *Image) find() error {
@@ -94,8 +94,30 @@ func (im *Image) find() error {
 		}
 		im.regs = append(im.regs, r)
 	}
+	// A file's registers lack what it has no place for, and those of a vCPU in
+	// firmware lead nowhere; the page tables are in the memory.
+	first := im.identify(im.regs)
+	if im.kernel != nil {
+		return nil
+	}
+	found, err := linux.Scan(im.file, im.file.Ranges())
+	if err == nil {
+		err = im.identify(found)
+	}
+	if im.kernel != nil {
+		return nil
+	}
+	if first != nil {
+		err = first // it came further than a search can
+	}
+	return fail(err)
+}
+
+// identify sets the first kernel that one of the registers leads to, or returns
+// why the first ones lead to none.
+func (im *Image) identify(regs []x86.Registers) error {
 	var first error
-	for _, r := range im.regs[:min(len(im.regs), maxTries)] {
+	for _, r := range regs[:min(len(regs), maxTries)] {
 		k, err := linux.Identify(im.file, r)
 		if err == nil {
 			im.kernel = k
@@ -105,13 +127,8 @@ func (im *Image) find() error {
 			first = err
 		}
 	}
-	if first == nil {
-		first = errNoRegisters
-	}
-	return fail(first)
+	return first
 }
-
-var errNoRegisters = errors.New("the image has no registers")
 
 // Close closes the file.
 func (im *Image) Close() error { return im.file.Close() }
