@@ -1,13 +1,16 @@
 package command
 
 import (
+	"strings"
+
 	"github.com/xen-hvi/hvi/engine/guest/report"
 	"github.com/xen-hvi/hvi/engine/inspect"
 )
 
 var processesView = view{
 	kind: inspect.Processes,
-	long: `Kernel threads stand in brackets. START is seconds since the guest's boot. PIDs
+	long: `Kernel threads stand in brackets; a process that gave itself such a name stands in
+quotes besides, in red. START is seconds since the guest's boot. PIDs
 and UIDs are those of the guest's first namespaces. A process that was taken off
 the kernel's list is not shown: hvictl check looks for such.`,
 	example: `  hvictl ps web1
@@ -48,9 +51,15 @@ func taskState(s string) cell {
 	return c
 }
 
+// comm is the task's name. Brackets are the mark of a kernel thread, which a
+// process may imitate.
 func comm(p report.Process) cell {
-	if p.KernelThread {
-		return text("[" + p.Comm.String() + "]")
+	switch name := p.Comm.String(); {
+	case p.KernelThread:
+		return text("[" + name + "]")
+	case strings.HasPrefix(name, "["):
+		return cell{text: p.Comm.Quoted(), colour: red}
+	default:
+		return text(name)
 	}
-	return text(p.Comm.String())
 }

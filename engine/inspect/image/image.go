@@ -80,54 +80,21 @@ func Open(path string, opt Options) (*Image, error) {
 	return im, nil
 }
 
-// maxTries bounds how many vCPUs are followed to a kernel: a file may claim any
-// number of them.
-const maxTries = 16
-
 // find sets the registers and the kernel.
 func (im *Image) find() error {
-	fail := func(err error) error { return &KernelError{im.file.Path(), im.file.Format(), err} }
 	for i := range im.file.VCPUs() {
 		r, err := im.file.Registers(i)
 		if err != nil {
-			return fail(err)
+			return err
 		}
 		im.regs = append(im.regs, r)
 	}
-	// A file's registers lack what it has no place for, and those of a vCPU in
-	// firmware lead nowhere; the page tables are in the memory.
-	first := im.identify(im.regs)
-	if im.kernel != nil {
-		return nil
+	k, err := linux.Find(im.file, im.regs, im.file.Ranges())
+	if err != nil {
+		return &KernelError{im.file.Path(), im.file.Format(), err}
 	}
-	found, err := linux.Scan(im.file, im.file.Ranges())
-	if err == nil {
-		err = im.identify(found)
-	}
-	if im.kernel != nil {
-		return nil
-	}
-	if first != nil {
-		err = first // it came further than a search can
-	}
-	return fail(err)
-}
-
-// identify sets the first kernel that one of the registers leads to, or returns
-// why the first ones lead to none.
-func (im *Image) identify(regs []x86.Registers) error {
-	var first error
-	for _, r := range regs[:min(len(regs), maxTries)] {
-		k, err := linux.Identify(im.file, r)
-		if err == nil {
-			im.kernel = k
-			return nil
-		}
-		if first == nil {
-			first = err
-		}
-	}
-	return first
+	im.kernel = k
+	return nil
 }
 
 // Close closes the file.
