@@ -158,6 +158,43 @@ func (c *Client) Guest(ctx context.Context, ref string, kind inspect.Kind, args 
 	return c.call(ctx, c.ReadTimeout, http.MethodGet, path, nil, out)
 }
 
+// Profile writes the symbols and types of the kernel of the domain that ref names
+// to w, as JSON in the format of Volatility 3. An error of w is returned as it
+// is; after any error w may have a part.
+func (c *Client) Profile(ctx context.Context, ref string, w io.Writer) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, c.ChangeTimeout, errNoAnswer)
+	defer cancel()
+	resp, err := c.do(ctx, http.MethodGet, domainPath(ref, "/profile"), nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	body := &tellingReader{r: io.LimitReader(resp.Body, MaxProfile+1)}
+	n, err := io.Copy(w, body)
+	switch {
+	case body.err != nil:
+		return c.problem(ctx, body.err)
+	case err == nil && n > MaxProfile:
+		return c.notHvid(fmt.Errorf("a profile of more than %d bytes", MaxProfile))
+	}
+	return err
+}
+
+// tellingReader keeps the error of reading, to tell it from one of writing.
+type tellingReader struct {
+	r   io.Reader
+	err error
+}
+
+// Read reads.
+func (t *tellingReader) Read(b []byte) (int, error) {
+	n, err := t.r.Read(b)
+	if err != nil && err != io.EOF {
+		t.err = err
+	}
+	return n, err
+}
+
 func domainPath(ref, action string) string { return "domains/" + pathEscape(ref) + action }
 
 // pathEscape encodes every byte of ref that could mean something in a path,

@@ -43,6 +43,8 @@ type fakeEngine struct {
 	asks []string
 	// answer is that of every question about a guest.
 	answer any
+	// profile is that of every kernel.
+	profile []byte
 }
 
 func (e *fakeEngine) note(format string, args ...any) error {
@@ -130,6 +132,10 @@ func (e *fakeEngine) SetPolicy(_ context.Context, dom DomainRef, req PolicyReque
 
 func (e *fakeEngine) ClearPolicy(_ context.Context, dom DomainRef, where string) (PolicyReport, error) {
 	return PolicyReport{ID: dom.ID}, e.note("clear %+v %s", dom, where)
+}
+
+func (e *fakeEngine) Profile(_ context.Context, dom DomainRef) ([]byte, error) {
+	return e.profile, e.note("profile %d", dom.ID)
 }
 
 func (e *fakeEngine) Guest(_ context.Context, dom DomainRef, q inspect.Question, args inspect.Args) (any, error) {
@@ -778,6 +784,7 @@ func TestStrangersAreRefused(t *testing.T) {
 		{stranger, "GET", "/v1/domains/7/guest/ps", 403},
 		{member, "GET", "/v1/domains/7/guest/ps", 403},
 		{member, "GET", "/v1/domains/7/guest/check", 403},
+		{member, "GET", "/v1/domains/7/profile", 403},
 		{&peer{}, "GET", "/v1/domains/7/guest/ps", 200},
 		{&peer{}, "PUT", "/v1/declarations/" + uuid7, 200},
 	} {

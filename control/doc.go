@@ -6,6 +6,7 @@
 //	GET    /v1/domains                 []DomainStatus
 //	GET    /v1/domains/{dom}           DomainStatus
 //	GET    /v1/domains/{dom}/guest/{kind}  ?pid=, threads=1 -> a type of package report
+//	GET    /v1/domains/{dom}/profile   a profile of the kernel, in the format of Volatility 3
 //	POST   /v1/domains/{dom}/attach    AttachRequest -> DomainStatus
 //	POST   /v1/domains/{dom}/detach    DomainStatus
 //	POST   /v1/domains/{dom}/gate      GateRequest -> GateResult

@@ -1,8 +1,12 @@
 package control
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
+	"net"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -88,5 +92,55 @@ func TestGuestIsReadStrictly(t *testing.T) {
 	}
 	if err := w.client.call(t.Context(), w.client.ReadTimeout, "POST", "domains/7/guest/ps", nil, nil); !errors.Is(err, &Problem{Code: CodeMethod}) {
 		t.Errorf("POST: %v", err)
+	}
+}
+
+func TestProfile(t *testing.T) {
+	w := newWorld(t, nil)
+	w.engine.profile = bytes.Repeat([]byte("0123456789abcdef"), 1<<16)
+	var got bytes.Buffer
+	if err := w.client.Profile(t.Context(), "web1", &got); err != nil || !bytes.Equal(got.Bytes(), w.engine.profile) {
+		t.Errorf("%d bytes of %d arrived: %v", got.Len(), len(w.engine.profile), err)
+	}
+	if !slices.Contains(w.engine.asks, "profile 7") {
+		t.Errorf("the engine was asked %q", w.engine.asks)
+	}
+	full := errors.New("no space")
+	if err := w.client.Profile(t.Context(), "web1", failingWriter{full}); !errors.Is(err, full) {
+		t.Errorf("a writer that fails: %v", err)
+	}
+	w.engine.err = &Problem{Code: CodeNotPossible, What: "no BTF", Fix: "x"}
+	if err := w.client.Profile(t.Context(), "web1", io.Discard); !errors.Is(err, w.engine.err) {
+		t.Errorf("a kernel without types: %v", err)
+	}
+}
+
+type failingWriter struct{ err error }
+
+func (w failingWriter) Write([]byte) (int, error) { return 0, w.err }
+
+// TestProfileThatBreaksOff: a part is not taken for the whole.
+func TestProfileThatBreaksOff(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = c.Read(make([]byte, 4096))
+			_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
+			c.Close()
+		}
+	}()
+	c := NewClient(path)
+	defer c.Close()
+	if err := c.Profile(t.Context(), "7", io.Discard); !errors.Is(err, &Problem{Code: CodeUnreachable}) {
+		t.Errorf("a part of a profile: %v", err)
 	}
 }

@@ -292,10 +292,11 @@ var declarationRoutes = pathRoutes{{method: http.MethodPut, need: mayChange, ser
 // domainRoutes are by what follows /v1/domains/{dom}/; those of guest/{kind} are
 // made from the table of questions.
 var domainRoutes = withQuestions(map[string]pathRoutes{
-	"":       {{method: http.MethodGet, serve: (*Server).domain}},
-	"attach": {{method: http.MethodPost, need: mayChange, serve: (*Server).attach}},
-	"detach": {{method: http.MethodPost, need: mayChange, serve: (*Server).detach}},
-	"gate":   {{method: http.MethodPost, need: mayChange, serve: (*Server).gate}},
+	"":        {{method: http.MethodGet, serve: (*Server).domain}},
+	"attach":  {{method: http.MethodPost, need: mayChange, serve: (*Server).attach}},
+	"detach":  {{method: http.MethodPost, need: mayChange, serve: (*Server).detach}},
+	"profile": {{method: http.MethodGet, need: mayLook, serve: (*Server).profile}},
+	"gate":    {{method: http.MethodPost, need: mayChange, serve: (*Server).gate}},
 	"policy": {
 		{method: http.MethodGet, serve: (*Server).policy},
 		{method: http.MethodPut, need: mayChange, serve: (*Server).setPolicy},

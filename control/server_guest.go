@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
+	"strconv"
 
 	"github.com/xen-hvi/hvi/engine/inspect"
 )
@@ -31,6 +32,26 @@ func withQuestions(routes map[string]pathRoutes) map[string]pathRoutes {
 		}}
 	}
 	return routes
+}
+
+// MaxProfile bounds a profile in bytes. One of a Debian kernel has 15 to 50 MB, by who made it.
+const MaxProfile = 128 << 20
+
+func (s *Server) profile(w http.ResponseWriter, r *http.Request, ref string) error {
+	ctx, cancel := context.WithTimeout(r.Context(), s.opt.ReadTimeout)
+	defer cancel()
+	dom, err := s.resolve(ctx, ref)
+	if err != nil {
+		return err
+	}
+	b, err := s.opt.Engine.Profile(ctx, dom)
+	if err != nil {
+		return err
+	}
+	// So that a client can tell a part from the whole.
+	w.Header().Set("Content-Length", strconv.Itoa(len(b)))
+	s.send(w, http.StatusOK, b)
+	return nil
 }
 
 func (s *Server) guest(w http.ResponseWriter, r *http.Request, ref string, q inspect.Question) error {

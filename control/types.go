@@ -41,6 +41,9 @@ type Engine interface {
 	// Guest answers a question about the domain's guest from its memory, with
 	// the question's type of result. It changes nothing of the domain.
 	Guest(ctx context.Context, dom DomainRef, q inspect.Question, args inspect.Args) (any, error)
+	// Profile returns the symbols and types of the domain's kernel, JSON in the
+	// format of Volatility 3 of at most MaxProfile bytes.
+	Profile(ctx context.Context, dom DomainRef) ([]byte, error)
 
 	// Declare takes what a toolstack declares for the domain of this UUID,
 	// which is in lower case; the domain need not exist yet.

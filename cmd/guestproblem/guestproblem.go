@@ -20,6 +20,7 @@ func Of(err error, where string) error {
 	var arg *inspect.ArgumentError
 	var id *linux.IdentifyError
 	var read *linux.ReadError
+	var profile *linux.ISFError
 	switch {
 	case errors.As(err, &arg):
 		p.Code, p.What, p.Fix = control.CodeBadRequest, arg.Error(), arg.Fix
@@ -30,6 +31,13 @@ func Of(err error, where string) error {
 		p.What, p.Fix = identify(id)
 	case errors.As(err, &read):
 		p.Code, p.What, p.Fix = control.CodeNotPossible, err.Error(), fixOf(err)
+	case errors.As(err, &profile):
+		bare := *profile
+		p.Code, p.Fix, bare.Hint = control.CodeNotPossible, profile.Hint, ""
+		p.What = bare.Error()
+		if p.Fix == "" {
+			p.Fix = "make it anew with dwarf2json, of the very build that runs"
+		}
 	default:
 		return err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"github.com/xen-hvi/hvi/cmd/guestproblem"
 	"github.com/xen-hvi/hvi/control"
 	"github.com/xen-hvi/hvi/engine"
+	"github.com/xen-hvi/hvi/engine/guest/linux"
 	"github.com/xen-hvi/hvi/engine/inspect"
 	"github.com/xen-hvi/hvi/engine/xen"
 )
@@ -19,6 +21,28 @@ func (a *api) Guest(ctx context.Context, dom control.DomainRef, q inspect.Questi
 		return nil, guestProblem(err, dom)
 	}
 	return answer, nil
+}
+
+// Profile returns the symbols and types of a domain's kernel.
+func (a *api) Profile(ctx context.Context, dom control.DomainRef) ([]byte, error) {
+	var b boundedBuffer
+	err := a.engine.Look(ctx, xen.DomID(dom.ID), func(r *linux.Reader) error { return linux.ExportISF(&b, r.Kernel()) })
+	if err != nil {
+		return nil, guestProblem(err, dom)
+	}
+	return b.Bytes(), nil
+}
+
+// boundedBuffer takes as much as a profile may have: what the guest says of its
+// types decides how long it is.
+type boundedBuffer struct{ bytes.Buffer }
+
+// Write takes all or nothing.
+func (b *boundedBuffer) Write(p []byte) (int, error) {
+	if b.Len()+len(p) > control.MaxProfile {
+		return 0, &linux.ReadError{What: "the kernel's types", Got: fmt.Sprintf("more than %d MiB of them", control.MaxProfile>>20), Err: linux.ErrImplausible}
+	}
+	return b.Buffer.Write(p)
 }
 
 // guestProblem says why a domain can't be looked into, and what to do.

@@ -116,7 +116,7 @@ guests from outside. Guests are named by domid, name or UUID.`,
 		c.GroupID = groupProtection
 		root.AddCommand(c)
 	}
-	root.AddCommand(a.inspectCommand())
+	root.AddCommand(a.inspectCommand(), a.profileCommand())
 	for _, v := range views() {
 		root.AddCommand(a.guestCommand(v))
 	}

@@ -125,6 +125,11 @@ func (e *fakeEngine) ClearPolicy(_ context.Context, dom control.DomainRef, where
 	return e.policy, e.err
 }
 
+func (e *fakeEngine) Profile(_ context.Context, dom control.DomainRef) ([]byte, error) {
+	e.asked = fmt.Sprintf("profile %d", dom.ID)
+	return []byte(`{"metadata":{}}`), e.err
+}
+
 func (e *fakeEngine) Guest(_ context.Context, dom control.DomainRef, q inspect.Question, args inspect.Args) (any, error) {
 	e.asked = fmt.Sprintf("guest %d %s %+v", dom.ID, q.Kind, args)
 	if e.err != nil {

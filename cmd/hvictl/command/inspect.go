@@ -18,6 +18,7 @@ import (
 
 func (a *app) inspectCommand() *cobra.Command {
 	var args inspect.Args
+	var opt image.Options
 	var what strings.Builder
 	for _, q := range inspect.Questions() {
 		fmt.Fprintf(&what, "  %-16s %s\n", string(q.Kind)+operands(q), q.Means)
@@ -33,7 +34,7 @@ no symbol file, and runs as any user who can read the file. The file is one of:
   LiME             the LiME kernel module, format=lime
   raw              QEMU's pmemsave: byte n is the byte at physical address n
 
-It is told by its content. The commands are those for running domains:
+It is told by its content, unless --format says otherwise. The commands are those for running domains:
 
 ` + what.String() + `
 What can't be told is said on standard error. A file that can't be read as a
@@ -72,7 +73,14 @@ if nothing was found but not all could be checked.`,
 			if err := q.Accepts(args); errors.As(err, &wrong) {
 				return usage(cmd, wrong.Error())
 			}
-			answer, err := a.askImage(operands[0], q, args)
+			if f := opt.Format; f != "" && !slices.Contains(image.Formats(), f) {
+				return usage(cmd, policy.UnknownWord("format", f, image.Formats(), policy.Origin{Source: "--format"}).Error())
+			}
+			var answer any
+			err := a.onImage(operands[0], opt, func(im *image.Image) (err error) {
+				answer, err = im.Ask(q, args)
+				return err
+			})
 			if err != nil {
 				return err
 			}
@@ -80,25 +88,28 @@ if nothing was found but not all could be checked.`,
 		},
 	}
 	threadsFlag(cmd, &args)
+	f := cmd.Flags()
+	f.StringVar(&opt.Profile, "profile", "", "take the kernel's types from `FILE` in the format of Volatility 3, for kernels without BTF")
+	f.StringVar(&opt.Format, "format", "", "take the file for `raw|lime|elf|xen`, whatever it looks like")
+	// The flag exists: it can't fail.
+	_ = cmd.RegisterFlagCompletionFunc("format", cobra.FixedCompletions(image.Formats(), cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 
-// askImage answers a question from a memory image.
-func (a *app) askImage(path string, q inspect.Question, args inspect.Args) (answer any, err error) {
+// onImage opens a memory image and does something with it.
+func (a *app) onImage(path string, opt image.Options, do func(*image.Image) error) error {
 	work := a.work("", phases()...)
 	defer work.end()
-	im, err := image.Open(path, image.Options{Phase: func(p image.Phase) {
-		work.at(slices.Index(image.Phases(), p), string(p))
-	}})
+	opt.Phase = func(p image.Phase) { work.at(slices.Index(image.Phases(), p), string(p)) }
+	im, err := image.Open(path, opt)
 	if err != nil {
-		return nil, imageProblem(err, path)
+		return imageProblem(err, path)
 	}
 	defer im.Close()
-	answer, err = im.Ask(q, args)
-	if err != nil {
-		return nil, imageProblem(err, path)
+	if err := do(im); err != nil {
+		return imageProblem(err, path)
 	}
-	return answer, nil
+	return nil
 }
 
 func phases() []string {

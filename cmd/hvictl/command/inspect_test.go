@@ -33,6 +33,7 @@ func file(t *testing.T, content string) string {
 // TestInspectErrors: what is wrong with a file is said in one line each for what,
 // where and what to do, with the exit code that is documented.
 func TestInspectErrors(t *testing.T) {
+	image := memoryImage(t)
 	none := filepath.Join(t.TempDir(), "none")
 	locked := file(t, "x")
 	if err := os.Chmod(locked, 0); err != nil {
@@ -60,6 +61,10 @@ func TestInspectErrors(t *testing.T) {
 		{"a PID too few", []string{none, "maps"}, exitUsage, "maps", codeUsage},
 		{"no PID", []string{none, "maps", "init"}, exitUsage, `"init"`, codeUsage},
 		{"threads of modules", []string{none, "modules", "--threads"}, exitUsage, "modules", codeUsage},
+		{"no such format", []string{none, "ps", "--format", "lme"}, exitUsage, `"lime"`, codeUsage},
+		{"another format", []string{image, "ps", "--format", "lime"}, exitImage, "not of the format LiME", codeImage},
+		{"a wrong profile", []string{image, "ps", "--profile", file(t, "{}")}, exitRefused, "profile", control.CodeNotPossible},
+		{"no such profile", []string{image, "ps", "--profile", none}, exitRefused, "no such file", control.CodeNotPossible},
 		{"not readable", []string{locked, "ps"}, exitPermission, "permission", control.CodePermission},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -118,3 +123,34 @@ const elfCore = "\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00" + "\x0
 	"\x00\x00\x00\x00\x40\x00\x38\x00" + "\x02\x00\x40\x00\x00\x00\x00\x00"
 
 func openError(err error) error { return &dump.OpenError{Path: "/x", Err: err} }
+
+// TestProfileExport: of a domain, and of a memory image, which has a slash.
+func TestProfileExport(t *testing.T) {
+	h := newHost(t)
+	out, errOut, code := hvictl(t, h.socket, "profile", "export", "web1")
+	if code != exitOK || out != `{"metadata":{}}` || h.engine.asked != "profile 7" {
+		t.Errorf("exit code %d, %q, %q, asked %s", code, out, errOut, h.engine.asked)
+	}
+	out, errOut, code = hvictl(t, "/nonexistent", "profile", "export", memoryImage(t))
+	var isf struct {
+		Metadata struct{ Format string }
+		Symbols  map[string]any
+		Types    map[string]any `json:"user_types"`
+	}
+	if err := json.Unmarshal([]byte(out), &isf); err != nil || code != exitOK || isf.Metadata.Format == "" || isf.Symbols["linux_banner"] == nil || isf.Types["task_struct"] == nil {
+		t.Errorf("exit code %d, %v, %q; %d symbols, %d types", code, err, errOut, len(isf.Symbols), len(isf.Types))
+	}
+	// What was written is taken back.
+	profile := file(t, out)
+	if _, errOut, _ := hvictl(t, "/nonexistent", "inspect", memoryImage(t), "ps", "--profile", profile); strings.Contains(errOut, "profile") {
+		t.Errorf("our own profile: %q", errOut)
+	}
+	for _, tc := range []struct {
+		args []string
+		code int
+	}{{[]string{"export"}, exitUsage}, {[]string{"export", "web9"}, exitNoDomain}, {[]string{"export", "./none"}, exitImage}, {[]string{"exprot", "web1"}, exitUsage}} {
+		if out, errOut, code := hvictl(t, h.socket, append([]string{"profile"}, tc.args...)...); code != tc.code || errOut == "" {
+			t.Errorf("profile %v: exit code %d, want %d; %q, %q", tc.args, code, tc.code, out, errOut)
+		}
+	}
+}

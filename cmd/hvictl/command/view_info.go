@@ -48,7 +48,7 @@ func (a *app) guestInfo(r *report.Info) {
 	}
 	line("Paging", paging)
 	types := map[report.TypeSource]string{
-		report.TypesBTF: "the kernel's own (BTF)", report.TypesISF: "a profile (ISF)", report.TypesNone: "none",
+		report.TypesBTF: "the kernel's own (BTF)", report.TypesISF: "a profile (ISF)", report.TypesGuess: "guessed", report.TypesNone: "none",
 	}[r.Types]
 	if types == "" {
 		types = string(r.Types)

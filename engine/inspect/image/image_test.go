@@ -64,8 +64,37 @@ func TestOpen(t *testing.T) {
 	if _, err := im.Ask(q, inspect.Args{}); !errors.As(err, &wrong) {
 		t.Errorf("maps of no process: %v", err)
 	}
-	if !slices.Equal(phases, Phases()) {
+	if !slices.Equal(phases, []Phase{Opening, Finding, Reading}) {
 		t.Errorf("the phases are %q", phases)
+	}
+}
+
+// TestFormat: memory that begins as a file of another kind is read if it is said
+// what it is.
+func TestFormat(t *testing.T) {
+	g := aGuest(0)
+	copy(g.Mem, "\x7fELF\x02\x01\x01")
+	path := write(t, g.Mem)
+	if im, err := Open(path, Options{}); err == nil {
+		im.Close()
+		t.Error("a file that begins as ELF does is taken for a raw image")
+	}
+	im, err := Open(path, Options{Format: "raw"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	im.Close()
+	for _, format := range Formats() {
+		im, err := Open(write(t, aGuest(0).Mem), Options{Format: format})
+		if err == nil {
+			im.Close()
+		}
+		if (err == nil) != (format == "raw") {
+			t.Errorf("a raw image as %s: %v", format, err)
+		}
+	}
+	if _, err := Open(path, Options{Format: "tape"}); err == nil {
+		t.Error("there is no such format")
 	}
 }
 
