@@ -81,7 +81,7 @@ func (e *Engine) Look(ctx context.Context, id xen.DomID, f func(*linux.Reader) e
 	// Opened for this reading alone: the guest may have exchanged pages since the
 	// last one, and a mapping that is kept would show the old ones.
 	mem := newReading(ctx, d.left, e.opt.Hypervisor.OpenMemory(id))
-	k, err := d.find(mem, regs)
+	k, err := d.find(mem, regs, e.opt.Identify)
 	if err == nil {
 		err = f(k.NewReader(regs))
 	}
@@ -108,7 +108,7 @@ func (e *Engine) registers(info xen.DomainInfo) ([]x86.Registers, error) {
 
 // find returns the domain's kernel: the one its session protects, the one found
 // by an earlier reading, or what the registers lead to now.
-func (d *domain) find(mem guest.Memory, regs []x86.Registers) (*linux.Kernel, error) {
+func (d *domain) find(mem guest.Memory, regs []x86.Registers, with linux.Options) (*linux.Kernel, error) {
 	var known []*linux.Kernel
 	if s := d.current(); s != nil {
 		known = append(known, s.kernelRef.Load())
@@ -124,7 +124,7 @@ func (d *domain) find(mem guest.Memory, regs []x86.Registers) (*linux.Kernel, er
 	if !x86.VirtAddr(regs[0].LSTAR).KernelHalf() {
 		return nil, ErrNoKernelYet
 	}
-	k, err := linux.Identify(mem, regs[0])
+	k, err := linux.IdentifyWith(mem, regs[0], with)
 	if err != nil {
 		return nil, err
 	}
