@@ -17,6 +17,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/xen-hvi/hvi/engine/inspect"
 	"github.com/xen-hvi/hvi/engine/journal"
 )
 
@@ -137,6 +138,61 @@ func (c *Client) SetPolicy(ctx context.Context, ref string, req PolicyRequest) (
 // where is WhereLive, WhereConfig, or WhereBoth.
 func (c *Client) ClearPolicy(ctx context.Context, ref, where string) (p PolicyReport, err error) {
 	return p, c.call(ctx, c.ChangeTimeout, http.MethodDelete, domainPath(ref, "/policy?where="+url.QueryEscape(where)), nil, &p)
+}
+
+// Guest asks a question about the guest of the domain that ref names. The answer
+// is decoded into out, which is a pointer to the kind's type of report: what
+// [inspect.Question.Result] returns.
+func (c *Client) Guest(ctx context.Context, ref string, kind inspect.Kind, args inspect.Args, out any) error {
+	v := url.Values{}
+	if args.PID != 0 {
+		v.Set("pid", strconv.Itoa(int(args.PID)))
+	}
+	if args.Threads {
+		v.Set("threads", "1")
+	}
+	path := domainPath(ref, "/guest/"+url.PathEscape(string(kind)))
+	if len(v) > 0 {
+		path += "?" + v.Encode()
+	}
+	return c.call(ctx, c.ReadTimeout, http.MethodGet, path, nil, out)
+}
+
+// Profile writes the symbols and types of the kernel of the domain that ref names
+// to w, as JSON in the format of Volatility 3. An error of w is returned as it
+// is; after any error w may have a part.
+func (c *Client) Profile(ctx context.Context, ref string, w io.Writer) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, c.ChangeTimeout, errNoAnswer)
+	defer cancel()
+	resp, err := c.do(ctx, http.MethodGet, domainPath(ref, "/profile"), nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	body := &tellingReader{r: io.LimitReader(resp.Body, MaxProfile+1)}
+	n, err := io.Copy(w, body)
+	switch {
+	case body.err != nil:
+		return c.problem(ctx, body.err)
+	case err == nil && n > MaxProfile:
+		return c.notHvid(fmt.Errorf("a profile of more than %d bytes", MaxProfile))
+	}
+	return err
+}
+
+// tellingReader keeps the error of reading, to tell it from one of writing.
+type tellingReader struct {
+	r   io.Reader
+	err error
+}
+
+// Read reads.
+func (t *tellingReader) Read(b []byte) (int, error) {
+	n, err := t.r.Read(b)
+	if err != nil && err != io.EOF {
+		t.err = err
+	}
+	return n, err
 }
 
 func domainPath(ref, action string) string { return "domains/" + pathEscape(ref) + action }

@@ -23,6 +23,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/xen-hvi/hvi/engine/inspect"
 	"github.com/xen-hvi/hvi/engine/journal"
 	"github.com/xen-hvi/hvi/engine/printable"
 	"github.com/xen-hvi/hvi/engine/x86"
@@ -40,6 +41,10 @@ type fakeEngine struct {
 	// in says that Attach has begun.
 	in   chan struct{}
 	asks []string
+	// answer is that of every question about a guest.
+	answer any
+	// profile is that of every kernel.
+	profile []byte
 }
 
 func (e *fakeEngine) note(format string, args ...any) error {
@@ -127,6 +132,14 @@ func (e *fakeEngine) SetPolicy(_ context.Context, dom DomainRef, req PolicyReque
 
 func (e *fakeEngine) ClearPolicy(_ context.Context, dom DomainRef, where string) (PolicyReport, error) {
 	return PolicyReport{ID: dom.ID}, e.note("clear %+v %s", dom, where)
+}
+
+func (e *fakeEngine) Profile(_ context.Context, dom DomainRef) ([]byte, error) {
+	return e.profile, e.note("profile %d", dom.ID)
+}
+
+func (e *fakeEngine) Guest(_ context.Context, dom DomainRef, q inspect.Question, args inspect.Args) (any, error) {
+	return e.answer, e.note("guest %d %s %+v", dom.ID, q.Kind, args)
 }
 
 const (
@@ -681,8 +694,11 @@ func TestRights(t *testing.T) {
 		if got := tc.r.check(tc.p, mayChange) == nil; got != tc.change {
 			t.Errorf("%s may change: %v", tc.name, got)
 		}
+		if got := tc.r.check(tc.p, mayLook) == nil; got != tc.change {
+			t.Errorf("%s may look into a guest: %v", tc.name, got)
+		}
 	}
-	for _, need := range []right{mayRead, mayChange} {
+	for _, need := range []right{mayRead, mayLook, mayChange} {
 		if p := r.check(peer{uid: 1000}, need); p.Code != CodePermission || p.Fix == "" || !strings.Contains(p.What, "1000") {
 			t.Errorf("refusal: %+v", p)
 		}
@@ -765,6 +781,11 @@ func TestStrangersAreRefused(t *testing.T) {
 		{member, "POST", "/v1/declarations", 403},
 		{member, "PUT", "/v1/declarations/" + uuid7, 403},
 		{stranger, "GET", "/v1/declarations", 403},
+		{stranger, "GET", "/v1/domains/7/guest/ps", 403},
+		{member, "GET", "/v1/domains/7/guest/ps", 403},
+		{member, "GET", "/v1/domains/7/guest/check", 403},
+		{member, "GET", "/v1/domains/7/profile", 403},
+		{&peer{}, "GET", "/v1/domains/7/guest/ps", 200},
 		{&peer{}, "PUT", "/v1/declarations/" + uuid7, 200},
 	} {
 		if got := ask(tc.who, tc.method, tc.target); got != tc.want {

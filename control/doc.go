@@ -5,6 +5,8 @@
 //	GET    /v1/version                 Version
 //	GET    /v1/domains                 []DomainStatus
 //	GET    /v1/domains/{dom}           DomainStatus
+//	GET    /v1/domains/{dom}/guest/{kind}  ?pid=, threads=1 -> a type of package report
+//	GET    /v1/domains/{dom}/profile   a profile of the kernel, in the format of Volatility 3
 //	POST   /v1/domains/{dom}/attach    AttachRequest -> DomainStatus
 //	POST   /v1/domains/{dom}/detach    DomainStatus
 //	POST   /v1/domains/{dom}/gate      GateRequest -> GateResult
@@ -22,6 +24,16 @@
 // Within /v1, members are added to what hvid sends but never renamed or
 // removed, and a reader ignores those it doesn't know. What hvid receives is
 // read strictly: an unknown member or parameter is an error.
+//
+// # Looking into a guest
+//
+// GET /v1/domains/{dom}/guest/{kind} answers a question about the guest from its
+// memory, which needs no protection of the domain and changes nothing of it. The
+// kinds, what they take and their types are [inspect.Questions]. The answer holds
+// at most 65,536 things; its member "reading" says what is missing and why. A PV
+// domain, another system than 64-bit Linux, or a view that the kernel doesn't
+// allow is CodeNotPossible; a kernel that isn't up yet is CodeConflict; too many
+// questions at once are CodeBusy.
 //
 // # Events
 //
@@ -47,7 +59,8 @@
 // in a directory that everybody can enter. The kernel names the process at the
 // other end (SO_PEERCRED and SO_PEERGROUPS): root and members of the group hvi
 // may read; only root may change anything, because taking protection away from
-// a guest is an administrator's act and reading alerts is not.
+// a guest is an administrator's act and reading alerts is not. Only root may look
+// into a guest, whose memory holds what its users hold secret.
 //
 // # Who owns what
 //

@@ -27,7 +27,10 @@ func (p peer) LogValue() slog.Value {
 type right int
 
 const (
+	// mayRead: status, alerts, what is declared.
 	mayRead right = iota
+	// mayLook: into a guest. Its memory holds what its users hold secret.
+	mayLook
 	mayChange
 )
 
@@ -53,6 +56,11 @@ func (r rights) check(p peer, need right) *Problem {
 		return &Problem{
 			Code: CodePermission, What: fmt.Sprintf("uid %d may not talk to hvid", p.uid),
 			Fix: "run it as root, or join the group " + Group + " and log in again",
+		}
+	case need == mayLook:
+		return &Problem{
+			Code: CodePermission, What: fmt.Sprintf("uid %d may not look into a guest", p.uid),
+			Fix: "run it as root",
 		}
 	}
 	return &Problem{

@@ -289,18 +289,20 @@ var routes = map[string]pathRoutes{
 // declarationRoutes are those of /v1/declarations/{uuid}.
 var declarationRoutes = pathRoutes{{method: http.MethodPut, need: mayChange, serve: (*Server).declare}}
 
-// domainRoutes are by what follows /v1/domains/{dom}/.
-var domainRoutes = map[string]pathRoutes{
-	"":       {{method: http.MethodGet, serve: (*Server).domain}},
-	"attach": {{method: http.MethodPost, need: mayChange, serve: (*Server).attach}},
-	"detach": {{method: http.MethodPost, need: mayChange, serve: (*Server).detach}},
-	"gate":   {{method: http.MethodPost, need: mayChange, serve: (*Server).gate}},
+// domainRoutes are by what follows /v1/domains/{dom}/; those of guest/{kind} are
+// made from the table of questions.
+var domainRoutes = withQuestions(map[string]pathRoutes{
+	"":        {{method: http.MethodGet, serve: (*Server).domain}},
+	"attach":  {{method: http.MethodPost, need: mayChange, serve: (*Server).attach}},
+	"detach":  {{method: http.MethodPost, need: mayChange, serve: (*Server).detach}},
+	"profile": {{method: http.MethodGet, need: mayLook, serve: (*Server).profile}},
+	"gate":    {{method: http.MethodPost, need: mayChange, serve: (*Server).gate}},
 	"policy": {
 		{method: http.MethodGet, serve: (*Server).policy},
 		{method: http.MethodPut, need: mayChange, serve: (*Server).setPolicy},
 		{method: http.MethodDelete, need: mayChange, serve: (*Server).clearPolicy, params: []string{"where"}},
 	},
-}
+})
 
 func checkParams(u *url.URL, known []string) *Problem {
 	q, err := url.ParseQuery(u.RawQuery)

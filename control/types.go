@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/xen-hvi/hvi/engine/inspect"
 	"github.com/xen-hvi/hvi/engine/journal"
 	"github.com/xen-hvi/hvi/engine/printable"
 	"github.com/xen-hvi/hvi/engine/x86"
@@ -36,6 +37,13 @@ type Engine interface {
 	Detach(ctx context.Context, dom DomainRef) (DomainStatus, error)
 	// Doctor examines the host and the domains.
 	Doctor(ctx context.Context) (DoctorReport, error)
+
+	// Guest answers a question about the domain's guest from its memory, with
+	// the question's type of result. It changes nothing of the domain.
+	Guest(ctx context.Context, dom DomainRef, q inspect.Question, args inspect.Args) (any, error)
+	// Profile returns the symbols and types of the domain's kernel, JSON in the
+	// format of Volatility 3 of at most MaxProfile bytes.
+	Profile(ctx context.Context, dom DomainRef) ([]byte, error)
 
 	// Declare takes what a toolstack declares for the domain of this UUID,
 	// which is in lower case; the domain need not exist yet.

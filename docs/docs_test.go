@@ -338,6 +338,28 @@ type shown map[string]*policy.Named
 func (s shown) Policy(name string) (*policy.Named, error) { return s[name], nil }
 func (s shown) Names() []string                           { return nil }
 
+// checkOutput checks that a table shown has the columns that hvictl writes.
+func checkOutput(b block) error {
+	columns := func(s string) []string {
+		line, _, _ := strings.Cut(s, "\n")
+		return regexp.MustCompile(`\s{2,}`).Split(strings.TrimSpace(line), -1)
+	}
+	golden, err := filepath.Glob("../cmd/hvictl/command/testdata/*.golden")
+	if err != nil {
+		return err
+	}
+	for _, name := range golden {
+		data, err := os.ReadFile(name)
+		if err != nil {
+			return err
+		}
+		if slices.Equal(columns(string(data)), columns(b.text)) {
+			return nil
+		}
+	}
+	return fmt.Errorf("no command writes the columns %q", columns(b.text))
+}
+
 func TestExamples(t *testing.T) {
 	known := shown{}
 	count := map[string]int{}
@@ -367,6 +389,8 @@ func TestExamples(t *testing.T) {
 				err = checkXML(b)
 			case "xl":
 				err = checkXL(b, known)
+			case "text":
+				err = checkOutput(b)
 			case "sh", "yaml", "":
 			default:
 				err = fmt.Errorf("nobody checks blocks of language %q", b.lang)
@@ -376,7 +400,7 @@ func TestExamples(t *testing.T) {
 			}
 		}
 	}
-	for lang, least := range map[string]int{"toml": 5, "xml": 3, "xl": 4, "sh": 20} {
+	for lang, least := range map[string]int{"toml": 5, "xml": 3, "xl": 4, "sh": 20, "text": 4} {
 		if count[lang] < least {
 			t.Errorf("%d blocks of %s were checked", count[lang], lang)
 		}

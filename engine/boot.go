@@ -106,6 +106,7 @@ func (s *Session) identify(regs x86.Registers) error {
 		return k.BTFError
 	}
 	s.kernel = k
+	s.kernelRef.Store(k)
 	took := time.Since(begin)
 	s.update(func(st *Status) {
 		st.Failure = nil

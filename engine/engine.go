@@ -59,6 +59,9 @@ type Engine struct {
 
 	attaches, attachFailures atomic.Uint64
 	attachTime               atomic.Int64
+
+	// readers holds a token for each guest that is being looked into.
+	readers chan struct{}
 }
 
 // Stats counts what an engine did since it was made.
@@ -95,6 +98,12 @@ type domain struct {
 	decide  sync.Once
 	// waiting is over, for who does not hold busy.
 	waiting atomic.Bool
+	// left is closed when the domain is gone: who looks into it lets go.
+	left  chan struct{}
+	leave sync.Once
+	// kernel is what was found when somebody looked into a guest that no
+	// session has identified.
+	kernel atomic.Pointer[linux.Kernel]
 
 	mu      sync.Mutex // guards the fields below
 	status  Status     // when there is no session
@@ -106,7 +115,7 @@ type domain struct {
 // New returns an engine that knows no domain. Recover first if a ledger may be
 // left from an earlier run.
 func New(opt Options) *Engine {
-	return &Engine{opt: opt, domains: make(map[xen.DomID]*domain), changed: make(chan struct{})}
+	return &Engine{opt: opt, domains: make(map[xen.DomID]*domain), changed: make(chan struct{}), readers: make(chan struct{}, maxReaders)}
 }
 
 // ErrClosing is returned for operations after Close has begun.
@@ -119,7 +128,7 @@ var ErrClosing = errors.New("hvid is stopping")
 // built and so has not run yet.
 func (e *Engine) Gate(info xen.DomainInfo, existing bool) {
 	hold := (!existing || info.OnlineVCPUs == 0) && info.Type != xen.PV
-	d := &domain{info: info, since: time.Now(), status: Status{Info: info, State: StateGated}, decided: make(chan struct{})}
+	d := &domain{info: info, since: time.Now(), status: Status{Info: info, State: StateGated}, decided: make(chan struct{}), left: make(chan struct{})}
 	if !hold {
 		d.status.State = StateUnprotected
 	}
@@ -424,6 +433,7 @@ func (e *Engine) Waiting() bool {
 
 // end drops a domain that Xen no longer has.
 func (e *Engine) end(d *domain) {
+	d.leave.Do(func() { close(d.left) })
 	d.busy.Lock()
 	defer d.busy.Unlock()
 	e.finish(d, (*Session).Release)

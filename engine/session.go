@@ -65,6 +65,7 @@ type Session struct {
 	statusMu  sync.Mutex // serialises updates
 	serverRef atomic.Pointer[vmevent.Server]
 	setRef    atomic.Pointer[guard.Set]
+	kernelRef atomic.Pointer[linux.Kernel]
 }
 
 // maxTries bounds how often a kernel entry is examined: a guest that is not

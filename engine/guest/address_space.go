@@ -139,6 +139,13 @@ func (as AddressSpace) WithRoot(root x86.PhysAddr) AddressSpace {
 	return as
 }
 
+// WithMemory returns the same page tables in another Memory, without a TLB.
+func (as AddressSpace) WithMemory(mem Memory) AddressSpace {
+	as.mem, as.tlb = mem, nil
+	as.words, _ = mem.(WordReader)
+	return as
+}
+
 // Root is the physical address of the top-level table.
 func (as *AddressSpace) Root() x86.PhysAddr { return x86.PhysAddr(as.root &^ modeMask) }
 

@@ -92,5 +92,5 @@ func aboutClient(p *manual.Page) {
 	p.Heading("environment")
 	p.Item("`NO_COLOR`", "If set and not empty, nothing is coloured.")
 	p.Heading("files")
-	p.Item("`/run/hvi/hvid.sock`", "The control socket of hvid(8). Who is in the group `hvi` can read status and alerts; what changes anything takes root.")
+	p.Item("`/run/hvi/hvid.sock`", "The control socket of hvid(8). Who is in the group `hvi` can read status and alerts; what changes anything, or looks into a guest, takes root.")
 }

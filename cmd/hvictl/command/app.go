@@ -27,8 +27,10 @@ type app struct {
 	in          io.Reader
 	out, errOut io.Writer
 	colour      bool
-	now         func() time.Time
-	zone        *time.Location
+	// progress says that what takes long may show so, on errOut.
+	progress bool
+	now      func() time.Time
+	zone     *time.Location
 	// host is what doctor examines without hvid.
 	host hostcheck.Options
 	// xl is the program.
@@ -70,6 +72,12 @@ func (a *app) run(ctx context.Context, args []string) int {
 	return a.report(a.restarting(root.ExecuteContext(ctx), nil))
 }
 
+// Groups of commands, as help shows them.
+const (
+	groupProtection = "protection"
+	groupGuest      = "guest"
+)
+
 func (a *app) root() *cobra.Command {
 	a.socket, a.format = control.DefaultSocket, formatTable
 	root := &cobra.Command{
@@ -80,6 +88,7 @@ guests from outside. Guests are named by domid, name or UUID.`,
 		Example: `  hvictl status              what is protected, and how
   hvictl status web1         one guest in full
   hvictl events -f           violations as they happen
+  hvictl ps web1             what runs in the guest, read from outside
   hvictl doctor              what is missing on this host`,
 		Args:          cobra.ArbitraryArgs,
 		SilenceErrors: true,
@@ -99,10 +108,19 @@ guests from outside. Guests are named by domid, name or UUID.`,
 	p.VarP(&a.format, "output", "o", "write a table for people, or JSON")
 	// The flag exists: it can't fail.
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp))
-	root.AddCommand(
+	root.AddGroup(&cobra.Group{ID: groupProtection, Title: "Protection:"}, &cobra.Group{ID: groupGuest, Title: "Looking into a guest:"})
+	for _, c := range []*cobra.Command{
 		a.attachCommand(), a.createCommand(), a.detachCommand(), a.doctorCommand(), a.eventsCommand(),
-		a.listCommand(), a.policyCommand(), a.setCommand(), a.statusCommand(), a.versionCommand(), exitCodesTopic(),
-	)
+		a.listCommand(), a.policyCommand(), a.setCommand(), a.statusCommand(),
+	} {
+		c.GroupID = groupProtection
+		root.AddCommand(c)
+	}
+	root.AddCommand(a.inspectCommand(), a.profileCommand())
+	for _, v := range views() {
+		root.AddCommand(a.guestCommand(v))
+	}
+	root.AddCommand(a.versionCommand(), exitCodesTopic())
 	root.SetHelpCommand(helpCommand(root))
 	return root
 }

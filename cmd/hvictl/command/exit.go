@@ -26,6 +26,9 @@ const (
 	exitDoctor      = 7
 	exitWrongFile   = 8
 	exitWarnings    = 9
+	exitFindings    = 10
+	exitUnchecked   = 11
+	exitImage       = 12
 	exitInterrupted = 130
 )
 
@@ -39,6 +42,12 @@ const (
 	codeNotKept   control.Code = "not_kept"
 	codeWrongFile control.Code = "wrong_file"
 	codeWarnings  control.Code = "warnings"
+	codeFindings  control.Code = "findings"
+	codeUnchecked control.Code = "unchecked"
+	// codeImage: a file that is no memory image that can be read; codeNoKernel:
+	// one without a Linux kernel.
+	codeImage    control.Code = "wrong_image"
+	codeNoKernel control.Code = "no_kernel"
 )
 
 var exitOf = map[control.Code]int{
@@ -57,6 +66,10 @@ var exitOf = map[control.Code]int{
 	codeDoctor:               exitDoctor,
 	codeWrongFile:            exitWrongFile,
 	codeWarnings:             exitWarnings,
+	codeFindings:             exitFindings,
+	codeUnchecked:            exitUnchecked,
+	codeImage:                exitImage,
+	codeNoKernel:             exitImage,
 }
 
 func exitCodesTopic() *cobra.Command {
@@ -77,6 +90,10 @@ func exitCodesTopic() *cobra.Command {
   7    doctor found something missing or failing
   8    policy check found something wrong with a file
   9    doctor --warnings found nothing worse than a warning
+  10   check found something in the guest
+  11   check found nothing, but not every check could be made
+  12   inspect: the file is missing, empty, truncated, no memory image that
+       hvi reads, or has no Linux kernel in it
   130  interrupted; events -f, which ends no other way, ends with 0
 
 With -o json an error is one JSON object on standard error. Its member "code"
@@ -103,7 +120,8 @@ func (a *app) report(err error) int {
 	if !ok {
 		code = exitFailure
 	}
-	if p.Code == codeDoctor || p.Code == codeWrongFile || p.Code == codeWarnings {
+	switch p.Code {
+	case codeDoctor, codeWrongFile, codeWarnings, codeFindings, codeUnchecked:
 		return code // the report has said it all
 	}
 	if a.format == formatJSON {

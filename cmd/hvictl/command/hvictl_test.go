@@ -20,6 +20,7 @@ import (
 
 	"github.com/xen-hvi/hvi/cmd/hostcheck"
 	"github.com/xen-hvi/hvi/control"
+	"github.com/xen-hvi/hvi/engine/inspect"
 	"github.com/xen-hvi/hvi/engine/journal"
 	"github.com/xen-hvi/hvi/engine/printable"
 	"github.com/xen-hvi/hvi/engine/x86"
@@ -43,6 +44,8 @@ type fakeEngine struct {
 	looks     int
 	policy    control.PolicyReport
 	kept      []control.Declaration
+	// text replaces what a guest chose, if it is not empty.
+	text string
 }
 
 func (e *fakeEngine) Version(context.Context) (control.Version, error) {
@@ -120,6 +123,19 @@ func (e *fakeEngine) SetPolicy(_ context.Context, dom control.DomainRef, req con
 func (e *fakeEngine) ClearPolicy(_ context.Context, dom control.DomainRef, where string) (control.PolicyReport, error) {
 	e.asked = "clear " + dom.Ref + " " + where
 	return e.policy, e.err
+}
+
+func (e *fakeEngine) Profile(_ context.Context, dom control.DomainRef) ([]byte, error) {
+	e.asked = fmt.Sprintf("profile %d", dom.ID)
+	return []byte(`{"metadata":{}}`), e.err
+}
+
+func (e *fakeEngine) Guest(_ context.Context, dom control.DomainRef, q inspect.Question, args inspect.Args) (any, error) {
+	e.asked = fmt.Sprintf("guest %d %s %+v", dom.ID, q.Kind, args)
+	if e.err != nil {
+		return nil, e.err
+	}
+	return q.Ask(guestOf(e.text), args)
 }
 
 func fakeDomains() []control.DomainStatus {

@@ -22,8 +22,8 @@ func New() *cobra.Command { return terminal().root() }
 func terminal() *app {
 	return &app{
 		in: os.Stdin, out: os.Stdout, errOut: os.Stderr,
-		colour: wantsColour(os.Stdout, os.Getenv),
-		now:    time.Now, zone: time.Local,
+		colour: wantsColour(os.Stdout, os.Getenv), progress: isTerminal(os.Stderr),
+		now: time.Now, zone: time.Local,
 		host: hostcheck.Options{Files: new(config.Files), UnitChanged: hostcheck.Systemctl("systemctl")}, xl: "xl",
 	}
 }
@@ -35,6 +35,10 @@ func wantsColour(w io.Writer, env func(string) string) bool {
 	if !ok || env("NO_COLOR") != "" || env("TERM") == "dumb" || env("TERM") == "" {
 		return false
 	}
+	return isTerminal(f)
+}
+
+func isTerminal(f *os.File) bool {
 	fi, err := f.Stat()
 	return err == nil && fi.Mode()&os.ModeCharDevice != 0
 }

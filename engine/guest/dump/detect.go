@@ -54,6 +54,19 @@ func parse(data []byte) (Format, layout, error) {
 	return Raw, l, err
 }
 
+// parseAs reads the headers of a file of a given format, or of any with "".
+func parseAs(data []byte, as Format) (Format, layout, error) {
+	if as == Raw {
+		l, err := parseRaw(data)
+		return Raw, l, err
+	}
+	f, l, err := parse(data)
+	if err == nil && as != "" && f != as {
+		err = &OpenError{Err: ErrNotImage, Detail: "not of the format " + string(as) + " but of " + string(f), Hint: "leave the format out"}
+	}
+	return f, l, err
+}
+
 // parseRaw takes a file without a header for memory as it was.
 func parseRaw(data []byte) (layout, error) {
 	var l layout

@@ -50,7 +50,11 @@ type segment struct {
 
 // Open opens a memory image and reads its headers. The error is an
 // [*OpenError].
-func Open(path string) (*Image, error) {
+func Open(path string) (*Image, error) { return OpenAs(path, "") }
+
+// OpenAs is Open for a file whose format is known: a raw image that begins as
+// another kind of file does. "" tells it by the content.
+func OpenAs(path string, as Format) (*Image, error) {
 	fail := func(err error) (*Image, error) {
 		if e, ok := err.(*OpenError); ok {
 			e.Path = path
@@ -98,7 +102,7 @@ func Open(path string) (*Image, error) {
 	}
 	err = im.Guard(func() error {
 		var err error
-		im.format, im.layout, err = parse(im.data)
+		im.format, im.layout, err = parseAs(im.data, as)
 		return err
 	})
 	if err != nil {

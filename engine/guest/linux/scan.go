@@ -26,9 +26,14 @@ const (
 // Registers say which page tables the processor used; a search can't. Who owns
 // the guest can plant a whole second kernel for a search to find.
 func Find(mem guest.Memory, regs []x86.Registers, ranges []guest.PhysRange) (*Kernel, error) {
+	return FindWith(mem, regs, ranges, Options{})
+}
+
+// FindWith is [Find] with more to go by.
+func FindWith(mem guest.Memory, regs []x86.Registers, ranges []guest.PhysRange, opt Options) (*Kernel, error) {
 	var furthest error
 	try := func(r x86.Registers) *Kernel {
-		k, err := Identify(mem, r)
+		k, err := IdentifyWith(mem, r, opt)
 		if err != nil && (furthest == nil || stageOf(err) > stageOf(furthest)) {
 			furthest = err
 		}

@@ -1,6 +1,10 @@
 package report
 
-import "github.com/xen-hvi/hvi/engine/x86"
+import (
+	"fmt"
+
+	"github.com/xen-hvi/hvi/engine/x86"
+)
 
 // Reading says how a report came about.
 type Reading struct {
@@ -18,6 +22,14 @@ type Reading struct {
 type List[T any] struct {
 	Reading Reading `json:"reading"`
 	Items   []T     `json:"items"`
+}
+
+// Cut leaves the first n items and says what was left out.
+func (l *List[T]) Cut(n int) {
+	if len(l.Items) > n {
+		l.Reading.Incomplete = append(l.Reading.Incomplete, fmt.Sprintf("all but the first %d of %d", n, len(l.Items)))
+		l.Items = l.Items[:n]
+	}
 }
 
 // Place is where in the kernel an address lies.
