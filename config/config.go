@@ -21,6 +21,8 @@ type Config struct {
 	Socket   string
 	StateDir string
 	RunDir   string
+	// CacheDir is where kernels that were identified are remembered, or "".
+	CacheDir string
 	LogLevel slog.Level
 	// Default applies to a domain nobody declares anything for. It declares
 	// nothing itself if the file has no such table, which comes to mode off.
@@ -62,6 +64,7 @@ func Defaults() Config {
 		Socket:   "/run/hvi/hvid.sock",
 		StateDir: "/var/lib/hvi",
 		RunDir:   "/run/hvi",
+		CacheDir: "/var/cache/hvi",
 		LogLevel: slog.LevelInfo,
 		Gate:     Gate{Timeout: 20 * time.Second},
 		Libvirt:  Libvirt{Enabled: "auto", Sockets: []string{"/run/libvirt/virtxend-sock", "/run/libvirt/libvirt-sock"}},

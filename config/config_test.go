@@ -63,10 +63,15 @@ timeout = "1m0s"
 `), nil)
 	wantError(t, err, `hvid.toml:14:11: gate.timeout "1m0s" is not between 1s and 35s`)
 
+	if c, err := Parse("hvid.toml", []byte(`cache_dir = ""`), nil); err != nil || c.CacheDir != "" {
+		t.Errorf("no cache: %q, %v", c.CacheDir, err)
+	}
+
 	got, err := Parse("hvid.toml", []byte(`
 socket = "/run/x/hvid.sock"
 state_dir = '/srv/hvi'
 run_dir = "/run/x"
+cache_dir = "/srv/cache"
 log_level = "debug"
 default = { mode = "enforce", require_attach = "yes", guards.kernel-text = "alert" }
 gate.timeout = "35s"
@@ -87,7 +92,7 @@ sync_every = "250ms"
 	spec := got.Default
 	got.Default = policy.Spec{}
 	want := Config{
-		Socket: "/run/x/hvid.sock", StateDir: "/srv/hvi", RunDir: "/run/x", LogLevel: slog.LevelDebug,
+		Socket: "/run/x/hvid.sock", StateDir: "/srv/hvi", RunDir: "/run/x", CacheDir: "/srv/cache", LogLevel: slog.LevelDebug,
 		Gate:    Gate{Timeout: 35 * time.Second},
 		Libvirt: Libvirt{Enabled: "no", Sockets: []string{"/run/libvirt/other-sock"}},
 		Metrics: Metrics{Listen: "[::1]:9617"},
@@ -100,7 +105,7 @@ sync_every = "250ms"
 	if e.Mode != policy.ModeEnforce || !e.RequireAttach || e.Action(policy.GuardKernelText) != policy.ActionAlert {
 		t.Errorf("%+v", e)
 	}
-	if at := (policy.Origin{Source: "hvid.toml", Line: 6, Column: 20}); spec.Origins.Mode != at {
+	if at := (policy.Origin{Source: "hvid.toml", Line: 7, Column: 20}); spec.Origins.Mode != at {
 		t.Errorf("the mode is said to be at %v, not %v", spec.Origins.Mode, at)
 	}
 }
@@ -142,6 +147,7 @@ func TestParseErrors(t *testing.T) {
 		{"an odd path", "socket = \"/run/../etc/x\"", []string{`h.toml:1:10: socket "/run/../etc/x" is not written plainly: /etc/x`}},
 		{"a path too long", "socket = \"/" + strings.Repeat("x", 100) + "\"", []string{`is longer than 100 bytes`}},
 		{"a path that would control a terminal", "socket = \"/a\\u001b\"", []string{`h.toml:1:10: socket "/a\x1b" has control characters in it`}},
+		{"a cache nowhere plain", "cache_dir = \"/srv/../x\"", []string{`h.toml:1:13: cache_dir "/srv/../x" is not written plainly: /x`}},
 		{"an empty path", "state_dir = \"\"", []string{`h.toml:1:13: state_dir is empty`}},
 		{"a number for a string", "socket = 5", []string{`h.toml:1:10: setting "socket" is a whole number, but must be a string`}},
 		{"a date", "socket = 2020-01-01", []string{`setting "socket" is another kind of value, but must be a string`}},

@@ -70,6 +70,15 @@ var keys = []Key{
 	{Name: "run_dir", Kind: "string", Default: `"/run/hvi"`,
 		Meaning: "Where hvid notes what it has changed in Xen and not yet undone. It must be empty after a reboot of the host.",
 		set:     func(c *Config, s setting) error { return s.absolute(&c.RunDir, 4095) }},
+	{Name: "cache_dir", Kind: "string", Default: `"/var/cache/hvi"`,
+		Meaning: `Where hvid keeps what it has read of guests' kernels, so that the next guest with the same build is known in milliseconds; "" for nowhere. A guest is compared with what is kept byte by byte, by a sum under this host's secret, and can't change what is found for others. What is in the directory may be removed at any time.`,
+		set: func(c *Config, s setting) error {
+			if s.kind == kindText && s.text == "" {
+				c.CacheDir = ""
+				return nil
+			}
+			return s.absolute(&c.CacheDir, 4095)
+		}},
 	{Name: "log_level", Kind: "string", Default: `"info"`, Values: []string{"debug", "info", "warn", "error"},
 		Meaning: "What hvid logs to the system's journal: messages of this level and above.",
 		set: func(c *Config, s setting) error {

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/xen-hvi/hvi/engine/guest/linux"
+	"github.com/xen-hvi/hvi/engine/guest/report"
 	"github.com/xen-hvi/hvi/engine/ledger"
 	"github.com/xen-hvi/hvi/engine/vmevent"
 	"github.com/xen-hvi/hvi/engine/x86"
@@ -59,7 +60,7 @@ func (s *Session) adopt(regs x86.Registers) error {
 	return s.arm()
 }
 
-const identifyFix = "hvi reads Linux kernels with kallsyms and BTF (CONFIG_KALLSYMS_ALL, CONFIG_DEBUG_INFO_BTF); other guests cannot be protected by this version"
+const identifyFix = "hvi reads Linux kernels with kallsyms and BTF (CONFIG_KALLSYMS_ALL, CONFIG_DEBUG_INFO_BTF), or a profile of the kernel in /etc/hvi/profiles in place of BTF; other guests cannot be protected by this version"
 
 // kernelEntered runs with the vCPU held at its first write of LSTAR.
 func (s *Session) kernelEntered(m moment) {
@@ -97,11 +98,11 @@ func (s *Session) kernelEntered(m moment) {
 
 func (s *Session) identify(regs x86.Registers) error {
 	begin := time.Now()
-	k, err := linux.Identify(s.memory, regs)
+	k, err := linux.IdentifyWith(s.memory, regs, s.identifyWith)
 	if err != nil {
 		return err
 	}
-	if k.BTFError != nil {
+	if k.Types != report.TypesBTF && k.Types != report.TypesISF {
 		return k.BTFError
 	}
 	s.kernel = k
@@ -110,7 +111,8 @@ func (s *Session) identify(regs x86.Registers) error {
 		st.Failure = nil
 		st.Kernel = &KernelStatus{Release: k.Release, Banner: k.Banner, Base: k.Base, Symbols: k.Symbols.Len()}
 	})
-	s.log.Info("kernel identified", "release", k.Release, "base", k.Base, "symbols", k.Symbols.Len(), "took", took)
+	s.log.Info("kernel identified", "release", k.Release, "base", k.Base, "symbols", k.Symbols.Len(),
+		"types", k.Types, "profile", k.Profile, "cached", k.Cached, "took", took)
 	return nil
 }
 

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/xen-hvi/hvi/engine/guest/linux"
 	"github.com/xen-hvi/hvi/engine/ledger"
 	"github.com/xen-hvi/hvi/engine/policy"
 	"github.com/xen-hvi/hvi/engine/xen"
@@ -40,6 +41,8 @@ type Options struct {
 	Recorder  Recorder
 	Resolve   Resolver
 	Log       *slog.Logger
+	// Identify is what kernels are identified with, besides their memory.
+	Identify linux.Options
 	// Ended is told of each domain that has gone, with the counters of its last
 	// session. It must return soon and not call the engine. It may be nil.
 	Ended func(Status)
@@ -308,6 +311,7 @@ func (e *Engine) attach(d *domain, decl Declaration) error {
 		d.ledger = l
 	}
 	s := newSession(e.opt.Hypervisor, d.ledger, e.opt.Recorder, e.opt.Log, d.info, d.snapshot().Name, decl)
+	s.identifyWith = e.opt.Identify
 	// Who runs already is not stopped for it.
 	s.holdOnFailure = held && decl.Spec.RequireAttach
 	d.ledger = nil

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/xen-hvi/hvi/engine"
+	"github.com/xen-hvi/hvi/engine/guest/linux"
 	"github.com/xen-hvi/hvi/engine/guest/linux/linuxtest"
 	"github.com/xen-hvi/hvi/engine/journal"
 	"github.com/xen-hvi/hvi/engine/ledger"
@@ -48,6 +49,7 @@ type world struct {
 	info   xen.DomainInfo
 	engine *engine.Engine
 	events *records
+	known  linux.Options   // what kernels are identified with
 	ended  []engine.Status // not under a lock: read it when nothing is under way
 	dir    string
 	decl   engine.Declaration
@@ -90,17 +92,21 @@ func newWorld(t *testing.T, cfg xentest.Config, spec xentest.Spec) *world {
 	if w.info, err = w.host.Domain(7); err != nil {
 		t.Fatal(err)
 	}
+	if w.known.Cache, err = linux.OpenCache(t.TempDir(), func(err error) { t.Error(err) }); err != nil {
+		t.Fatal(err)
+	}
 	w.events = &records{got: make(chan journal.Record, 100)}
 	w.engine = engine.New(engine.Options{
 		Hypervisor: engine.OnXen(w.host), Mutator: mutate.New(w.host), LedgerDir: w.dir, Recorder: w.events,
 		Resolve: func(xen.DomainInfo, string) (engine.Declaration, bool, error) { return w.decl, w.found, w.err },
-		Log:     slog.New(slog.DiscardHandler),
-		Ended:   func(st engine.Status) { w.ended = append(w.ended, st) },
+		Log:     slog.New(slog.DiscardHandler), Identify: w.known,
+		Ended: func(st engine.Status) { w.ended = append(w.ended, st) },
 	})
 	t.Cleanup(func() {
 		if err := errors.Join(w.engine.Close(), w.host.Close(), w.xen.Close()); err != nil {
 			t.Error(err)
 		}
+		w.known.Cache.Close()
 	})
 	return w
 }
@@ -347,6 +353,11 @@ func TestAdopt(t *testing.T) {
 	w.engine.Appeared(w.info, "web")
 	if st := w.status(); st.State != engine.StateProtecting {
 		t.Fatalf("%s, %+v", st.State, st.Failure)
+	}
+	// The next guest with this kernel is known.
+	w.known.Cache.Close()
+	if k, err := linux.IdentifyWith(w.guest.Memory(), w.guest.Regs[0], w.known); err != nil || !k.Cached {
+		t.Errorf("the kernel was not remembered: %+v, %v", k, err)
 	}
 	if err := w.engine.Close(); err != nil {
 		t.Fatal(err)

@@ -30,6 +30,8 @@ type Session struct {
 	log    *slog.Logger
 
 	info xen.DomainInfo
+	// identifyWith is what the kernel is identified with, besides its memory.
+	identifyWith linux.Options
 	// holdOnFailure keeps the domain held if it cannot be attached to.
 	holdOnFailure bool
 

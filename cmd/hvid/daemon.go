@@ -66,10 +66,12 @@ func run(ctx context.Context, opt settings) (err error) {
 	reg := registry.New(registry.Options{
 		Store: kept, XL: xl, Files: opt.files, Default: opt.Default, XenStore: store, Log: opt.log,
 	})
+	kernels, closeKernels := knownKernels(opt)
+	defer closeKernels()
 	var shown atomic.Pointer[metrics.Server]
 	e := engine.New(engine.Options{
 		Hypervisor: hv, Mutator: mutator, LedgerDir: opt.ledgerDir,
-		Recorder: events, Resolve: resolver(reg), Log: opt.log,
+		Recorder: events, Resolve: resolver(reg), Log: opt.log, Identify: kernels,
 		Ended: func(st engine.Status) {
 			if m := shown.Load(); m != nil {
 				m.Ended(metricsOf(st))

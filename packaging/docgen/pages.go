@@ -70,10 +70,12 @@ its watchdog. What is left in Xen is undone by hvid-recover(8) or the next hvid.
 		{"/etc/hvi/hvid.toml", "Settings, see hvid.toml(5)."},
 		{"/etc/hvi/policies/NAME.toml", "A policy that a domain may name, see hvi-policy(5)."},
 		{"/etc/hvi/domains/UUID.toml", "What holds for a domain whose toolstack has no place for it, see hvi-policy(5)."},
+		{"/etc/hvi/profiles/NAME.json", "Layouts of a kernel without type information of its own (BTF), in the symbol format of Volatility 3; .json.gz, too."},
 		{"/run/hvi/hvid.sock", "The control socket: HTTP and JSON, for hvictl(1). Root may do everything; the group `hvi` may read status and alerts."},
 		{"/run/hvi/ledger", "What is changed in Xen and not undone yet, for hvid-recover(8)."},
 		{"/var/lib/hvi/events", "The security events, bounded in size by hvid itself."},
 		{"/var/lib/hvi/domains", "What was declared for each domain, kept by UUID through reboot, save, restore and migration."},
+		{"/var/cache/hvi", "What was read of guests' kernels, by build, and the key that it is protected with. It may be emptied at any time."},
 	} {
 		p.Item("`"+f[0]+"`", f[1])
 	}

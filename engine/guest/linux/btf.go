@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"hash/maphash"
 
 	"github.com/cilium/ebpf/btf"
 
@@ -231,9 +230,6 @@ func (b *btfTypes) value(ref int, name string) (int64, bool) {
 	return 0, false
 }
 
-// btfSeed makes sums of blobs worthless to a guest.
-var btfSeed = maphash.MakeSeed()
-
 // readBTF copies the kernel's BTF. The bounds come from its symbols.
 func readBTF(as guest.AddressSpace, start, end x86.VirtAddr) ([]byte, error) {
 	if end <= start || end-start > maxBTF {
@@ -255,7 +251,7 @@ func (k *Kernel) BTF() (spec *btf.Spec, err error) {
 	if err != nil {
 		return nil, &ReadError{What: "BTF", Err: err}
 	}
-	if maphash.Bytes(btfSeed, blob) != k.btfSum {
+	if k.key.sumBTF(blob) != k.btfSum {
 		return nil, &ReadError{What: "BTF", Got: "other bytes than when the kernel was identified", Err: ErrImplausible}
 	}
 	return loadSpec(blob)

@@ -9,12 +9,17 @@
 // write to MSR LSTAR), when most of the kernel is still asleep, and at any time
 // after. [Find] does the same for a memory image, which may hold no registers.
 //
+// [IdentifyWith] knows kernels that were identified before, from a [Cache], and
+// takes the layouts of one without BTF from an [ISF]. [ExportISF] writes such a
+// file.
+//
 // # Who owns what
 //
 // A Kernel borrows the guest.Memory given to Identify and must not be used
-// after that is closed. It holds private copies of the tables it parsed (1 to
-// 3 MiB) and no resource to release. After Identify it is immutable and safe
-// for concurrent use.
+// after that is closed. It holds private copies of the tables it parsed (2 to
+// 4 MiB, shared by the kernels of one build that one Cache knows) and no
+// resource to release. After Identify it is immutable and safe for concurrent
+// use.
 //
 // # The guest is hostile
 //
@@ -30,5 +35,6 @@
 //
 // Table layouts are those of Linux's kernel/kallsyms.c, scripts/kallsyms.c and
 // include/uapi/linux/btf.h in the releases named beside each; paging set-up is
-// that of arch/x86/kernel/head64.c and head_64.S.
+// that of arch/x86/kernel/head64.c and head_64.S. The format of profiles is that
+// of Volatility 3, schema 6.2.0.
 package linux

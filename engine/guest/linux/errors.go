@@ -21,6 +21,8 @@ const (
 	StageBanner Stage = "banner"
 	// StageRoot: the kernel's own top-level page table is found.
 	StageRoot Stage = "page-table root"
+	// StageISF: the profile that was given is this kernel's.
+	StageISF Stage = "ISF profile"
 	// StageBTF: the type information is found and agrees with itself. Its
 	// failure does not fail Identify, see [Kernel.BTFError].
 	StageBTF Stage = "BTF"

@@ -3,10 +3,10 @@ package linux
 import (
 	"errors"
 	"fmt"
-	"hash/maphash"
 	"strings"
 
 	"github.com/xen-hvi/hvi/engine/guest"
+	"github.com/xen-hvi/hvi/engine/guest/report"
 	"github.com/xen-hvi/hvi/engine/x86"
 )
 
@@ -36,23 +36,40 @@ const (
 //
 // The work is bounded whatever the guest does. Errors are *[IdentifyError].
 // Without usable type information the kernel is returned nevertheless, see
-// [Kernel.BTFError].
+// [Kernel.Types].
 func Identify(mem guest.Memory, regs x86.Registers) (*Kernel, error) {
+	return IdentifyWith(mem, regs, Options{})
+}
+
+// Options are what Identify may use besides the guest's memory.
+type Options struct {
+	// Cache knows kernels that were identified before; nil is none.
+	Cache *Cache
+	// ISF is the layout of this very kernel's structures, in place of what the
+	// kernel says itself. One of another kernel is an error.
+	ISF *ISF
+	// ISFs are looked through for kernels without type information; nil is
+	// none.
+	ISFs *ISFDir
+}
+
+// IdentifyWith is [Identify] with more to go by.
+func IdentifyWith(mem guest.Memory, regs x86.Registers, opt Options) (*Kernel, error) {
 	if regs.EFER != 0 && regs.EFER&x86.EFERLMA == 0 {
 		return nil, &IdentifyError{Stage: StageRegisters, Want: "a vCPU in long mode",
 			Got: fmt.Sprintf("EFER %#x", regs.EFER), Hint: "hvi knows 64-bit Linux; an earlier stage of boot has no kernel to find"}
 	}
 	as := guest.NewAddressSpace(mem, regs.CR3, regs.CR4, regs.EFER)
 	if as.Root()&x86.CR3KPTIUser == 0 {
-		return identify(as, &regs)
+		return identify(as, &regs, &opt)
 	}
 	// The user half of a page-table-isolation pair maps the entry code only.
 	// Which half it is, the bit says only where isolation is on.
-	k, err := identify(as.WithRoot(as.Root()&^x86.CR3KPTIUser), &regs)
+	k, err := identify(as.WithRoot(as.Root()&^x86.CR3KPTIUser), &regs, &opt)
 	if err == nil {
 		return k, nil
 	}
-	if k, err2 := identify(as, &regs); err2 == nil {
+	if k, err2 := identify(as, &regs, &opt); err2 == nil {
 		return k, nil
 	} else if stageOf(err2) > stageOf(err) {
 		err = err2
@@ -64,7 +81,7 @@ func Identify(mem guest.Memory, regs x86.Registers) (*Kernel, error) {
 func stageOf(err error) int {
 	var e *IdentifyError
 	if errors.As(err, &e) {
-		for i, s := range []Stage{StageRegisters, StageBase, StageKallsyms, StageBanner, StageRoot} {
+		for i, s := range []Stage{StageRegisters, StageBase, StageKallsyms, StageBanner, StageRoot, StageISF} {
 			if s == e.Stage {
 				return i
 			}
@@ -73,7 +90,7 @@ func stageOf(err error) int {
 	return -1
 }
 
-func identify(as guest.AddressSpace, regs *x86.Registers) (*Kernel, error) {
+func identify(as guest.AddressSpace, regs *x86.Registers, opt *Options) (*Kernel, error) {
 	entry, err := codeAddress(as, regs)
 	if err != nil {
 		return nil, err
@@ -83,18 +100,17 @@ func identify(as guest.AddressSpace, regs *x86.Registers) (*Kernel, error) {
 		return nil, err
 	}
 	r := &imageReader{as: as, extents: imageExtents(as, base)}
-	sym, err := r.findKallsyms(base, entry)
-	if err != nil {
+	k := &Kernel{Base: base, Offsets: noOffsets(), Types: report.TypesNone, key: opt.Cache.sumKey()}
+	known := opt.Cache.find(r, base, entry)
+	if known != nil {
+		k.Symbols = &Symbols{symbolTable: known.sym}
+	} else if k.Symbols, err = r.findKallsyms(base, entry); err == nil {
+		k.Symbols.buildIndex(k.key.names)
+	} else {
 		return nil, &IdentifyError{Stage: StageKallsyms, Want: fmt.Sprintf("a symbol table in the image at %v", base), Err: err,
 			Hint: "a Linux kernel built without CONFIG_KALLSYMS, or no Linux"}
 	}
-	k := &Kernel{Base: base, Symbols: sym, Offsets: noOffsets()}
-	last := r.extents[len(r.extents)-1]
-	sym.end = last.end
-	sym.buildIndex()
-	if v, ok := sym.Lookup("_end"); ok && v > base && v < last.end {
-		sym.end = v
-	}
+	k.Symbols.setBounds(base, r.extents[len(r.extents)-1].end)
 	if err := k.setText(); err != nil {
 		return nil, err
 	}
@@ -104,9 +120,29 @@ func identify(as guest.AddressSpace, regs *x86.Registers) (*Kernel, error) {
 	if err := k.setRoot(as); err != nil {
 		return nil, err
 	}
-	k.setTypes()
+	if known != nil && known.banner == k.Banner {
+		k.useProfile(known)
+	} else {
+		k.readTypes()
+		if p := k.takeProfile(entry); p != nil && opt.Cache != nil {
+			k.profile = p
+			k.Profile = p.build(k.key)
+			opt.Cache.keep(p)
+		}
+	}
+	if err := k.replaceTypes(opt); err != nil {
+		return nil, err
+	}
 	k.setAddresses()
 	return k, nil
+}
+
+// setBounds sets where the image is.
+func (s *Symbols) setBounds(base, end x86.VirtAddr) {
+	s.base, s.end = base, end
+	if v, ok := s.Lookup("_end"); ok && v > base && v < end {
+		s.end = v
+	}
 }
 
 // codeAddress returns an address that the processor itself takes for kernel
@@ -293,42 +329,6 @@ func (k *Kernel) setRoot(as guest.AddressSpace) error {
 		}
 	}
 	return nil
-}
-
-// setTypes reads the type information, or notes why not.
-func (k *Kernel) setTypes() {
-	fail := func(got string, err error) {
-		k.BTFError = &IdentifyError{Stage: StageBTF, Want: "type information from __start_BTF to __stop_BTF", Got: got, Err: err,
-			Hint: "without it no process is named and the kernel's own patching can't be told from an attack"}
-	}
-	start, ok1 := k.Symbols.Lookup("__start_BTF")
-	end, ok2 := k.Symbols.Lookup("__stop_BTF")
-	if !ok1 || !ok2 {
-		fail("no such symbols: built without CONFIG_DEBUG_INFO_BTF", nil)
-		return
-	}
-	if start < k.Base || end > k.Symbols.end {
-		fail(fmt.Sprintf("%v to %v", start, end), errOutsideImage)
-		return
-	}
-	blob, err := readBTF(k.as, start, end)
-	if err != nil {
-		fail("", err)
-		return
-	}
-	types, err := parseBTF(blob, wanted())
-	if err != nil {
-		fail("", err)
-		return
-	}
-	o, err := offsetsFrom(types)
-	if err != nil {
-		fail("", err)
-		return
-	}
-	k.Offsets = o
-	k.btfStart, k.btfEnd = start, end
-	k.btfSum = maphash.Bytes(btfSeed, blob)
 }
 
 // setAddresses looks up, once, what the methods read.

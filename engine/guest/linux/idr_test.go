@@ -53,6 +53,7 @@ func TestIDR(t *testing.T) {
 			}
 		}
 	}
+	g.WriteIDR(idr, g.Base+testNodes, map[uint64]x86.VirtAddr{1: 0xffff_8880_0000_1000, 2: 0xffff_8880_0000_2000})
 	stop := 0
 	if err := r.idr(idr, 10, func(uint64, x86.VirtAddr) error { stop++; return errStop }); err != nil || stop != 1 {
 		t.Errorf("stopped after %d: %v", stop, err)

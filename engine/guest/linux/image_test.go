@@ -327,18 +327,3 @@ func checkState(t *testing.T, k *Kernel, img testImage) {
 		t.Errorf("no vCPU runs process %d", img.PID)
 	}
 }
-
-func BenchmarkIdentify(b *testing.B) {
-	for _, img := range testImages(b) {
-		b.Run(img.name(), func(b *testing.B) {
-			mem := img.memory(b)
-			b.ReportAllocs()
-			b.ResetTimer()
-			for range b.N {
-				if _, err := Identify(mem, img.Regs[0]); err != nil {
-					b.Fatal(err)
-				}
-			}
-		})
-	}
-}

@@ -58,6 +58,29 @@ type imageReader struct {
 	work    int // done so far, see maxWork
 }
 
+// piece is a stretch of the image that a symbol table was made from: all of it,
+// and a private copy, so that a digest of pieces is one of what was parsed,
+// whatever the guest has put there since.
+type piece struct {
+	at   x86.VirtAddr
+	copy []byte
+}
+
+// tableSource is everything that a symbol table was made from. num_syms is part
+// of names.
+type tableSource struct {
+	tokens, index, names, markers, values piece
+	// baseAt is where relative_base is, or 0. It is the one word of a table that
+	// depends on where the image is mapped, and known to be that.
+	baseAt x86.VirtAddr
+	// absolute: values are addresses, which depend on it, too.
+	absolute bool
+}
+
+func (s *tableSource) pieces() [5]piece {
+	return [...]piece{s.tokens, s.index, s.names, s.markers, s.values}
+}
+
 var (
 	errOutsideImage = errors.New("outside the kernel image")
 	errTooMuch      = errors.New("too many look-alikes, given up")
@@ -194,10 +217,11 @@ func align8(n int) int { return (n + 7) &^ 7 }
 // hadTokens says that there was a token table at least.
 // seqs says to expect seqs_of_names before it.
 func (r *imageReader) parseKallsyms(base, va x86.VirtAddr, seqs bool) (s *Symbols, hadTokens bool, err error) {
-	tokens, table, afterTokens, err := r.parseTokens(va)
+	tokens, index, err := r.parseTokens(va)
 	if err != nil {
 		return nil, false, fmt.Errorf("token table near %v: %w", va, err)
 	}
+	table, afterTokens := index.table, index.end
 	find := r.findNames
 	if seqs {
 		find = r.findNamesBeforeSeqs
@@ -206,23 +230,29 @@ func (r *imageReader) parseKallsyms(base, va x86.VirtAddr, seqs bool) (s *Symbol
 	if err != nil {
 		return nil, true, fmt.Errorf("names before the token table at %v: %w", table, err)
 	}
-	s = &Symbols{tokens: tokens, names: nm.names, markers: nm.markers}
+	s = &Symbols{symbolTable: &symbolTable{tokens: tokens, names: nm.names, markers: nm.markers}}
+	s.src = &tableSource{tokens: piece{table, tokens.text}, index: piece{index.end - 512, index.raw}, names: piece{nm.start, nm.raw}, markers: nm.rawMarkers}
 	if err := r.readValues(s, base, nm, afterTokens); err != nil {
 		return nil, true, err
 	}
 	return s, true, nil
 }
 
+// tokenIndex is where a token table is and the index that follows it.
+type tokenIndex struct {
+	table, end x86.VirtAddr // where the table begins and the index ends
+	raw        []byte
+}
+
 // parseTokens reads the token table that has the digits at va, and its index.
-// It returns where the table begins and where the index ends.
-func (r *imageReader) parseTokens(va x86.VirtAddr) (t tokenTable, table, end x86.VirtAddr, err error) {
-	fail := func(format string, args ...any) (tokenTable, x86.VirtAddr, x86.VirtAddr, error) {
-		return tokenTable{}, 0, 0, fmt.Errorf("%w: "+format, append([]any{errNoTable}, args...)...)
+func (r *imageReader) parseTokens(va x86.VirtAddr) (t tokenTable, idx tokenIndex, err error) {
+	fail := func(format string, args ...any) (tokenTable, tokenIndex, error) {
+		return tokenTable{}, tokenIndex{}, fmt.Errorf("%w: "+format, append([]any{errNoTable}, args...)...)
 	}
 	const zero = '0'
 	head, err := r.before(va, maxTokenText)
 	if err != nil {
-		return t, 0, 0, err
+		return t, idx, err
 	}
 	// Back over the terminators of tokens '0'-1 to 0: what follows that of
 	// token 0 is token 1. Where token 0 begins only the index can say, as
@@ -237,7 +267,7 @@ func (r *imageReader) parseTokens(va x86.VirtAddr) (t tokenTable, table, end x86
 	tokenOne := va - x86.VirtAddr(len(head)-one)
 	body, err := r.after(tokenOne, maxTokenText)
 	if err != nil {
-		return t, 0, 0, err
+		return t, idx, err
 	}
 	var start [257]int // relative to token 1
 	pos := 0
@@ -255,21 +285,21 @@ func (r *imageReader) parseTokens(va x86.VirtAddr) (t tokenTable, table, end x86
 	first := 0
 	for _, align := range []x86.VirtAddr{8, 4} {
 		indexVA := (tokenOne + x86.VirtAddr(pos) + align - 1) &^ (align - 1)
-		index, err := r.read(indexVA, 512)
+		raw, err := r.read(indexVA, 512)
 		if err != nil {
-			return t, 0, 0, err
+			return t, idx, err
 		}
-		if first = tokenZero(index, &start); first > 0 {
-			end = indexVA + 512
+		if first = tokenZero(raw, &start); first > 0 {
+			idx.end, idx.raw = indexVA+512, raw
 			break
 		}
 	}
 	if first == 0 || first > one || first+pos >= 1<<16 {
 		return fail("the index disagrees")
 	}
-	table = tokenOne - x86.VirtAddr(first)
-	if table&3 != 0 {
-		return fail("%v is not aligned", table)
+	idx.table = tokenOne - x86.VirtAddr(first)
+	if idx.table&3 != 0 {
+		return fail("%v is not aligned", idx.table)
 	}
 	for i := 1; i <= 256; i++ {
 		t.start[i] = uint16(first + start[i])
@@ -279,7 +309,7 @@ func (r *imageReader) parseTokens(va x86.VirtAddr) (t tokenTable, table, end x86
 	if bytes.IndexByte(t.text, 0) != first-1 {
 		return fail("token 0 changed while it was read")
 	}
-	return t, table, end, nil
+	return t, idx, nil
 }
 
 // tokenZero returns the length of token 0 with its terminator if index is the
@@ -302,8 +332,11 @@ func tokenZero(index []byte, start *[257]int) int {
 type nameTable struct {
 	start   x86.VirtAddr // of num_syms, which precedes the names
 	n       int
+	raw     []byte // num_syms and names
 	names   []byte
 	markers []uint32
+	// rawMarkers are the markers as they were found.
+	rawMarkers piece
 }
 
 // markersAt says where markers may end and how wide each is.
@@ -325,8 +358,10 @@ func (r *imageReader) findNames(table x86.VirtAddr) (nameTable, error) {
 		if m == nil {
 			continue
 		}
-		nm, err := r.namesBefore(table-x86.VirtAddr(len(buf)-at.end+len(m)*at.width), m)
+		start := at.end - len(m)*at.width
+		nm, err := r.namesBefore(table-x86.VirtAddr(len(buf)-start), m)
 		if err == nil {
+			nm.rawMarkers.copy = buf[start:at.end]
 			return nm, nil
 		}
 		last = err
@@ -394,6 +429,7 @@ func (r *imageReader) findNamesBeforeSeqs(table x86.VirtAddr) (nameTable, error)
 			}
 			nm, err := r.namesBefore(table-x86.VirtAddr(len(buf)-start), m)
 			if err == nil && nm.n == n {
+				nm.rawMarkers.copy = buf[start : start+count*4]
 				return nm, nil
 			}
 			if tried++; tried >= maxTables {
@@ -436,8 +472,11 @@ func (r *imageReader) namesBefore(end x86.VirtAddr, markers []uint32) (nameTable
 		return nameTable{
 			start:   end - x86.VirtAddr(len(buf)-numAt),
 			n:       n,
+			raw:     buf[numAt : start+size],
 			names:   buf[start : start+size : start+size],
 			markers: markers,
+
+			rawMarkers: piece{at: end},
 		}, nil
 	}
 	return nameTable{}, fmt.Errorf("%w: no names for %d markers", errNoTable, len(markers))
@@ -451,24 +490,32 @@ func walkNames(b []byte, n int, markers []uint32) (size, steps int, ok bool) {
 		if i&0xff == 0 && pos != int(markers[i>>8]) {
 			return 0, i, false
 		}
-		if pos >= len(b) {
+		l, width := nameLength(b, pos)
+		if width == 0 {
 			return 0, i, false
 		}
-		l := int(b[pos])
-		pos++
-		if l >= 0x80 {
-			if pos >= len(b) {
-				return 0, i, false
-			}
-			l = l&0x7f | int(b[pos])<<7
-			pos++
-		}
-		if l == 0 || l > maxNameLen {
-			return 0, i, false
-		}
-		pos += l
+		pos += width + l
 	}
 	return pos, n, pos <= len(b)
+}
+
+// nameLength reads the length of a compressed name. It is width bytes wide: 1 or
+// 2, or 0 where there is no such name.
+func nameLength(b []byte, pos int) (n, width int) {
+	if pos >= len(b) {
+		return 0, 0
+	}
+	n, width = int(b[pos]), 1
+	if n >= 0x80 {
+		if pos+1 >= len(b) {
+			return 0, 0
+		}
+		n, width = n&0x7f|int(b[pos+1])<<7, 2
+	}
+	if n == 0 || n > maxNameLen {
+		return 0, 0
+	}
+	return n, width
 }
 
 // readValues finds the symbols' values, after the token index or before
@@ -478,16 +525,19 @@ func (r *imageReader) readValues(s *Symbols, base x86.VirtAddr, nm nameTable, af
 	// From 6.4: offsets, relative_base.
 	errAfter := r.checkBase(base, afterTokens+size)
 	if errAfter == nil {
+		s.src.baseAt = afterTokens + size
 		return r.relativeValues(s, base, nm.n, afterTokens)
 	}
 	// 4.6 to 6.3: offsets, relative_base, num_syms.
 	errBefore := r.checkBase(base, nm.start-8)
 	if errBefore == nil {
+		s.src.baseAt = nm.start - 8
 		return r.relativeValues(s, base, nm.n, nm.start-8-size)
 	}
 	// To 4.5: addresses, num_syms.
 	errAbsolute := r.absoluteValues(s, base, nm.n, nm.start-x86.VirtAddr(8*nm.n))
 	if errAbsolute == nil {
+		s.src.absolute = true
 		return nil
 	}
 	// 7.2: offsets, each from its own place.
@@ -518,6 +568,7 @@ func (r *imageReader) relativeValues(s *Symbols, base x86.VirtAddr, n int, at x8
 	}
 	// With KALLSYMS_ABSOLUTE_PERCPU (x86-64 to 6.14) addresses are stored as
 	// -1-offset and values of per-CPU symbols as they are.
+	s.src.values = piece{at, raw}
 	negative := 0
 	for i := range n {
 		negative += int(raw[4*i+3] >> 7)
@@ -544,6 +595,7 @@ func (r *imageReader) absoluteValues(s *Symbols, base x86.VirtAddr, n int, at x8
 	if err != nil {
 		return err
 	}
+	s.src.values = piece{at, raw}
 	s.off = make([]uint32, n)
 	s.nabs = 0
 	s.base = base
@@ -567,6 +619,7 @@ func (r *imageReader) placeValues(s *Symbols, base x86.VirtAddr, n int, at x86.V
 	if err != nil {
 		return err
 	}
+	s.src.values = piece{at, raw}
 	s.off = make([]uint32, n)
 	s.nabs = 0
 	s.base = base

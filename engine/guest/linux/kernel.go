@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"github.com/xen-hvi/hvi/engine/guest"
+	"github.com/xen-hvi/hvi/engine/guest/report"
 	"github.com/xen-hvi/hvi/engine/x86"
 )
 
@@ -27,17 +28,33 @@ type Kernel struct {
 	TextStart, TextEnd x86.VirtAddr
 	// Symbols is the kernel's own symbol table, without modules.
 	Symbols *Symbols
-	// Offsets is the layout of the structures hvi reads.
+	// Offsets is the layout of the structures hvi reads, and Types where it is
+	// from: the kernel's own BTF, a profile in ISF, a guess from init_task that
+	// leaves most of it out, or nothing.
 	Offsets Offsets
-	// BTFError says why there is no type information, and so why Offsets
-	// is empty; nil when there is. It is an *IdentifyError.
+	Types   report.TypeSource
+	// TypesNote says what is not known of the structures, and why; "" if all
+	// that hvi needs is.
+	TypesNote string
+	// BTFError says why the kernel's own type information is not usable; nil
+	// when it is. It is an *IdentifyError.
 	BTFError error
+	// Profile names this build of the kernel, the same for every guest that this
+	// host's [Cache] has seen with it; "" without a cache. Cached says that the
+	// build was known, and nothing was parsed.
+	Profile string
+	Cached  bool
 
 	as   guest.AddressSpace
 	addr addresses
 
+	// profile is held for other guests with this build, which find it by a weak
+	// pointer in the cache.
+	profile *profile
+
 	btfStart, btfEnd x86.VirtAddr
-	btfSum           uint64
+	key              *digestKey // of btfSum
+	btfSum           digest
 }
 
 // addresses are the variables the methods read; 0 where the kernel has none.

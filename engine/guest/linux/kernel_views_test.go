@@ -473,7 +473,7 @@ func TestOldLog(t *testing.T) {
 // withoutSymbol is a table in which a name is not found.
 func withoutSymbol(s *Symbols, name string) *Symbols {
 	out := *s
-	h := uint64(hashName(name))
+	h := uint64(hashName(name, s.mul))
 	out.byName = slices.DeleteFunc(slices.Clone(s.byName), func(v uint64) bool { return v>>32 == h })
 	return &out
 }

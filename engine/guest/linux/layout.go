@@ -23,12 +23,16 @@ const NoOffset = -1
 //		Jited Bits `c:"jited"`           // a bit field
 //	}
 //
-// Members of anonymous members count as the structure's own. What a kernel
-// lacks is [NoOffset] (an array that it lacks has 0 elements).
+// Members of anonymous members count as the structure's own; a path leads
+// through members held by value, the first element where that is an array, and
+// never through pointers. What a kernel lacks is [NoOffset] (an array that it
+// lacks has 0 elements). So is a bit field where a layout has no Bits for it,
+// since its byte alone would be misread.
 
 // Bits is where a bit field is: Width bits from bit Shift on of the word at
 // Offset, which is as many bytes wide as it takes. Offset is NoOffset where the
-// kernel lacks it.
+// kernel lacks it. A member that is no bit field there is taken as its first 8
+// bits: flags have gone both ways.
 type Bits struct{ Offset, Shift, Width int }
 
 // typeSource answers how a kernel lays out its structures. A reference to a
@@ -171,17 +175,21 @@ func fillLayout(src typeSource, name string, ref int, v reflect.Value) error {
 	for _, f := range fields {
 		for _, path := range f.names {
 			m, n, ok := findMember(src, ref, strings.TrimSuffix(path, "[]"))
-			if !ok {
+			if !ok || m.width != 0 && f.field.Kind() != reflect.Struct {
 				continue
 			}
-			if m.bits < 0 || m.bits/8 > size { // a flexible array begins at the end
+			least := max(m.width, 1)
+			if n == 0 { // an array of no fixed length, which may begin at the end
+				least = 0
+			}
+			if m.bits < 0 || m.bits+least > 8*size {
 				return fmt.Errorf("%w: %s.%s at bit %d of %d bytes", errTypes, name, path, m.bits, size)
 			}
 			switch {
 			case f.field.Kind() == reflect.Struct:
 				f.field.Set(reflect.ValueOf(bitsOf(m)))
 			case strings.HasSuffix(path, "[]"):
-				f.field.SetInt(int64(min(n, maxStructure)))
+				f.field.SetInt(int64(n))
 			default:
 				f.field.SetInt(int64(m.bits / 8))
 			}
@@ -194,7 +202,7 @@ func fillLayout(src typeSource, name string, ref int, v reflect.Value) error {
 // bitsOf places a bit field in its word.
 func bitsOf(m typeMember) Bits {
 	b := Bits{Offset: m.bits / 8, Shift: m.bits % 8, Width: m.width}
-	if b.Width == 0 { // a whole member, which is a byte at least
+	if b.Width == 0 {
 		b.Width = 8
 	}
 	return b

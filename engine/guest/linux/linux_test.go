@@ -648,7 +648,7 @@ func FuzzKallsyms(f *testing.F) {
 			return
 		}
 		s.end = base + size
-		s.buildIndex()
+		s.buildIndex(ownKey().names)
 		checkTable(t, s)
 	})
 }

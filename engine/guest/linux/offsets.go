@@ -132,7 +132,6 @@ type Offsets struct {
 	BucketTable  BucketTableOffsets  `c:"bucket_table"`
 
 	TaskFiles   TaskFilesOffsets   `c:"task_struct"`
-	Group       GroupOffsets       `c:"signal_struct"`
 	Files       FilesOffsets       `c:"files_struct"`
 	FDTable     FDTableOffsets     `c:"fdtable"`
 	OpenFile    OpenFileOffsets    `c:"file"`
@@ -162,7 +161,6 @@ type Offsets struct {
 	BPFProgList        BPFProgListOffsets   `c:"bpf_prog_list"`
 	CGroupBPF          CGroupBPFOffsets     `c:"cgroup"`
 	CGroupTop          CGroupTopOffsets     `c:"cgroup_root"`
-	KernFS             KernFSOffsets        `c:"kernfs_node"`
 	PerfEvent          PerfEventOffsets     `c:"perf_event"`
 	TraceCall          TraceCallOffsets     `c:"trace_event_call"`
 	Tracepoint         TracepointOffsets    `c:"tracepoint"`

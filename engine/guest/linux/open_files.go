@@ -14,15 +14,6 @@ const maxFDs = 1 << 20
 // TaskFilesOffsets lays out of struct task_struct what leads to open files.
 type TaskFilesOffsets struct {
 	Files int `c:"files"`
-	Group int `c:"signal"`
-	// ThreadNode links it into signal_struct.thread_head.
-	ThreadNode int `c:"thread_node"`
-}
-
-// GroupOffsets lays out struct signal_struct, what the threads of a process
-// share.
-type GroupOffsets struct {
-	Threads int `c:"thread_head"`
 }
 
 // FilesOffsets lays out struct files_struct.
@@ -161,20 +152,11 @@ func (w *fileWalk) tables(leader x86.VirtAddr) ([]x86.VirtAddr, error) {
 		}
 		return w.budget.spend(1)
 	}
-	if o.TaskFiles.Group < 0 || o.TaskFiles.ThreadNode < 0 || o.Group.Threads < 0 {
+	if o.Task.Signal < 0 || o.Task.ThreadNode < 0 || o.Signal.ThreadHead < 0 {
 		err := note(leader)
 		return out, err
 	}
-	group, err := w.r.as.ReadPointer(leader + x86.VirtAddr(o.TaskFiles.Group))
-	if err != nil {
-		return nil, errTorn
-	}
-	if group == 0 {
-		return nil, nil // a process that is being taken away
-	}
-	err = w.r.list("threads", group+x86.VirtAddr(o.Group.Threads), maxTasks, func(node x86.VirtAddr) error {
-		return note(node - x86.VirtAddr(o.TaskFiles.ThreadNode))
-	})
+	err := w.r.threadsOf(leader, note)
 	return out, err
 }
 

@@ -34,12 +34,6 @@ type BPFProgListOffsets struct {
 	Link int `c:"link"`
 }
 
-// KernFSOffsets lays out struct kernfs_node, a control group's directory.
-type KernFSOffsets struct {
-	Parent int `c:"__parent|parent"` // renamed in 6.15
-	Name   int `c:"name"`
-}
-
 // PerfEventOffsets lays out struct perf_event.
 type PerfEventOffsets struct {
 	Prog int `c:"prog"`
@@ -114,7 +108,7 @@ func (w *programWalk) cgroupPath(group x86.VirtAddr) (report.Text, error) {
 	}
 	path := ""
 	for range maxCGroupDepth {
-		parent, err := w.follow(node, "kernfs_node.parent", o.KernFS.Parent)
+		parent, err := w.follow(node, "kernfs_node.parent", o.KernFSNode.Parent)
 		if err != nil {
 			return "", err
 		}
@@ -124,7 +118,7 @@ func (w *programWalk) cgroupPath(group x86.VirtAddr) (report.Text, error) {
 			}
 			return printable.Escape(path), nil
 		}
-		at, err := w.follow(node, "kernfs_node.name", o.KernFS.Name)
+		at, err := w.follow(node, "kernfs_node.name", o.KernFSNode.Name)
 		if err != nil {
 			return "", err
 		}

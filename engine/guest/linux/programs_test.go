@@ -191,7 +191,7 @@ func TestProgramsHostile(t *testing.T) {
 		}, "control group"},
 		"a group's path to itself": {func(w *programWorld) {
 			as := w.AddressSpace()
-			node, err := as.ReadPointer(w.group + linuxtest.CGroupNode)
+			node, err := as.ReadPointer(w.group + linuxtest.CGroupDir)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -2,7 +2,6 @@ package linux
 
 import (
 	"iter"
-	"math/rand/v2"
 	"sort"
 
 	"github.com/xen-hvi/hvi/engine/x86"
@@ -25,6 +24,12 @@ type Symbol struct {
 type Symbols struct {
 	base x86.VirtAddr
 	end  x86.VirtAddr // Symbolize knows nothing from here on
+	*symbolTable
+}
+
+// symbolTable is what does not depend on where the kernel is: guests with the
+// same build share it.
+type symbolTable struct {
 	// off[i] is the value of symbol i: itself for the first nabs, which
 	// are absolute, relative to base after that. Both parts ascend.
 	off  []uint32
@@ -37,6 +42,11 @@ type Symbols struct {
 	// byName holds hash<<32 | index, ascending. Nothing in it is guest
 	// data, so a forged table can't make a search long: see LookupAll.
 	byName []uint64
+	// mul is the multiplier of its hashes.
+	mul uint64
+
+	// src is what the table was made from, until a digest of it was made.
+	src *tableSource
 }
 
 // tokenTable is kallsyms' dictionary: each byte of a compressed name stands for
@@ -88,7 +98,7 @@ func (s *Symbols) lookup(name string, yield func(int) bool) {
 	if s.Len() == 0 {
 		return
 	}
-	h := uint64(hashName(name))
+	h := uint64(hashName(name, s.mul))
 	i := sort.Search(len(s.byName), func(i int) bool { return s.byName[i]>>32 >= h })
 	for n := 0; i < len(s.byName) && s.byName[i]>>32 == h && n < maxLookup; i, n = i+1, n+1 {
 		index := int(uint32(s.byName[i]))
@@ -267,17 +277,17 @@ func (s *Symbols) nameIs(i int, name string) bool {
 }
 
 // Names are hashed by a polynomial, because the hash of a name is then made
-// from the hashes of its tokens, with no need to expand it. The multiplier is
-// the process's secret, so that a guest can't prepare collisions.
-var hashMul = rand.Uint64()&^7 | 5
+// from the hashes of its tokens, with no need to expand it. The multiplier is a
+// secret, so that a guest can't prepare collisions.
+func nameMultiplier(random uint64) uint64 { return random&^7 | 5 }
 
 // finish spreads the polynomial, whose low bits are weak.
 func finish(h uint64) uint32 { return uint32((h ^ h>>29) * 0x9e3779b97f4a7c15 >> 32) }
 
-func hashName[T string | []byte](name T) uint32 {
+func hashName[T string | []byte](name T, mul uint64) uint32 {
 	var h uint64
 	for i := range len(name) {
-		h = h*hashMul + uint64(name[i]) + 1
+		h = h*mul + uint64(name[i]) + 1
 	}
 	return finish(h)
 }
@@ -285,24 +295,25 @@ func hashName[T string | []byte](name T) uint32 {
 // tokenHash is what appending a token does to a hash: h*mul + add.
 type tokenHash struct{ mul, add uint64 }
 
-func hashToken(t []byte) tokenHash {
+func hashToken(t []byte, mul uint64) tokenHash {
 	r := tokenHash{mul: 1}
 	for _, c := range t {
-		r.add = r.add*hashMul + uint64(c) + 1
-		r.mul *= hashMul
+		r.add = r.add*mul + uint64(c) + 1
+		r.mul *= mul
 	}
 	return r
 }
 
-// buildIndex fills byName.
-func (s *Symbols) buildIndex() {
+// buildIndex fills byName, with a secret multiplier.
+func (s *Symbols) buildIndex(mul uint64) {
+	s.mul = mul
 	var whole, tail [256]tokenHash // tail: of the token without its first byte
 	var empty [256]bool
 	for i := range 256 {
 		t := s.tokens.token(byte(i))
-		whole[i] = hashToken(t)
+		whole[i] = hashToken(t, mul)
 		if empty[i] = len(t) == 0; !empty[i] {
-			tail[i] = hashToken(t[1:])
+			tail[i] = hashToken(t[1:], mul)
 		}
 	}
 	index := make([]uint64, len(s.off))

@@ -39,8 +39,8 @@ type Info struct {
 
 	// Symbols is the number of symbols in kallsyms.
 	Symbols int `json:"symbols"`
-	// Types says where the layout of structures is from: TypesBTF, TypesISF or
-	// TypesNone, and TypesNote what could not be known and why.
+	// Types says where the layout of structures is from, and TypesNote what
+	// could not be known and why.
 	Types     TypeSource `json:"types"`
 	TypesNote string     `json:"types_note,omitzero"`
 	// Profile is the key of the kernel's build, and Cached whether it was known
@@ -56,9 +56,10 @@ type TypeSource string
 
 // The sources.
 const (
-	TypesBTF  TypeSource = "btf"  // the kernel's own type information
-	TypesISF  TypeSource = "isf"  // a profile in Volatility 3's format
-	TypesNone TypeSource = "none" // unknown: symbols alone
+	TypesBTF   TypeSource = "btf"   // the kernel's own type information
+	TypesISF   TypeSource = "isf"   // a profile in Volatility 3's format
+	TypesGuess TypeSource = "guess" // found in the first tasks: pid and name alone
+	TypesNone  TypeSource = "none"  // unknown: symbols alone
 )
 
 // CPU is a virtual processor: its registers and what it runs.

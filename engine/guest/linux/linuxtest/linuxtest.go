@@ -222,6 +222,7 @@ func (g *Guest) layOut(c Config) {
 	data(ROData+0x100, "linux_banner")
 	data(Data, "init_top_pgt")
 	data(Data+0x3000, "system_state")
+	data(Data+0x2000, "init_task")
 	data(Data+0x2f00, "modules")
 	poking := [2]string{"poking_mm", "poking_addr"}
 	if !c.Layout.Absolute() {
@@ -295,9 +296,9 @@ func (g *Guest) state(c Config) {
 		return
 	}
 	g.Write(g.Addr("system_state"), []byte{Running, 0, 0, 0})
-	for i := range x86.VirtAddr(2) { // an empty list
-		g.WriteUint64(g.Addr("modules")+8*i, uint64(g.Addr("modules")))
-	}
+	modules := g.Addr("modules") // an empty list
+	g.WriteUint64(modules, uint64(modules))
+	g.WriteUint64(modules+8, uint64(modules))
 	g.SetPoking(c.Layout, uint64(DirectMap+PokingMM), uint64(Window))
 	g.WriteUint64(DirectMap+PokingMM+MMPGD, uint64(DirectMap+PokingPGD))
 }

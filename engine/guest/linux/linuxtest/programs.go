@@ -35,7 +35,7 @@ const (
 
 	CGroupSibling  = 0
 	CGroupChildren = 16
-	CGroupNode     = 32
+	CGroupDir      = 32
 	CGroupProgs    = 40
 	CGroupKinds    = 3
 	CGroupSize     = CGroupProgs + 8*CGroupKinds + 8
@@ -65,7 +65,7 @@ func ProgramTypes() []btf.Type {
 		return structOf(name, LinkSize, member("link", 0, link), member(member2, LinkTo, pointer))
 	}
 	css := structOf("cgroup_subsys_state", 32, member("sibling", CGroupSibling, list), member("children", CGroupChildren, list))
-	group := structOf("cgroup", CGroupSize, member("self", 0, css), member("kn", CGroupNode, pointer),
+	group := structOf("cgroup", CGroupSize, member("self", 0, css), member("kn", CGroupDir, pointer),
 		member("bpf", CGroupProgs, structOf("cgroup_bpf", 8*CGroupKinds+8, member("progs", 0, array(u64, CGroupKinds)), member("flags", 8*CGroupKinds, array(u8, 8)))))
 	return append(IDRTypes(),
 		structOf("bpf_prog", ProgSize, member("type", ProgType, u32), jited, member("len", ProgLen, u32), member("jited_len", ProgCode, u32),
@@ -116,7 +116,7 @@ func NewPrograms() *Programs {
 
 func (p *Programs) initGroup(group, node x86.VirtAddr) {
 	p.WriteList(group + CGroupChildren)
-	p.WriteUint64(group+CGroupNode, uint64(node))
+	p.WriteUint64(group+CGroupDir, uint64(node))
 }
 
 // Group makes the only child of a control group.
@@ -124,7 +124,7 @@ func (p *Programs) Group(parent x86.VirtAddr, name string) x86.VirtAddr {
 	group, node := p.Alloc(CGroupSize), p.Alloc(16)
 	p.initGroup(group, node)
 	as := p.AddressSpace()
-	above, err := as.ReadPointer(parent + CGroupNode)
+	above, err := as.ReadPointer(parent + CGroupDir)
 	if err != nil {
 		panic(err)
 	}

@@ -67,15 +67,13 @@ const (
 	BindNode   = 16
 	BindOwners = 32
 
-	TaskFiles      = 1400
-	TaskSignal     = 1408
-	TaskThreadNode = 1416
-	FilesTable     = 8
-	TableMax       = 0
-	TableFDs       = 8
-	FileOps        = 8
-	FileInode      = 16
-	FilePrivate    = 24
+	TaskFiles   = 1640
+	FilesTable  = 8
+	TableMax    = 0
+	TableFDs    = 8
+	FileOps     = 8
+	FileInode   = 16
+	FilePrivate = 24
 )
 
 // TaskFileMembers are the members of struct task_struct that lead to open files.
@@ -123,7 +121,7 @@ func SocketTypes() []btf.Type {
 		structOf("raw_hashinfo", 2048, member("ht", 0, array(u64, 256))),
 		structOf("netlink_table", 16, member("hash", 0, structOf("rhashtable", 16, member("tbl", 0, pointer)))),
 		structOf("bucket_table", 64, member("size", 0, u32), member("nest", 4, u32), member("future_tbl", 48, pointer), member("buckets", 64, array(u64, 0))),
-		structOf("signal_struct", 16, member("thread_head", 0, list)),
+		structOf("signal_struct", 64, member("thread_head", SignalHead, list)),
 		structOf("files_struct", 16, member("fdt", FilesTable, pointer)),
 		structOf("fdtable", 16, member("max_fds", TableMax, u32), member("fd", TableFDs, pointer)),
 		structOf("file", 32, member("f_op", FileOps, pointer), member("f_inode", FileInode, pointer), member("private_data", FilePrivate, pointer)),
@@ -187,10 +185,10 @@ func NewSockets(more []btf.Type, variables ...string) *Sockets {
 	g.WriteUint64(tables, uint64(s.Netlink))
 	g.WriteUint32(s.Netlink, 2)
 
-	task, signal := s.Alloc(TaskSize), s.Alloc(16)
+	task, signal := s.Alloc(TaskSize), s.Alloc(64)
 	s.Files, s.FDTable, s.FDs = s.Alloc(16), s.Alloc(16), s.Alloc(64*8)
 	g.WriteList(g.Addr("init_task")+TaskTasks, task+TaskTasks)
-	g.WriteList(signal, task+TaskThreadNode)
+	g.WriteList(signal+SignalHead, task+TaskThreadNode)
 	g.WriteUint32(task+TaskPID, 42)
 	g.Write(task+TaskComm, []byte("daemon"))
 	g.WriteUint64(task+TaskSignal, uint64(signal))
