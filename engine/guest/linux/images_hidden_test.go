@@ -72,7 +72,7 @@ func (c *changedImage) unlink(node x86.VirtAddr) {
 
 // found returns the details of what a check finds of an object.
 func (c *changedImage) found(name, object string) []string {
-	v, err := c.r.Check()
+	v, err := c.r.make(processChecks)
 	if err != nil {
 		c.t.Fatal(err)
 	}

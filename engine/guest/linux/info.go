@@ -62,10 +62,8 @@ func (r *Reader) Info() (report.Info, error) {
 	out := report.Info{
 		System: "linux", Release: printable.Escape(k.Release), Banner: printable.Escape(k.Banner),
 		Base: k.Base, PhysBase: k.PhysBase, Slide: uint64(k.Base - startKernel),
-		PagingLevels: k.as.Levels(), Symbols: k.Symbols.Len(), Types: report.TypesBTF, CPUs: []report.CPU{},
-	}
-	if k.BTFError != nil {
-		out.Types, out.TypesNote = report.TypesNone, k.BTFError.Error()
+		PagingLevels: k.as.Levels(), Symbols: k.Symbols.Len(), CPUs: []report.CPU{},
+		Types: k.Types, TypesNote: k.TypesNote, Profile: k.Profile, Cached: k.Cached,
 	}
 	err := r.reading(&out.Reading, func() error {
 		r.tlb.Flush()

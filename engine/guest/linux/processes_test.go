@@ -318,29 +318,13 @@ func TestPaths(t *testing.T) {
 	}
 }
 
-// checkProcesses is r.Check as far as it is about processes: these guests have
-// little else.
-func checkProcesses(r *Reader) (report.Verdict, error) {
-	v, err := r.Check()
-	v.Checks = slices.DeleteFunc(v.Checks, func(c report.Check) bool {
-		return c.Name != "hidden-processes" && c.Name != "credentials"
-	})
-	v.Findings = slices.DeleteFunc(v.Findings, func(f report.Finding) bool {
-		return f.Check != "hidden-processes" && f.Check != "credentials"
-	})
-	v.Clean = len(v.Checks) == 2 && !slices.ContainsFunc(v.Checks, func(c report.Check) bool {
-		return c.Status == report.CheckFound || c.Status == report.CheckFailed
-	})
-	return v, err
-}
-
 func TestCheckClean(t *testing.T) {
 	p, r := processGuest(t, 20)
 	p.WriteUint64(p.Load(p.Tasks[0]+linuxtest.TaskMM)+linuxtest.MMExe, uint64(p.File))
 	if list, err := r.Processes(); err != nil || list.Items[0].Exe != "/bin/tool" || list.Items[1].Exe != "" {
 		t.Errorf("%+v, %v", list.Items[0], err)
 	}
-	v, err := checkProcesses(r)
+	v, err := r.make(processChecks)
 	if err != nil || !v.Clean || len(v.Findings) > 0 {
 		t.Fatalf("%+v, %v", v, err)
 	}
@@ -371,7 +355,7 @@ func TestCheckHidden(t *testing.T) {
 				f(p, task)
 			}
 		}
-		v, err := checkProcesses(r)
+		v, err := r.make(processChecks)
 		if err != nil || v.Clean || len(v.Findings) != 1 {
 			t.Errorf("%s: %+v, %v", left, v, err)
 			continue
@@ -380,7 +364,7 @@ func TestCheckHidden(t *testing.T) {
 			t.Errorf("%s: %+v", left, f)
 		}
 		hide[left](p, task)
-		if v, err := checkProcesses(r); err != nil || !v.Clean {
+		if v, err := r.make(processChecks); err != nil || !v.Clean {
 			t.Errorf("without %s: %+v, %v", left, v, err)
 		}
 	}
@@ -393,7 +377,7 @@ func TestCheckPassing(t *testing.T) {
 	task := p.Tasks[5]
 	p.Unlink(task + linuxtest.TaskTasks)
 	p.WriteUint32(task+linuxtest.TaskExit, exitDead)
-	if v, err := checkProcesses(r); err != nil || !v.Clean {
+	if v, err := r.make(processChecks); err != nil || !v.Clean {
 		t.Errorf("of an image: %+v, %v", v, err)
 	}
 
@@ -409,7 +393,7 @@ func TestCheckPassing(t *testing.T) {
 	check := func() report.Verdict {
 		t.Helper()
 		waited, rounds = 0, 0
-		v, err := checkProcesses(r)
+		v, err := r.make(processChecks)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -442,7 +426,7 @@ func TestCheckPassing(t *testing.T) {
 func TestCheckFailed(t *testing.T) {
 	p, r := processGuest(t, 9)
 	p.WriteUint64(p.Tasks[5]+linuxtest.TaskTasks, uint64(p.Tasks[2]+linuxtest.TaskTasks))
-	v, err := checkProcesses(r)
+	v, err := r.make(processChecks)
 	if err != nil || v.Clean || len(v.Findings) != 0 || v.Checks[0].Status != report.CheckFailed || v.Checks[0].Why == "" {
 		t.Errorf("%+v, %v", v, err)
 	}
@@ -464,7 +448,7 @@ func TestUnsupported(t *testing.T) {
 	if info, err := r.Info(); err != nil || info.Types != report.TypesNone || info.TypesNote == "" || len(info.Reading.Incomplete) == 0 {
 		t.Errorf("info: %+v, %v", info, err)
 	}
-	v, err := checkProcesses(r)
+	v, err := r.make(processChecks)
 	if err != nil || !v.Clean {
 		t.Errorf("check: %+v, %v", v, err)
 	}
@@ -525,7 +509,7 @@ func FuzzProcesses(f *testing.F) {
 		if _, err := r.Info(); err != nil {
 			t.Error(err)
 		}
-		if v, err := checkProcesses(r); err != nil || v.Clean && len(v.Findings) > 0 {
+		if v, err := r.make(processChecks); err != nil || v.Clean && len(v.Findings) > 0 {
 			t.Errorf("%+v, %v", v, err)
 		}
 	})
