@@ -90,7 +90,7 @@ func parallel(fs ...func() error) error {
 }
 
 func (b *Builder) hypervisor(ctx context.Context, tree string, im *Images) error {
-	dir, err := b.artifact(ctx, "hypervisor", []string{filepath.Base(tree)}, func(dir string) error {
+	dir, err := b.Artifact(ctx, "hypervisor", []string{filepath.Base(tree)}, func(dir string) error {
 		from, err := only(tree, "boot/xen-*-amd64.gz")
 		if err != nil {
 			return err
@@ -115,7 +115,7 @@ func (b *Builder) hypervisor(ctx context.Context, tree string, im *Images) error
 
 func (b *Builder) dom0Kernel(ctx context.Context, tree string, im *Images) error {
 	const shrunk = "shrunk"
-	dir, err := b.artifact(ctx, "dom0-kernel", []string{filepath.Base(tree)}, func(dir string) error {
+	dir, err := b.Artifact(ctx, "dom0-kernel", []string{filepath.Base(tree)}, func(dir string) error {
 		image, _, err := unpackKernel(tree)
 		if err != nil {
 			return err
@@ -141,7 +141,7 @@ func (b *Builder) dom0Kernel(ctx context.Context, tree string, im *Images) error
 
 // unpackKernel returns the ELF and the release of a tree's only kernel.
 func unpackKernel(tree string) (image []byte, release string, err error) {
-	from, err := only(tree, "boot/vmlinuz-*")
+	from, err := kernelFile(tree)
 	if err != nil {
 		return nil, "", err
 	}
@@ -166,7 +166,7 @@ var dom0Modules = []string{"xen-evtchn", "xen-gntdev", "xen-gntalloc", "xen-priv
 
 func (b *Builder) base(ctx context.Context, xen, dom0 string, im *Images) error {
 	init := source("dom0-init")
-	dir, err := b.artifact(ctx, "base", []string{filepath.Base(xen), filepath.Base(dom0), hash(init)}, func(dir string) error {
+	dir, err := b.Artifact(ctx, "base", []string{filepath.Base(xen), filepath.Base(dom0), hash(init)}, func(dir string) error {
 		l := newLayer()
 		defer l.close()
 		l.libs = []string{filepath.Join(xen, "usr/lib/x86_64-linux-gnu")}
@@ -266,7 +266,7 @@ func (b *Builder) guest(ctx context.Context, xen, tree, module, small string, im
 		inputs = append(inputs, name+" "+hash(source(src)))
 	}
 	slices.Sort(inputs[4:]) // the order of a map is none
-	dir, err := b.artifact(ctx, "guest", inputs, func(dir string) error {
+	dir, err := b.Artifact(ctx, "guest", inputs, func(dir string) error {
 		image, release, err := unpackKernel(tree)
 		if err != nil {
 			return err
@@ -348,7 +348,7 @@ func (b *Builder) module(ctx context.Context, tree string) (string, error) {
 		inputs = append(inputs, n+" "+hash(data))
 		sources = append(sources, n)
 	}
-	return b.artifact(ctx, "attack-module", inputs, func(dir string) error {
+	return b.Artifact(ctx, "attack-module", inputs, func(dir string) error {
 		work := filepath.Join(dir, "build")
 		if err := os.Mkdir(work, 0o755); err != nil {
 			return err
@@ -443,7 +443,7 @@ func (b *Builder) small(ctx context.Context) (string, error) {
 	tiny := []string{"--section-start=.note.Xen=0x400000", "-Ttext=0x400100"}
 	disk := []string{"-Ttext=0x7c00", "--oformat=binary"}
 	inputs := slices.Concat([]string{hash(source("tiny.c")), hash(source("hvm.c"))}, freestanding, tiny, disk)
-	return b.artifact(ctx, "small", inputs, func(dir string) error {
+	return b.Artifact(ctx, "small", inputs, func(dir string) error {
 		if err := bare(ctx, dir, "tiny.c", "tiny", tiny); err != nil {
 			return err
 		}
@@ -463,7 +463,7 @@ func (b *Builder) small(ctx context.Context) (string, error) {
 
 // Loader builds the boot sector of [boot.Write].
 func (b *Builder) Loader(ctx context.Context) ([]byte, error) {
-	dir, err := b.artifact(ctx, "loader", []string{hash(boot.Source)}, func(dir string) error {
+	dir, err := b.Artifact(ctx, "loader", []string{hash(boot.Source)}, func(dir string) error {
 		src, obj := filepath.Join(dir, "loader.s"), filepath.Join(dir, "loader.o")
 		if err := os.WriteFile(src, boot.Source, 0o644); err != nil {
 			return err

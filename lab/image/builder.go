@@ -42,9 +42,9 @@ const recipeVersion = "5"
 // buildingPrefix marks an artifact that isn't finished.
 const buildingPrefix = ".building-"
 
-// artifact returns the folder that build has filled, now or earlier, for these
+// Artifact returns the folder that build has filled, now or earlier, for these
 // inputs.
-func (b *Builder) artifact(ctx context.Context, name string, inputs []string, build func(dir string) error) (string, error) {
+func (b *Builder) Artifact(ctx context.Context, name string, inputs []string, build func(dir string) error) (string, error) {
 	h := sha256.Sum256([]byte(recipeVersion + "\n" + name + "\n" + strings.Join(inputs, "\x00")))
 	root := filepath.Join(b.CacheDir, "artifacts")
 	final := filepath.Join(root, name+"-"+hex.EncodeToString(h[:])[:16])

@@ -196,7 +196,7 @@ func TestArtifact(t *testing.T) {
 	built := 0
 	make1 := func(inputs ...string) string {
 		t.Helper()
-		dir, err := b.artifact(t.Context(), "thing", inputs, func(dir string) error {
+		dir, err := b.Artifact(t.Context(), "thing", inputs, func(dir string) error {
 			built++
 			return os.WriteFile(filepath.Join(dir, "f"), []byte(strings.Join(inputs, "+")), 0o644)
 		})
@@ -215,11 +215,11 @@ func TestArtifact(t *testing.T) {
 		}
 	}
 	fail := errors.New("no")
-	if _, err := b.artifact(t.Context(), "bad", nil, func(string) error { return fail }); !errors.Is(err, fail) {
+	if _, err := b.Artifact(t.Context(), "bad", nil, func(string) error { return fail }); !errors.Is(err, fail) {
 		t.Errorf("got %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	if _, err := b.artifact(ctx, "cut", nil, func(string) error { cancel(); return nil }); !errors.Is(err, context.Canceled) {
+	if _, err := b.Artifact(ctx, "cut", nil, func(string) error { cancel(); return nil }); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
 	left, err := os.ReadDir(filepath.Join(b.CacheDir, "artifacts"))
@@ -235,7 +235,7 @@ func TestArtifactRace(t *testing.T) {
 	var built atomic.Int32
 	for i := range dirs {
 		wg.Go(func() {
-			dir, err := b.artifact(t.Context(), "thing", nil, func(dir string) error {
+			dir, err := b.Artifact(t.Context(), "thing", nil, func(dir string) error {
 				built.Add(1)
 				return os.WriteFile(filepath.Join(dir, "f"), nil, 0o644)
 			})

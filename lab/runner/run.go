@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/xen-hvi/hvi/lab/boot"
@@ -20,10 +19,6 @@ import (
 	"github.com/xen-hvi/hvi/lab/scenario"
 	"github.com/xen-hvi/hvi/lab/wire"
 )
-
-// maxMachines bounds the emulators that run on one host at a time, over all
-// processes that share a cache.
-const maxMachines = 2
 
 // Runner runs scenarios.
 type Runner struct {
@@ -51,7 +46,7 @@ func (r *Runner) Run(ctx context.Context, list []scenario.Scenario) ([]*Result, 
 	var mu sync.Mutex
 	var fails []error
 	var wg sync.WaitGroup
-	slots := make(chan struct{}, maxMachines)
+	slots := make(chan struct{}, machine.MaxMachines)
 	for _, g := range groups {
 		wg.Go(func() {
 			slots <- struct{}{}
@@ -151,7 +146,7 @@ func (r *Runner) boot(ctx context.Context, im image.Images, debian image.Debian,
 		return nil, err
 	}
 	ready := time.Since(start)
-	release, err := acquireSlot(ctx, r.Builder.CacheDir, func() { show("lab", "waiting for another lab's machine to end") })
+	release, err := machine.AcquireSlot(ctx, r.Builder.CacheDir, func() { show("lab", "waiting for another lab's machine to end") })
 	if err != nil {
 		return nil, err
 	}
@@ -318,38 +313,6 @@ func concat(to string, from []string) (err error) {
 		}
 	}
 	return nil
-}
-
-// acquireSlot waits for one of the host's places for a machine. It calls wait
-// once if there is none yet.
-func acquireSlot(ctx context.Context, cache string, wait func()) (release func(), err error) {
-	dir := filepath.Join(cache, "locks")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, err
-	}
-	tick := time.NewTicker(500 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		for i := range maxMachines {
-			f, err := os.OpenFile(filepath.Join(dir, fmt.Sprintf("machine-%d", i)), os.O_CREATE|os.O_RDWR, 0o644)
-			if err != nil {
-				return nil, err
-			}
-			if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err == nil {
-				return func() { _ = f.Close() }, nil // which gives the place back
-			}
-			_ = f.Close()
-		}
-		if wait != nil {
-			wait()
-			wait = nil
-		}
-		select {
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		case <-tick.C:
-		}
-	}
 }
 
 // lineWriter hands text on by whole lines, without control sequences of a

@@ -51,7 +51,7 @@ func command() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(runCommand(), listCommand(), imagesCommand(), cleanCommand())
+	root.AddCommand(runCommand(), listCommand(), imagesCommand(), cleanCommand(), specimenCommand())
 	return root
 }
 
