@@ -61,7 +61,7 @@ func (b *Builder) Images(ctx context.Context) (Images, error) {
 			if guest, err = b.tree(ctx, treeGuestKernel); err != nil {
 				return err
 			}
-			module, err = b.module(ctx, guest)
+			module, err = b.modules(ctx, guest)
 			return err
 		},
 		func() (err error) {
@@ -334,45 +334,45 @@ func (b *Builder) guest(ctx context.Context, xen, tree, module, small string, im
 	return err
 }
 
-// module builds the attack module against the headers in the guest kernel's
-// tree and returns the folder that holds pwn.ko.
-func (b *Builder) module(ctx context.Context, tree string) (string, error) {
+// modules builds the attack modules against the headers in a tree and returns
+// the folder that holds them: pwn.ko and its siblings.
+func (b *Builder) modules(ctx context.Context, tree string) (string, error) {
 	src := filepath.Join(b.Root, "testdata", "attack")
+	sources, err := os.ReadDir(src)
+	if err != nil {
+		return "", err
+	}
 	inputs := []string{filepath.Base(tree)}
-	var sources []string
-	for _, n := range []string{"Makefile", "pwn.c"} {
-		data, err := os.ReadFile(filepath.Join(src, n))
+	for _, f := range sources {
+		data, err := os.ReadFile(filepath.Join(src, f.Name()))
 		if err != nil {
 			return "", err
 		}
-		inputs = append(inputs, n+" "+hash(data))
-		sources = append(sources, n)
+		inputs = append(inputs, f.Name()+" "+hash(data))
 	}
-	return b.Artifact(ctx, "attack-module", inputs, func(dir string) error {
+	return b.Artifact(ctx, "attack-modules", inputs, func(dir string) error {
 		work := filepath.Join(dir, "build")
-		if err := os.Mkdir(work, 0o755); err != nil {
+		if err := os.CopyFS(work, os.DirFS(src)); err != nil {
 			return err
-		}
-		for _, n := range sources {
-			data, err := os.ReadFile(filepath.Join(src, n))
-			if err != nil {
-				return err
-			}
-			if err := os.WriteFile(filepath.Join(work, n), data, 0o644); err != nil {
-				return err
-			}
 		}
 		headers, err := kernelHeaders(tree, dir)
 		if err != nil {
 			return err
 		}
 		// The headers ask for the very compiler that built the kernel; any that
-		// knows its options makes a module of the same layout.
-		if err := tool(ctx, work, "make", "-C", headers, "M="+work, "CC=gcc", "modules"); err != nil {
+		// knows its options makes a module of the same layout. Type information
+		// of a module's own would take one more program, pahole.
+		if err := tool(ctx, work, "make", "-C", headers, "M="+work, "CC=gcc", "CONFIG_DEBUG_INFO_BTF_MODULES=", "modules"); err != nil {
 			return err
 		}
-		if err := tool(ctx, work, "strip", "--strip-debug", "-o", filepath.Join(dir, "pwn.ko"), filepath.Join(work, "pwn.ko")); err != nil {
+		built, err := filepath.Glob(filepath.Join(work, "*.ko"))
+		if err != nil {
 			return err
+		}
+		for _, ko := range built {
+			if err := tool(ctx, work, "strip", "--strip-debug", "-o", filepath.Join(dir, filepath.Base(ko)), ko); err != nil {
+				return err
+			}
 		}
 		return errors.Join(os.RemoveAll(work), os.RemoveAll(headers))
 	})

@@ -1,7 +1,9 @@
 package image
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"slices"
 )
@@ -10,12 +12,10 @@ import (
 type Kernel struct {
 	// Name is its series and its flavour: amd64, cloud or rt.
 	Name string
-	// Headers says that modules can be built for it here: the programs that
-	// build them are Debian 12's own.
-	Headers bool
 
-	suites []string
-	pkg    string // the metapackage
+	suites  []string
+	pkg     string // the metapackage
+	headers string // that of what modules are built with, "" where the lab builds none
 }
 
 // Suites that other kernels than the lab's own come from.
@@ -29,18 +29,18 @@ var (
 
 // kernels are all, the oldest first.
 var kernels = []Kernel{
-	{"5.10-cloud", false, bullseye, "linux-image-cloud-amd64"},
-	{"5.10-amd64", false, bullseye, "linux-image-amd64"},
-	{"5.10-rt", false, bullseye, "linux-image-rt-amd64"},
-	{"6.1-cloud", true, bookworm, "linux-image-cloud-amd64"},
-	{"6.1-amd64", true, bookworm, "linux-image-amd64"},
-	{"6.1-rt", false, bookworm, "linux-image-rt-amd64"},
-	{"6.12-cloud", true, bookworm, "linux-image-6.12-cloud-amd64"},
-	{"6.12-amd64", true, bookworm, "linux-image-6.12-amd64"},
-	{"6.12-rt", false, bookworm, "linux-image-6.12-rt-amd64"},
-	{"7.2-cloud", false, forky, "linux-image-cloud-amd64"},
-	{"7.2-amd64", false, forky, "linux-image-amd64"},
-	{"7.2-rt", false, forky, "linux-image-rt-amd64"},
+	{"5.10-cloud", bullseye, "linux-image-cloud-amd64", ""},
+	{"5.10-amd64", bullseye, "linux-image-amd64", ""},
+	{"5.10-rt", bullseye, "linux-image-rt-amd64", ""},
+	{"6.1-cloud", bookworm, "linux-image-cloud-amd64", "linux-headers-cloud-amd64"},
+	{"6.1-amd64", bookworm, "linux-image-amd64", "linux-headers-amd64"},
+	{"6.1-rt", bookworm, "linux-image-rt-amd64", ""},
+	{"6.12-cloud", bookworm, "linux-image-6.12-cloud-amd64", "linux-headers-6.12-cloud-amd64"},
+	{"6.12-amd64", bookworm, "linux-image-6.12-amd64", "linux-headers-6.12-amd64"},
+	{"6.12-rt", bookworm, "linux-image-6.12-rt-amd64", ""},
+	{"7.2-cloud", forky, "linux-image-cloud-amd64", ""},
+	{"7.2-amd64", forky, "linux-image-amd64", ""},
+	{"7.2-rt", forky, "linux-image-rt-amd64", ""},
 }
 
 // Kernels returns all that the lab knows, the oldest first.
@@ -53,6 +53,23 @@ func FindKernel(name string) (Kernel, bool) {
 		return Kernel{}, false
 	}
 	return kernels[i], true
+}
+
+// Attacks says that modules can be built for it here.
+func (k Kernel) Attacks() bool { return k.headers != "" }
+
+// Attacks builds the attack modules for a kernel and returns the folder that
+// holds them.
+func (b *Builder) Attacks(ctx context.Context, k Kernel) (string, error) {
+	if !k.Attacks() {
+		return "", fmt.Errorf("kernel %s: no modules can be built for it here", k.Name)
+	}
+	tree, err := b.tree(ctx, recipe{"headers-" + k.Name, k.suites, []string{k.headers},
+		[]string{"linux-image-*", "linux-compiler-*", "gcc*", "cpp*", "binutils*"}})
+	if err != nil {
+		return "", err
+	}
+	return b.modules(ctx, tree)
 }
 
 // recipe is the tree with a kernel and its modules.

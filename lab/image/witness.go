@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -43,10 +42,16 @@ func (b *Builder) Witness(ctx context.Context, k Kernel) (Witness, error) {
 	if err != nil {
 		return w, err
 	}
-	inputs := []string{filepath.Base(tree), filepath.Base(xen), hash(program)}
+	attacks := ""
+	if k.Attacks() {
+		if attacks, err = b.Attacks(ctx, k); err != nil {
+			return w, err
+		}
+	}
+	inputs := []string{filepath.Base(tree), filepath.Base(xen), filepath.Base(attacks), hash(program)}
 	inputs = append(inputs, witnessModules...)
 	dir, err := b.Artifact(ctx, "witness-"+k.Name, inputs, func(dir string) error {
-		return writeWitness(ctx, dir, tree, xen, program)
+		return writeWitness(ctx, dir, tree, xen, attacks, program)
 	})
 	if err != nil {
 		return w, err
@@ -58,7 +63,7 @@ func (b *Builder) Witness(ctx context.Context, k Kernel) (Witness, error) {
 	}, err
 }
 
-func writeWitness(ctx context.Context, dir, tree, xen string, program []byte) error {
+func writeWitness(ctx context.Context, dir, tree, xen, attacks string, program []byte) error {
 	from, err := kernelFile(tree)
 	if err != nil {
 		return err
@@ -83,6 +88,11 @@ func writeWitness(ctx context.Context, dir, tree, xen string, program []byte) er
 	if err := addModules(l, tree); err != nil {
 		return err
 	}
+	if attacks != "" {
+		if err := l.copyTree(witness.ModuleDir[1:], attacks); err != nil {
+			return err
+		}
+	}
 	return errors.Join(
 		l.writeFile(filepath.Join(dir, "initrd")),
 		os.WriteFile(filepath.Join(dir, "vmlinuz"), image, 0o644),
@@ -96,16 +106,10 @@ func (b *Builder) witnessProgram(ctx context.Context) ([]byte, error) {
 		return nil, err
 	}
 	defer os.RemoveAll(dir)
-	out := filepath.Join(dir, "witness")
-	// Nothing of where and when it is built is in it: the same sources make the
-	// same program, whose hash names what is made with it.
-	cmd := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-trimpath", "-ldflags=-s -w -buildid=", "-o", out, "./lab/cmd/witness")
-	cmd.Dir = b.Root
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
-	if text, err := cmd.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("%s: %w\n%s", strings.Join(cmd.Args, " "), err, tail(string(text), 4000))
+	if err := b.Compile(ctx, dir, "lab/cmd/witness"); err != nil {
+		return nil, err
 	}
-	return os.ReadFile(out)
+	return os.ReadFile(filepath.Join(dir, "witness"))
 }
 
 // addModules adds what the witness loads, and in which order. What a flavour

@@ -30,8 +30,8 @@ type Runner struct {
 	Show func(emulator scenario.Emulator, source, line string)
 }
 
-// Run runs scenarios, each group that can share a machine in one boot, up to
-// two groups at a time, and returns the results in the order of list. An error
+// Run runs scenarios, each group that can share a machine in one boot and those
+// that need none in this process, up to two groups at a time, and returns the results in the order of list. An error
 // says why there are none; a failed scenario is a result.
 func (r *Runner) Run(ctx context.Context, list []scenario.Scenario) ([]*Result, error) {
 	start := time.Now()
@@ -51,7 +51,11 @@ func (r *Runner) Run(ctx context.Context, list []scenario.Scenario) ([]*Result, 
 		wg.Go(func() {
 			slots <- struct{}{}
 			defer func() { <-slots }()
-			rs, err := r.boot(ctx, im, debian, g, images)
+			run := func() ([]*Result, error) { return r.boot(ctx, im, debian, g, images) }
+			if g[0].Emulator == scenario.Host {
+				run = func() ([]*Result, error) { return r.host(ctx, g) }
+			}
+			rs, err := run()
 			mu.Lock()
 			defer mu.Unlock()
 			fails = append(fails, err)
@@ -87,7 +91,9 @@ func (r *Runner) prepare(ctx context.Context, list []scenario.Scenario) (im imag
 	if slices.ContainsFunc(list, func(s scenario.Scenario) bool { return s.System == scenario.Debian }) {
 		wg.Go(func() { debian, system = r.Builder.Debian(ctx) })
 	}
-	im, err = r.Builder.Images(ctx)
+	if uses(scenario.Bochs) || uses(scenario.QEMU) {
+		im, err = r.Builder.Images(ctx)
+	}
 	wg.Wait()
 	return im, debian, errors.Join(err, bochs, qemu, system)
 }

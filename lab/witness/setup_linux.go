@@ -181,7 +181,7 @@ func (s *State) processes() error {
 	s.try("cgroup", s.cgroup(s.Roles["threads"]))
 	s.try("stop", unix.Kill(s.Roles["stopped"], unix.SIGSTOP))
 
-	yes := &exec.Cmd{Path: "/bin/busybox", Args: []string{"yes"}}
+	yes := &exec.Cmd{Path: "/bin/yes", Args: []string{"yes"}} // a link: the name is the process'
 	if err := yes.Start(); err != nil {
 		return err
 	}
@@ -295,9 +295,9 @@ func (s *State) bpf() {
 		note(p, "cgroup", err)
 	}
 	if p := load("odd_kprobe", ebpf.Kprobe); p != nil {
-		l, err := link.Kprobe("do_unlinkat", p, nil)
+		l, err := link.Kprobe("vfs_unlink", p, nil)
 		kept = append(kept, l)
-		note(p, "kprobe do_unlinkat", err)
+		note(p, "kprobe vfs_unlink", err)
 	}
 	if p := load("odd_tracepoint", ebpf.TracePoint); p != nil {
 		l, err := link.Tracepoint("sched", "sched_process_exec", p, nil)
@@ -310,7 +310,7 @@ func (s *State) bpf() {
 func (s *State) kprobe() {
 	const dir = "/sys/kernel/tracing/"
 	s.try("kprobe", errors.Join(
-		os.WriteFile(dir+"kprobe_events", []byte("p:odd_probe do_rmdir\n"), 0),
+		os.WriteFile(dir+"kprobe_events", []byte("p:odd_probe vfs_rmdir\n"), 0),
 		os.WriteFile(dir+"events/kprobes/odd_probe/enable", []byte("1"), 0)))
 }
 
