@@ -91,6 +91,15 @@ func (s Specimen) After() (witness.Report, error) {
 	return readReport(filepath.Join(s.Dir, "after.tar"))
 }
 
+// Log returns what the lab's modules said while they were loaded, one thing
+// each.
+func (s Specimen) Log() ([]string, error) {
+	text, err := os.ReadFile(filepath.Join(s.Dir, logFile))
+	return strings.Split(string(text), "; "), err
+}
+
+const logFile = "modules.log"
+
 func readReport(name string) (witness.Report, error) {
 	f, err := os.Open(name)
 	if errors.Is(err, os.ErrNotExist) {
@@ -105,7 +114,7 @@ func readReport(name string) (witness.Report, error) {
 
 // recipeVersion is part of a specimen's name in the cache. It changes when this
 // package would make another from the same parts.
-const recipeVersion = "2"
+const recipeVersion = "3"
 
 // How long a guest may take, in wall-clock time on a busy host.
 const (
@@ -212,14 +221,19 @@ func (m Maker) talk(ctx context.Context, dir string, v Variant, pc machine.PC, d
 	}
 	defer monitor.Close()
 	g := &control{conn: conn, in: bufio.NewReader(conn)}
-	if err := g.answer(ctx, "boot", bootLimit); err != nil {
+	if _, err := g.answer(ctx, "boot", bootLimit); err != nil {
 		return err
 	}
-	if err := g.do(ctx, "settle", "report /dev/vda"); err != nil {
-		return err
-	}
+	commands := []string{"settle", "report /dev/vda"}
 	for _, l := range v.Load {
-		if err := g.do(ctx, "load "+l); err != nil {
+		commands = append(commands, "load "+l)
+	}
+	for _, c := range append(commands, "log") {
+		said, err := g.do(ctx, c)
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(dir, logFile), []byte(said), 0o644); err != nil { // the last one stays
 			return err
 		}
 	}
@@ -237,7 +251,7 @@ func (m Maker) talk(ctx context.Context, dir string, v Variant, pc machine.PC, d
 		if err := monitor.Execute(ctx, "cont", nil, nil); err != nil {
 			return err
 		}
-		if err := g.do(ctx, "report /dev/vdb"); err != nil {
+		if _, err := g.do(ctx, "report /dev/vdb"); err != nil {
 			return err
 		}
 		keep["after.tar"] = disks[1]
@@ -288,33 +302,31 @@ type control struct {
 	in   *bufio.Reader
 }
 
-// do has the witness do something, and waits until it has.
-func (c *control) do(ctx context.Context, commands ...string) error {
-	for _, line := range commands {
-		if _, err := io.WriteString(c.conn, line+"\n"); err != nil {
-			return fmt.Errorf("witness: %s: %w", line, err)
-		}
-		if err := c.answer(ctx, line, commandLimit); err != nil {
-			return err
-		}
+// do has the witness do something, waits until it has, and returns what it has
+// to say.
+func (c *control) do(ctx context.Context, command string) (string, error) {
+	if _, err := io.WriteString(c.conn, command+"\n"); err != nil {
+		return "", fmt.Errorf("witness: %s: %w", command, err)
 	}
-	return nil
+	return c.answer(ctx, command, commandLimit)
 }
 
-func (c *control) answer(ctx context.Context, to string, limit time.Duration) error {
+func (c *control) answer(ctx context.Context, to string, limit time.Duration) (string, error) {
 	stop := context.AfterFunc(ctx, func() { _ = c.conn.SetReadDeadline(time.Now()) })
 	defer stop()
 	if err := c.conn.SetReadDeadline(time.Now().Add(limit)); err != nil {
-		return err
+		return "", err
 	}
 	line, err := c.in.ReadString('\n')
+	line = strings.TrimSpace(line)
+	text, ok := strings.CutPrefix(line, "ok")
 	switch {
 	case err != nil:
-		return fmt.Errorf("witness: %s: no answer: %w", to, err)
-	case line != "ok\n":
-		return fmt.Errorf("witness: %s: %s", to, strings.TrimSpace(line))
+		return "", fmt.Errorf("witness: %s: no answer: %w", to, err)
+	case !ok:
+		return "", fmt.Errorf("witness: %s: %s", to, line)
 	}
-	return nil
+	return strings.TrimSpace(text), nil
 }
 
 // lines passes text on by whole lines.

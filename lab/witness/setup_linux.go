@@ -315,49 +315,51 @@ func (s *State) kprobe() {
 }
 
 // Serve obeys the host, line by line, until it is told to end, and answers each
-// with a line, "ok" or "error" with a reason:
+// with a line, "ok" and what there is to say, or "error" and the reason:
 //
 //	report PATH     writes a report to a disk
 //	load NAME ARGS  loads a module of ModuleDir
-//	log             returns the newest lines of the kernel's log that say "hvi-", joined by " | "
+//	log             says what the lab's own modules logged, lines joined by "; "
 //	settle          waits until the kernel is at rest
 //	off             ends the guest
 func Serve(s *State, port io.ReadWriter) error {
-	lines := bufio.NewScanner(port)
-	answer := func(err error) error {
-		text := "ok"
+	answer := func(text string, err error) error {
+		text = strings.TrimSpace("ok " + text)
 		if err != nil {
-			text = "error " + strings.ReplaceAll(err.Error(), "\n", "; ")
+			text = "error " + err.Error()
 		}
-		_, err = fmt.Fprintln(port, text)
+		_, err = fmt.Fprintln(port, strings.ReplaceAll(text, "\n", "; "))
 		return err
 	}
-	if err := answer(nil); err != nil {
+	if err := answer("", nil); err != nil {
 		return err
 	}
+	lines := bufio.NewScanner(port)
 	for lines.Scan() {
-		verb, rest, _ := strings.Cut(lines.Text(), " ")
-		var err error
-		switch verb {
-		case "report":
-			err = s.writeTo(rest)
-		case "load":
-			name, args, _ := strings.Cut(rest, " ")
-			err = load(name, args)
-		case "log":
-			err = errors.New(strings.Join(marked(), " | "))
-		case "settle":
-			settle()
-		case "off":
-			return unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
-		default:
-			err = fmt.Errorf("unknown command %q", verb)
-		}
-		if err := answer(err); err != nil {
+		if err := answer(s.obey(lines.Text())); err != nil {
 			return err
 		}
 	}
 	return errors.Join(errors.New("the host has gone"), lines.Err())
+}
+
+func (s *State) obey(line string) (string, error) {
+	verb, rest, _ := strings.Cut(line, " ")
+	switch verb {
+	case "report":
+		return "", s.writeTo(rest)
+	case "load":
+		name, args, _ := strings.Cut(rest, " ")
+		return "", load(name, args)
+	case "log":
+		return strings.Join(marked(), "\n"), nil
+	case "settle":
+		settle()
+		return "", nil
+	case "off":
+		return "", unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+	}
+	return "", fmt.Errorf("unknown command %q", verb)
 }
 
 func (s *State) writeTo(path string) error {

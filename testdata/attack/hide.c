@@ -70,7 +70,7 @@ static int hide_task(void)
 		}
 	}
 	write_unlock_irq(lock);
-	pr_info("hvi-hide: task %d %s\n", p->pid, pids ? "and its numbers" : "");
+	pr_info("hvi-hide: task %d%s\n", p->pid, pids ? " and its numbers" : "");
 	return 0;
 }
 
