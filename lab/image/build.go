@@ -61,7 +61,7 @@ func (b *Builder) Images(ctx context.Context) (Images, error) {
 			if guest, err = b.tree(ctx, treeGuestKernel); err != nil {
 				return err
 			}
-			module, err = b.modules(ctx, guest)
+			module, err = b.modules(ctx, guest, false)
 			return err
 		},
 		func() (err error) {
@@ -335,8 +335,9 @@ func (b *Builder) guest(ctx context.Context, xen, tree, module, small string, im
 }
 
 // modules builds the attack modules against the headers in a tree and returns
-// the folder that holds them: pwn.ko and its siblings.
-func (b *Builder) modules(ctx context.Context, tree string) (string, error) {
+// the folder that holds them: pwn.ko and its siblings. The compiler is this
+// machine's, or the tree's own.
+func (b *Builder) modules(ctx context.Context, tree string, own bool) (string, error) {
 	src := filepath.Join(b.Root, "testdata", "attack")
 	sources, err := os.ReadDir(src)
 	if err != nil {
@@ -355,14 +356,25 @@ func (b *Builder) modules(ctx context.Context, tree string) (string, error) {
 		if err := os.CopyFS(work, os.DirFS(src)); err != nil {
 			return err
 		}
-		headers, err := kernelHeaders(tree, dir)
-		if err != nil {
-			return err
-		}
 		// The headers ask for the very compiler that built the kernel; any that
 		// knows its options makes a module of the same layout. Type information
 		// of a module's own would take one more program, pahole.
-		if err := tool(ctx, work, "make", "-C", headers, "M="+work, "CC=gcc", "CONFIG_DEBUG_INFO_BTF_MODULES=", "modules"); err != nil {
+		args := []string{"CONFIG_DEBUG_INFO_BTF_MODULES=", "M=" + work}
+		kbuild, path := "", ""
+		var err error
+		if own {
+			if path, kbuild, err = toolchain(tree, dir); err != nil {
+				return err
+			}
+			args = append(args, "PATH="+path+":"+os.Getenv("PATH"))
+		} else {
+			args = append(args, "CC=gcc")
+		}
+		headers, err := kernelHeaders(tree, dir, kbuild)
+		if err != nil {
+			return err
+		}
+		if err := tool(ctx, work, "make", append(args, "-C", headers, "modules")...); err != nil {
 			return err
 		}
 		built, err := filepath.Glob(filepath.Join(work, "*.ko"))
@@ -374,14 +386,22 @@ func (b *Builder) modules(ctx context.Context, tree string) (string, error) {
 				return err
 			}
 		}
-		return errors.Join(os.RemoveAll(work), os.RemoveAll(headers))
+		for _, temporary := range []string{work, headers, path, kbuild} {
+			if temporary == "" {
+				continue
+			}
+			if err := os.RemoveAll(temporary); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 }
 
 // kernelHeaders makes a folder in dir that stands in for the package
 // linux-headers-*, whose Makefile names another package's place on an installed
-// system.
-func kernelHeaders(tree, dir string) (string, error) {
+// system. Where kbuild is not "", it stands in for the package linux-kbuild-*.
+func kernelHeaders(tree, dir, kbuild string) (string, error) {
 	pkg, err := only(tree, "usr/src/linux-headers-*-amd64")
 	if err != nil {
 		return "", err
@@ -396,6 +416,9 @@ func kernelHeaders(tree, dir string) (string, error) {
 	}
 	for _, e := range entries {
 		from, to := filepath.Join(pkg, e.Name()), filepath.Join(out, e.Name())
+		if kbuild != "" && (e.Name() == "scripts" || e.Name() == "tools") {
+			from = filepath.Join(kbuild, e.Name())
+		}
 		if e.Name() != "Makefile" {
 			if err := os.Symlink(from, to); err != nil {
 				return "", err
@@ -406,6 +429,7 @@ func kernelHeaders(tree, dir string) (string, error) {
 		if err != nil {
 			return "", err
 		}
+		data = bytes.ReplaceAll(data, []byte("/usr/src/"+filepath.Base(pkg)), []byte(out)) // in 7.2, where to build
 		data = bytes.ReplaceAll(data, []byte("/usr/src/"), []byte(tree+"/usr/src/"))
 		if err := os.WriteFile(to, data, 0o644); err != nil {
 			return "", err

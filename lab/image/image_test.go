@@ -346,7 +346,7 @@ func TestKernelHeaders(t *testing.T) {
 	src := filepath.Join(tree, "usr/src/linux-headers-6.1-cloud-amd64")
 	write(t, filepath.Join(src, "Makefile"), "include /usr/src/linux-headers-6.1-common/Makefile\n", 0o644)
 	write(t, filepath.Join(src, "include/x.h"), "x", 0o644)
-	out, err := kernelHeaders(tree, dir)
+	out, err := kernelHeaders(tree, dir, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -358,7 +358,7 @@ func TestKernelHeaders(t *testing.T) {
 		t.Errorf("%q, %v", x, err)
 	}
 	write(t, filepath.Join(tree, "usr/src/linux-headers-6.2-cloud-amd64/Makefile"), "", 0o644)
-	if _, err := kernelHeaders(tree, t.TempDir()); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := kernelHeaders(tree, t.TempDir(), ""); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("of two kernels' headers, one is taken: %v", err)
 	}
 }

@@ -3,7 +3,6 @@ package image
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"slices"
 )
@@ -15,7 +14,7 @@ type Kernel struct {
 
 	suites  []string
 	pkg     string // the metapackage
-	headers string // that of what modules are built with, "" where the lab builds none
+	headers string // that of what modules are built with
 }
 
 // Suites that other kernels than the lab's own come from.
@@ -29,18 +28,18 @@ var (
 
 // kernels are all, the oldest first.
 var kernels = []Kernel{
-	{"5.10-cloud", bullseye, "linux-image-cloud-amd64", ""},
-	{"5.10-amd64", bullseye, "linux-image-amd64", ""},
-	{"5.10-rt", bullseye, "linux-image-rt-amd64", ""},
+	{"5.10-cloud", bullseye, "linux-image-cloud-amd64", "linux-headers-cloud-amd64"},
+	{"5.10-amd64", bullseye, "linux-image-amd64", "linux-headers-amd64"},
+	{"5.10-rt", bullseye, "linux-image-rt-amd64", "linux-headers-rt-amd64"},
 	{"6.1-cloud", bookworm, "linux-image-cloud-amd64", "linux-headers-cloud-amd64"},
 	{"6.1-amd64", bookworm, "linux-image-amd64", "linux-headers-amd64"},
-	{"6.1-rt", bookworm, "linux-image-rt-amd64", ""},
+	{"6.1-rt", bookworm, "linux-image-rt-amd64", "linux-headers-rt-amd64"},
 	{"6.12-cloud", bookworm, "linux-image-6.12-cloud-amd64", "linux-headers-6.12-cloud-amd64"},
 	{"6.12-amd64", bookworm, "linux-image-6.12-amd64", "linux-headers-6.12-amd64"},
-	{"6.12-rt", bookworm, "linux-image-6.12-rt-amd64", ""},
-	{"7.2-cloud", forky, "linux-image-cloud-amd64", ""},
-	{"7.2-amd64", forky, "linux-image-amd64", ""},
-	{"7.2-rt", forky, "linux-image-rt-amd64", ""},
+	{"6.12-rt", bookworm, "linux-image-6.12-rt-amd64", "linux-headers-6.12-rt-amd64"},
+	{"7.2-cloud", forky, "linux-image-cloud-amd64", "linux-headers-cloud-amd64"},
+	{"7.2-amd64", forky, "linux-image-amd64", "linux-headers-amd64"},
+	{"7.2-rt", forky, "linux-image-rt-amd64", "linux-headers-rt-amd64"},
 }
 
 // Kernels returns all that the lab knows, the oldest first.
@@ -55,21 +54,20 @@ func FindKernel(name string) (Kernel, bool) {
 	return kernels[i], true
 }
 
-// Attacks says that modules can be built for it here.
-func (k Kernel) Attacks() bool { return k.headers != "" }
-
 // Attacks builds the attack modules for a kernel and returns the folder that
-// holds them.
+// holds them. For Debian 12's own kernels this machine's compiler does; others
+// bring theirs.
 func (b *Builder) Attacks(ctx context.Context, k Kernel) (string, error) {
-	if !k.Attacks() {
-		return "", fmt.Errorf("kernel %s: no modules can be built for it here", k.Name)
+	exclude := []string{"linux-image-*"}
+	own := !slices.Equal(k.suites, bookworm)
+	if !own {
+		exclude = append(exclude, "linux-compiler-*", "gcc*", "cpp*", "binutils*")
 	}
-	tree, err := b.tree(ctx, recipe{"headers-" + k.Name, k.suites, []string{k.headers},
-		[]string{"linux-image-*", "linux-compiler-*", "gcc*", "cpp*", "binutils*"}})
+	tree, err := b.tree(ctx, recipe{"headers-" + k.Name, k.suites, []string{k.headers}, exclude})
 	if err != nil {
 		return "", err
 	}
-	return b.modules(ctx, tree)
+	return b.modules(ctx, tree, own)
 }
 
 // recipe is the tree with a kernel and its modules.

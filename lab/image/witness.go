@@ -42,11 +42,9 @@ func (b *Builder) Witness(ctx context.Context, k Kernel) (Witness, error) {
 	if err != nil {
 		return w, err
 	}
-	attacks := ""
-	if k.Attacks() {
-		if attacks, err = b.Attacks(ctx, k); err != nil {
-			return w, err
-		}
+	attacks, err := b.Attacks(ctx, k)
+	if err != nil {
+		return w, err
 	}
 	inputs := []string{filepath.Base(tree), filepath.Base(xen), filepath.Base(attacks), hash(program)}
 	inputs = append(inputs, witnessModules...)
@@ -88,10 +86,8 @@ func writeWitness(ctx context.Context, dir, tree, xen, attacks string, program [
 	if err := addModules(l, tree); err != nil {
 		return err
 	}
-	if attacks != "" {
-		if err := l.copyTree(witness.ModuleDir[1:], attacks); err != nil {
-			return err
-		}
+	if err := l.copyTree(witness.ModuleDir[1:], attacks); err != nil {
+		return err
 	}
 	return errors.Join(
 		l.writeFile(filepath.Join(dir, "initrd")),
