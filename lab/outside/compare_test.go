@@ -74,7 +74,7 @@ func TestViews(t *testing.T) {
 	r := witness.Report{
 		"proc/12/stat": []byte(stat), "proc/12/status": []byte(status), "proc/12/comm": []byte("a) R 1 (b\n"),
 		"proc/12/exe": []byte("/run/gone (deleted)"), "proc/12/cgroup": []byte("1:cpu:/x\n0::/odd\n"), "proc/12/ns/mnt": []byte("mnt:[4026531840]"),
-		"proc/12/fd/3": []byte("socket:[77]"), "proc/12/maps": []byte("7f00-8f00 r-xp 00001000 00:1a 9    /etc/a file\\012x (deleted)\nff00-ff01 --xp 00000000 00:00 0 [vsyscall]\n"),
+		"proc/12/fd/3": []byte("socket:[77]"), "proc/12/fd/4": []byte("socket:[79]"), "proc/12/maps": []byte("7f00-8f00 r-xp 00001000 00:1a 9    /etc/a file\\012x (deleted)\nff00-ff01 --xp 00000000 00:00 0 [vsyscall]\n"),
 		"proc/modules":  []byte("fat 90112 1 vfat, Live 0xffffffffc040b000\npwn 16384 0 - Live 0xffffffffc0000000 (OE)\n"),
 		"proc/net/tcp":  []byte("  sl  local_address ...\n   0: 0100007F:1267 00000000:0000 0A 00000000:00000000 00:00000000 00000000 1234 0 77 1 0 100\n"),
 		"proc/net/unix": []byte("Num RefCount ...\n0: 00000002 00000000 00010000 0001 01 78 @abstract\n"),
@@ -94,6 +94,7 @@ func TestViews(t *testing.T) {
 		{"socket", socketView(r), "77", record{"family": "inet", "type": "stream", "protocol": "tcp", "local": "127.0.0.1:4711", "remote": "",
 			"state": "listen", "uid": "1234", "owners": "12/3"}},
 		{"unix socket", socketView(r), "78", record{"family": "unix", "type": "stream", "state": "listen", "local": "@abstract"}},
+		{"socket that is not bound", socketView(r), "79", record{"owners": "12/4", "family": ""}},
 		{"log", logView(r), "12", record{"level": "6", "facility": "0", "microseconds": "345", "message": `a\tb`}},
 		{"log of a daemon", logView(r), "13", record{"level": "6", "facility": "3", "message": "c"}},
 		{"mount", mountView(r, "mountinfo"), "36", record{"parent": "35", "device": "98:0", "point": "/mnt x", "options": "nosuid,rw", "type": "ext3", "source": "/dev/root"}},
@@ -130,7 +131,7 @@ func TestSeen(t *testing.T) {
 }
 
 func TestComm(t *testing.T) {
-	for in, want := range map[string]string{"kworker/0:1-events": "kworker/0:1", "kworker/u2:0+flush": "kworker/u2:0", "a-b": "a-b", "\xff": `\xff`} {
+	for in, want := range map[string]string{"kworker/0:1-events": "kworker/0:1", "kworker/u2:0+flush": "kworker/u2:0", "kworker/R-mm_percpu_wq": "kworker/R-mm_pe", "a-b": "a-b", "rcu_tasks_rude_kthread": "rcu_tasks_rude_", "\xff": `\xff`} {
 		if got := comm(in); got != want {
 			t.Errorf("%s, want %s", got, want)
 		}

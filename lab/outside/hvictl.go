@@ -65,6 +65,9 @@ func (h *hvictl) inspect(ctx context.Context, into any, file string, command ...
 	if err != nil {
 		return code, err
 	}
+	if len(out) == 0 {
+		return code, fmt.Errorf("hvictl %s: exit code %d: %s", strings.Join(args, " "), code, bytes.TrimSpace(bad))
+	}
 	if err := json.Unmarshal(out, into); err != nil {
 		return code, fmt.Errorf("hvictl %s: exit code %d, %w: %s", strings.Join(args, " "), code, err, bytes.TrimSpace(bad))
 	}

@@ -34,7 +34,9 @@ func processView(r witness.Report) view {
 		rec["exe"] = exe(string(r[dir+"exe"]))
 		rec["cgroup"] = cgroup(r.Text(dir + "cgroup"))
 		for _, ns := range []string{"cgroup", "ipc", "mnt", "net", "pid", "user", "uts"} {
-			rec["ns/"+ns] = nsInode(r.Text(dir + "ns/" + ns))
+			if rec["ns/"+ns] = "0"; r[dir+"ns/"+ns] != nil { // a dead process is in none
+				rec["ns/"+ns] = nsInode(r.Text(dir + "ns/" + ns))
+			}
 		}
 		if pid == witnessPID {
 			// It ran while it wrote this and slept when the image was taken.
@@ -106,15 +108,19 @@ func statusField(r witness.Report, dir, name string) string {
 	return ""
 }
 
+// maxComm is how long a task's name can be (TASK_COMM_LEN, less the zero).
+const maxComm = 15
+
 // comm is a task's name as hvi shows it. /proc appends to a worker's what it
-// works on ("kworker/0:1-events"), which is not part of it.
+// works on ("kworker/0:1-events") and shows a kernel thread's in full, neither
+// of which is part of the task's.
 func comm(s string) string {
-	if strings.HasPrefix(s, "kworker/") {
-		if i := strings.IndexAny(s, "-+"); i > 0 {
-			s = s[:i]
+	if pool, work, ok := strings.Cut(s, ":"); ok && strings.HasPrefix(s, "kworker/") {
+		if i := strings.IndexAny(work, "-+"); i > 0 {
+			s = pool + ":" + work[:i]
 		}
 	}
-	return text(s)
+	return text(s[:min(len(s), maxComm)])
 }
 
 // hex is a number without what makes two spellings of it differ.

@@ -64,6 +64,13 @@ func socketView(r witness.Report) view {
 		}
 	}
 	delete(v, "0") // sockets that no file belongs to
+	// The tables show what is bound or connected. Of the others is known who
+	// has them open.
+	for inode, who := range owners {
+		if v[inode] == nil {
+			v[inode] = record{"owners": set(who)}
+		}
+	}
 	return v
 }
 
@@ -148,7 +155,9 @@ func seenSockets(items []report.Socket) view {
 			owners = append(owners, fmt.Sprintf("%d/%d", o.PID, o.FD))
 		}
 		v[id] = record{
-			"family": s.Family, "type": s.Type, "protocol": s.Protocol, "state": s.State,
+			// The tables have the TCP connection of a multipath one, which is what
+			// Go's listeners are.
+			"family": s.Family, "type": s.Type, "protocol": strings.TrimPrefix(s.Protocol, "mp"), "state": s.State,
 			"local": bound(string(s.Local)), "remote": bound(string(s.Remote)),
 			"uid": strconv.FormatUint(uint64(s.UID), 10), "netns": strconv.FormatUint(uint64(s.NetNS), 10), "owners": set(owners),
 		}
