@@ -74,7 +74,11 @@ func (b *Builder) Images(ctx context.Context) (Images, error) {
 	}
 	return im, parallel(
 		func() error { return b.base(ctx, xen, dom0, &im) },
-		func() error { return b.guest(ctx, xen, guest, module, small, &im) },
+		func() error {
+			g, err := b.guest(ctx, xen, guest, module, small)
+			im.Guest, im.GuestRelease = g.Archive, g.Release
+			return err
+		},
 	)
 }
 
@@ -139,7 +143,8 @@ func (b *Builder) dom0Kernel(ctx context.Context, tree string, im *Images) error
 	return nil
 }
 
-// unpackKernel returns the ELF and the release of a tree's only kernel.
+// unpackKernel returns the ELF and the release of a tree's only kernel; the
+// release also where it can't unpack the ELF.
 func unpackKernel(tree string) (image []byte, release string, err error) {
 	from, err := kernelFile(tree)
 	if err != nil {
@@ -153,7 +158,7 @@ func unpackKernel(tree string) (image []byte, release string, err error) {
 		return nil, "", fmt.Errorf("%s: %w", from, err)
 	}
 	if image, err = kernel.Unpack(packed); err != nil {
-		return nil, "", fmt.Errorf("%s: %w", from, err)
+		return nil, release, fmt.Errorf("%s: %w", from, err)
 	}
 	return image, release, nil
 }
@@ -257,21 +262,41 @@ var guestFiles = map[string]string{
 	"sbin/reboot":   "guest-reboot",
 }
 
-// guestModules are the modules of its kernel that a guest has, for `insmod`.
-var guestModules = []string{"drivers/net/xen-netfront.ko"}
+// guestModules are the modules of its kernel that a guest has, for `insmod`:
+// a network card's, and some that are there to be loaded and unloaded.
+var guestModules = []string{"xen-netfront", "loop", "fat"}
 
-func (b *Builder) guest(ctx context.Context, xen, tree, module, small string, im *Images) error {
-	inputs := []string{filepath.Base(xen), filepath.Base(tree), filepath.Base(module), filepath.Base(small)}
+// Guest is what guests of one kernel are made of.
+type Guest struct {
+	Archive string // a cpio archive with the folder guest
+	Release string // the kernel's uname -r
+}
+
+// Guest builds what guests of a kernel are made of.
+func (b *Builder) Guest(ctx context.Context, k Kernel) (g Guest, err error) {
+	var xen, tree, attacks, small string
+	err = parallel(
+		func() (err error) { xen, err = b.tree(ctx, treeXen); return err },
+		func() (err error) { tree, err = b.tree(ctx, k.recipe()); return err },
+		func() (err error) { attacks, err = b.Attacks(ctx, k); return err },
+		func() (err error) { small, err = b.small(ctx); return err },
+	)
+	if err != nil {
+		return g, err
+	}
+	return b.guest(ctx, xen, tree, attacks, small)
+}
+
+func (b *Builder) guest(ctx context.Context, xen, tree, attacks, small string) (g Guest, err error) {
+	inputs := []string{filepath.Base(xen), filepath.Base(tree), filepath.Base(attacks), filepath.Base(small), strings.Join(guestModules, " ")}
+	first := len(inputs)
 	for name, src := range guestFiles {
 		inputs = append(inputs, name+" "+hash(source(src)))
 	}
-	slices.Sort(inputs[4:]) // the order of a map is none
+	slices.Sort(inputs[first:]) // the order of a map is none
 	dir, err := b.Artifact(ctx, "guest", inputs, func(dir string) error {
-		image, release, err := unpackKernel(tree)
+		image, release, err := guestKernel(tree)
 		if err != nil {
-			return err
-		}
-		if image, err = kernel.Compact(image); err != nil {
 			return err
 		}
 		in := newLayer()
@@ -285,17 +310,20 @@ func (b *Builder) guest(ctx context.Context, xen, tree, module, small string, im
 		for name, src := range guestFiles {
 			in.text(name, string(source(src)), 0o755)
 		}
-		if err := in.file("lib/pwn.ko", filepath.Join(module, "pwn.ko"), 0o644); err != nil {
+		if err := in.copyTree("lib", attacks); err != nil {
 			return err
 		}
-		for _, m := range guestModules {
-			from, err := only(tree, "lib/modules/*/kernel/"+m)
+		modules, err := withDependencies(filepath.Join(tree, "lib/modules"), guestModules)
+		if err != nil {
+			return err
+		}
+		for _, from := range modules {
+			data, err := readModule(from)
 			if err != nil {
 				return err
 			}
-			if err := in.file("lib/"+filepath.Base(from), from, 0o644); err != nil {
-				return err
-			}
+			name, _, _ := strings.Cut(filepath.Base(from), ".ko")
+			in.text("lib/"+name+".ko", string(data), 0o644)
 		}
 		initrd, err := in.bytes()
 		if err != nil {
@@ -326,12 +354,29 @@ func (b *Builder) guest(ctx context.Context, xen, tree, module, small string, im
 		return out.writeFile(filepath.Join(dir, "guest.cpio"))
 	})
 	if err != nil {
-		return err
+		return g, err
 	}
-	im.Guest = filepath.Join(dir, "guest.cpio")
 	release, err := os.ReadFile(filepath.Join(dir, "guest/release"))
-	im.GuestRelease = strings.TrimSpace(string(release))
-	return err
+	return Guest{Archive: filepath.Join(dir, "guest.cpio"), Release: strings.TrimSpace(string(release))}, err
+}
+
+// guestKernel returns a tree's kernel as guests boot it, and its release:
+// unpacked, or, where only Xen's toolstack can unpack it, as it is.
+func guestKernel(tree string) (image []byte, release string, err error) {
+	image, release, err = unpackKernel(tree)
+	if err == nil {
+		image, err = kernel.Compact(image)
+		return image, release, err
+	}
+	if !errors.Is(err, kernel.ErrFormat) || release == "" {
+		return nil, "", err
+	}
+	from, err := kernelFile(tree)
+	if err != nil {
+		return nil, "", err
+	}
+	image, err = os.ReadFile(from)
+	return image, release, err
 }
 
 // modules builds the attack modules against the headers in a tree and returns

@@ -130,6 +130,17 @@ func (r *Runner) boot(ctx context.Context, im image.Images, debian image.Debian,
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 
+	if name := list[0].GuestKernel; name != "" {
+		k, ok := image.FindKernel(name)
+		if !ok {
+			return nil, fmt.Errorf("scenario %s: no kernel is called %q", list[0].Name, name)
+		}
+		g, err := r.Builder.Guest(ctx, k)
+		if err != nil {
+			return nil, err
+		}
+		im.Guest, im.GuestRelease = g.Archive, g.Release
+	}
 	var names []string
 	bare := true
 	for _, s := range list {

@@ -49,6 +49,9 @@ type Scenario struct {
 	// Xen holds additional options for the hypervisor's command line. Only
 	// scenarios with the same options share a boot.
 	Xen []string
+	// GuestKernel names the kernel of the guests it starts, one of lab/image's;
+	// "" is Debian 12's for the cloud. Only scenarios with the same share a boot.
+	GuestKernel string
 	// Bare says that the scenario needs none of the programs under test, so that
 	// it can run where they do not build.
 	Bare bool
@@ -70,7 +73,7 @@ func (s Scenario) Limit() time.Duration {
 
 // Boot is what two scenarios must agree in to share one boot.
 func (s Scenario) Boot() string {
-	return string(s.Emulator) + " " + string(s.System) + " " + strings.Join(s.Xen, " ")
+	return string(s.Emulator) + " " + string(s.System) + " " + s.GuestKernel + " " + strings.Join(s.Xen, " ")
 }
 
 var registry = map[string]Scenario{}

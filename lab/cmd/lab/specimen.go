@@ -18,7 +18,7 @@ func specimenCommand() *cobra.Command {
 		Use:     "specimen KERNEL",
 		Short:   "Take a memory image of a Linux guest, and show where it is",
 		Long:    "Boot a Linux guest on a plain emulated PC, have it write down what it is made of,\nand take its memory. Kernels: " + kernelNames() + ".",
-		Example: "  lab specimen 6.1-cloud\n  lab specimen --vcpus 4 --pti 6.12-amd64",
+		Example: "  lab specimen 6.1-cloud\n  lab specimen --load 'hide task=hide-me module=1' 6.1-cloud\n  lab specimen --vcpus 4 --pti 6.12-amd64",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			k, ok := image.FindKernel(args[0])
@@ -49,6 +49,7 @@ func specimenCommand() *cobra.Command {
 	cmd.Flags().IntVar(&v.Memory, "memory", 256, "MiB")
 	cmd.Flags().BoolVar(&v.PTI, "pti", false, "isolate page tables")
 	cmd.Flags().BoolVar(&v.LA57, "la57", false, "five-level paging")
+	cmd.Flags().StringArrayVar(&v.Load, "load", nil, "load a module of testdata/attack before its memory is taken: `\"NAME ARGUMENT...\"`")
 	return cmd
 }
 
