@@ -17,6 +17,7 @@ type Env struct {
 func Scenarios(env Env) []scenario.Scenario {
 	all := []scenario.Scenario{
 		linuxHidden(env),
+		linuxHiddenQuick(env),
 		linuxMatrix(env),
 		linuxMatrixQuick(env),
 	}

@@ -9,7 +9,7 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/xen-hvi/hvi/engine/guest"
+	"github.com/xen-hvi/hvi/engine/guest/dump"
 	"github.com/xen-hvi/hvi/engine/guest/linux"
 	"github.com/xen-hvi/hvi/engine/x86"
 	"github.com/xen-hvi/hvi/lab/specimen"
@@ -32,7 +32,7 @@ func symbols(s specimen.Specimen, r witness.Report) (table *comparison, btf int,
 	if len(d.Regs) == 0 {
 		return nil, 0, fmt.Errorf("%s: no registers", s.Description())
 	}
-	mem, err := guest.OpenRawImage(s.Raw())
+	mem, err := dump.Open(s.Raw())
 	if err != nil {
 		return nil, 0, err
 	}
