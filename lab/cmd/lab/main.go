@@ -1,8 +1,10 @@
-// Lab boots a real Xen in an emulator and runs scenarios in its control domain.
+// Lab boots a real Xen in an emulator and runs scenarios in its control domain,
+// and takes memory images of Linux guests.
 //
 //	lab list               the scenarios, one line each
 //	lab run NAME[,NAME]... run them; results go to lab/out/NAME.json
 //	lab images             build everything that runs need, run nothing
+//	lab specimen KERNEL    take a memory image of a Linux guest
 //	lab clean              remove the cache and the results
 //
 // It needs no KVM. As root, it installs the few host programs that it lacks;
