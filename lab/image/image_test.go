@@ -17,6 +17,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/u-root/u-root/pkg/cpio"
 
@@ -225,6 +226,36 @@ func TestArtifact(t *testing.T) {
 	left, err := os.ReadDir(filepath.Join(b.CacheDir, "artifacts"))
 	if err != nil || len(left) != 4 {
 		t.Errorf("%d artifacts are left, want 4: %v, %v", len(left), left, err)
+	}
+}
+
+func TestPrune(t *testing.T) {
+	b := &Builder{CacheDir: t.TempDir()}
+	made := map[string]string{}
+	for _, name := range []string{"image-old", "image-used", "other-old"} {
+		dir, err := b.Artifact(t.Context(), name, nil, func(dir string) error {
+			return os.WriteFile(filepath.Join(dir, "f"), []byte("12345"), 0o644)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		long := time.Now().Add(-time.Hour)
+		if err := os.Chtimes(dir, long, long); err != nil {
+			t.Fatal(err)
+		}
+		made[name] = dir
+	}
+	if _, err := b.Artifact(t.Context(), "image-used", nil, nil); err != nil { // it is there: nothing is built
+		t.Fatal(err)
+	}
+	freed, err := b.Prune(t.Context(), "image-*", time.Now().Add(-time.Minute))
+	if err != nil || freed != 5 {
+		t.Errorf("%d bytes are freed, %v", freed, err)
+	}
+	for name, want := range map[string]bool{"image-old": false, "image-used": true, "other-old": true} {
+		if isDir(made[name]) != want {
+			t.Errorf("%s is there: %v", name, !want)
+		}
 	}
 }
 

@@ -123,6 +123,9 @@ const (
 	quietAfter   = 300 * time.Millisecond
 )
 
+// namePrefix begins the names of specimens in the cache.
+const namePrefix = "specimen-"
+
 // Maker makes specimens.
 type Maker struct {
 	Builder *image.Builder
@@ -130,7 +133,12 @@ type Maker struct {
 	Show func(line string)
 }
 
-// Make returns a specimen from the cache, or makes it.
+// keepUnused is how long specimens stay that no one asks for. Each change of the
+// witness makes others, of a quarter of a gigabyte each.
+const keepUnused = 3 * 24 * time.Hour
+
+// Make returns a specimen from the cache, or makes it. Where it makes one, those
+// that have not been asked for in three days are removed.
 func (m Maker) Make(ctx context.Context, v Variant) (Specimen, error) {
 	s := Specimen{Variant: v}
 	w, err := m.Builder.Witness(ctx, v.Kernel)
@@ -143,7 +151,10 @@ func (m Maker) Make(ctx context.Context, v Variant) (Specimen, error) {
 	}
 	s.Release = w.Release
 	inputs := []string{recipeVersion, filepath.Base(w.Dir), filepath.Base(q.Tree), v.String()}
-	s.Dir, err = m.Builder.Artifact(ctx, "specimen-"+v.Kernel.Name, inputs, func(dir string) error {
+	s.Dir, err = m.Builder.Artifact(ctx, namePrefix+v.Kernel.Name, inputs, func(dir string) error {
+		if _, err := m.Builder.Prune(ctx, namePrefix+"*", time.Now().Add(-keepUnused)); err != nil {
+			return err
+		}
 		return m.take(ctx, dir, v, w, q)
 	})
 	return s, err
