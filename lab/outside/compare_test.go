@@ -119,8 +119,8 @@ func TestSeen(t *testing.T) {
 	if _, err := seenModules([]report.Module{{Name: "a"}, {Name: "a"}}); err == nil {
 		t.Error("a module is there twice")
 	}
-	got := seenMaps([]report.Mapping{{Start: 0x7f00, End: 0x8f00, Perm: "r-xp", Offset: 0x1000, Device: "0:26", Inode: 9, Path: "/x"}})
-	want := view{"7f00": {"end": "8f00", "perm": "r-xp", "offset": "1000", "device": "0:26", "inode": "9", "path": "/x"}}
+	got := seenMaps([]report.Mapping{{Start: 0x7f00, End: 0x8f00, Perm: "r-xp", Offset: 0x1000, Device: "0:26", Inode: 9, Path: `/x\ny`}})
+	want := view{"7f00": {"end": "8f00", "perm": "r-xp", "offset": "1000", "device": "0:26", "inode": "9", "path": `/x\ny`}}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("%v", got)
 	}

@@ -142,7 +142,7 @@ func mapView(r witness.Report, pid int) view {
 			path = ""
 		}
 		v[hex(start)] = record{
-			"end": hex(end), "perm": f[1], "offset": hex(f[2]), "device": device(f[3]), "inode": f[4], "path": exe(unescape(path)),
+			"end": hex(end), "perm": f[1], "offset": hex(f[2]), "device": device(f[3]), "inode": f[4], "path": text(exe(unescape(path))),
 		}
 	}
 	return v

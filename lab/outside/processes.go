@@ -31,7 +31,7 @@ func processView(r witness.Report) view {
 			continue
 		}
 		rec["threads"] = statusField(r, dir, "Threads")
-		rec["exe"] = exe(string(r[dir+"exe"]))
+		rec["exe"] = text(exe(string(r[dir+"exe"])))
 		rec["cgroup"] = cgroup(r.Text(dir + "cgroup"))
 		for _, ns := range []string{"cgroup", "ipc", "mnt", "net", "pid", "user", "uts"} {
 			if rec["ns/"+ns] = "0"; r[dir+"ns/"+ns] != nil { // a dead process is in none
@@ -132,9 +132,9 @@ func hex(s string) string {
 	return strconv.FormatUint(n, 16)
 }
 
-// exe is a path as hvi shows it. That the file is gone is said by the kernel
-// with a word at its end.
-func exe(path string) string { return text(strings.TrimSuffix(path, " (deleted)")) }
+// exe is the path of a file that may be gone, which the kernel says with a word
+// at its end.
+func exe(path string) string { return strings.TrimSuffix(path, " (deleted)") }
 
 func cgroup(file string) string {
 	for line := range strings.Lines(file) {
