@@ -9,11 +9,13 @@ VERSION ?=
 # The scenario of make demo, those of make test, and those of make soak. What
 # shares a machine runs in this order; the machines that take longest come first.
 # Beside them, on demand: the same roads on the other processor (package-xl-intel,
-# package-libvirt-intel, xl-roads-intel, xl-roads-amd), and what takes long by itself.
+# package-libvirt-intel, xl-roads-intel, xl-roads-amd), and what takes long by itself:
+# linux-matrix and linux-hidden, which take each kernel's memory.
 DEMO  ?= demo
-SUITE ?= $(QEMU_DEBIAN) $(BOCHS) $(QEMU) $(BOCHS_DEBIAN)
+SUITE ?= $(QEMU_DEBIAN) $(BOCHS) $(QEMU) $(BOCHS_DEBIAN) $(HOST)
 BOCHS ?= boot-intel demo skeleton-intel metrics guest-pti guards-off hvid-stopped hvid-killed bad-input first-instruction
 QEMU  ?= boot-amd skeleton-amd cycles
+HOST  ?= linux-matrix-quick linux-hidden-quick
 BOCHS_DEBIAN ?= package-upgrade
 QEMU_DEBIAN  ?= package-libvirt
 SOAK  ?= soak-create soak-reboot soak-save

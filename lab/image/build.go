@@ -61,7 +61,7 @@ func (b *Builder) Images(ctx context.Context) (Images, error) {
 			if guest, err = b.tree(ctx, treeGuestKernel); err != nil {
 				return err
 			}
-			module, err = b.module(ctx, guest)
+			module, err = b.modules(ctx, guest, false)
 			return err
 		},
 		func() (err error) {
@@ -74,7 +74,11 @@ func (b *Builder) Images(ctx context.Context) (Images, error) {
 	}
 	return im, parallel(
 		func() error { return b.base(ctx, xen, dom0, &im) },
-		func() error { return b.guest(ctx, xen, guest, module, small, &im) },
+		func() error {
+			g, err := b.guest(ctx, xen, guest, module, small)
+			im.Guest, im.GuestRelease = g.Archive, g.Release
+			return err
+		},
 	)
 }
 
@@ -90,7 +94,7 @@ func parallel(fs ...func() error) error {
 }
 
 func (b *Builder) hypervisor(ctx context.Context, tree string, im *Images) error {
-	dir, err := b.artifact(ctx, "hypervisor", []string{filepath.Base(tree)}, func(dir string) error {
+	dir, err := b.Artifact(ctx, "hypervisor", []string{filepath.Base(tree)}, func(dir string) error {
 		from, err := only(tree, "boot/xen-*-amd64.gz")
 		if err != nil {
 			return err
@@ -115,7 +119,7 @@ func (b *Builder) hypervisor(ctx context.Context, tree string, im *Images) error
 
 func (b *Builder) dom0Kernel(ctx context.Context, tree string, im *Images) error {
 	const shrunk = "shrunk"
-	dir, err := b.artifact(ctx, "dom0-kernel", []string{filepath.Base(tree)}, func(dir string) error {
+	dir, err := b.Artifact(ctx, "dom0-kernel", []string{filepath.Base(tree)}, func(dir string) error {
 		image, _, err := unpackKernel(tree)
 		if err != nil {
 			return err
@@ -139,9 +143,10 @@ func (b *Builder) dom0Kernel(ctx context.Context, tree string, im *Images) error
 	return nil
 }
 
-// unpackKernel returns the ELF and the release of a tree's only kernel.
+// unpackKernel returns the ELF and the release of a tree's only kernel; the
+// release also where it can't unpack the ELF.
 func unpackKernel(tree string) (image []byte, release string, err error) {
-	from, err := only(tree, "boot/vmlinuz-*")
+	from, err := kernelFile(tree)
 	if err != nil {
 		return nil, "", err
 	}
@@ -153,7 +158,7 @@ func unpackKernel(tree string) (image []byte, release string, err error) {
 		return nil, "", fmt.Errorf("%s: %w", from, err)
 	}
 	if image, err = kernel.Unpack(packed); err != nil {
-		return nil, "", fmt.Errorf("%s: %w", from, err)
+		return nil, release, fmt.Errorf("%s: %w", from, err)
 	}
 	return image, release, nil
 }
@@ -166,7 +171,7 @@ var dom0Modules = []string{"xen-evtchn", "xen-gntdev", "xen-gntalloc", "xen-priv
 
 func (b *Builder) base(ctx context.Context, xen, dom0 string, im *Images) error {
 	init := source("dom0-init")
-	dir, err := b.artifact(ctx, "base", []string{filepath.Base(xen), filepath.Base(dom0), hash(init)}, func(dir string) error {
+	dir, err := b.Artifact(ctx, "base", []string{filepath.Base(xen), filepath.Base(dom0), hash(init)}, func(dir string) error {
 		l := newLayer()
 		defer l.close()
 		l.libs = []string{filepath.Join(xen, "usr/lib/x86_64-linux-gnu")}
@@ -257,21 +262,41 @@ var guestFiles = map[string]string{
 	"sbin/reboot":   "guest-reboot",
 }
 
-// guestModules are the modules of its kernel that a guest has, for `insmod`.
-var guestModules = []string{"drivers/net/xen-netfront.ko"}
+// guestModules are the modules of its kernel that a guest has, for `insmod`:
+// a network card's, and some that are there to be loaded and unloaded.
+var guestModules = []string{"xen-netfront", "loop", "fat"}
 
-func (b *Builder) guest(ctx context.Context, xen, tree, module, small string, im *Images) error {
-	inputs := []string{filepath.Base(xen), filepath.Base(tree), filepath.Base(module), filepath.Base(small)}
+// Guest is what guests of one kernel are made of.
+type Guest struct {
+	Archive string // a cpio archive with the folder guest
+	Release string // the kernel's uname -r
+}
+
+// Guest builds what guests of a kernel are made of.
+func (b *Builder) Guest(ctx context.Context, k Kernel) (g Guest, err error) {
+	var xen, tree, attacks, small string
+	err = parallel(
+		func() (err error) { xen, err = b.tree(ctx, treeXen); return err },
+		func() (err error) { tree, err = b.tree(ctx, k.recipe()); return err },
+		func() (err error) { attacks, err = b.Attacks(ctx, k); return err },
+		func() (err error) { small, err = b.small(ctx); return err },
+	)
+	if err != nil {
+		return g, err
+	}
+	return b.guest(ctx, xen, tree, attacks, small)
+}
+
+func (b *Builder) guest(ctx context.Context, xen, tree, attacks, small string) (g Guest, err error) {
+	inputs := []string{filepath.Base(xen), filepath.Base(tree), filepath.Base(attacks), filepath.Base(small), strings.Join(guestModules, " ")}
+	first := len(inputs)
 	for name, src := range guestFiles {
 		inputs = append(inputs, name+" "+hash(source(src)))
 	}
-	slices.Sort(inputs[4:]) // the order of a map is none
-	dir, err := b.artifact(ctx, "guest", inputs, func(dir string) error {
-		image, release, err := unpackKernel(tree)
+	slices.Sort(inputs[first:]) // the order of a map is none
+	dir, err := b.Artifact(ctx, "guest", inputs, func(dir string) error {
+		image, release, err := guestKernel(tree)
 		if err != nil {
-			return err
-		}
-		if image, err = kernel.Compact(image); err != nil {
 			return err
 		}
 		in := newLayer()
@@ -285,17 +310,20 @@ func (b *Builder) guest(ctx context.Context, xen, tree, module, small string, im
 		for name, src := range guestFiles {
 			in.text(name, string(source(src)), 0o755)
 		}
-		if err := in.file("lib/pwn.ko", filepath.Join(module, "pwn.ko"), 0o644); err != nil {
+		if err := in.copyTree("lib", attacks); err != nil {
 			return err
 		}
-		for _, m := range guestModules {
-			from, err := only(tree, "lib/modules/*/kernel/"+m)
+		modules, err := withDependencies(filepath.Join(tree, "lib/modules"), guestModules)
+		if err != nil {
+			return err
+		}
+		for _, from := range modules {
+			data, err := readModule(from)
 			if err != nil {
 				return err
 			}
-			if err := in.file("lib/"+filepath.Base(from), from, 0o644); err != nil {
-				return err
-			}
+			name, _, _ := strings.Cut(filepath.Base(from), ".ko")
+			in.text("lib/"+name+".ko", string(data), 0o644)
 		}
 		initrd, err := in.bytes()
 		if err != nil {
@@ -326,62 +354,99 @@ func (b *Builder) guest(ctx context.Context, xen, tree, module, small string, im
 		return out.writeFile(filepath.Join(dir, "guest.cpio"))
 	})
 	if err != nil {
-		return err
+		return g, err
 	}
-	im.Guest = filepath.Join(dir, "guest.cpio")
 	release, err := os.ReadFile(filepath.Join(dir, "guest/release"))
-	im.GuestRelease = strings.TrimSpace(string(release))
-	return err
+	return Guest{Archive: filepath.Join(dir, "guest.cpio"), Release: strings.TrimSpace(string(release))}, err
 }
 
-// module builds the attack module against the headers in the guest kernel's
-// tree and returns the folder that holds pwn.ko.
-func (b *Builder) module(ctx context.Context, tree string) (string, error) {
+// guestKernel returns a tree's kernel as guests boot it, and its release:
+// unpacked, or, where only Xen's toolstack can unpack it, as it is.
+func guestKernel(tree string) (image []byte, release string, err error) {
+	image, release, err = unpackKernel(tree)
+	if err == nil {
+		image, err = kernel.Compact(image)
+		return image, release, err
+	}
+	if !errors.Is(err, kernel.ErrFormat) || release == "" {
+		return nil, "", err
+	}
+	from, err := kernelFile(tree)
+	if err != nil {
+		return nil, "", err
+	}
+	image, err = os.ReadFile(from)
+	return image, release, err
+}
+
+// modules builds the attack modules against the headers in a tree and returns
+// the folder that holds them: pwn.ko and its siblings. The compiler is this
+// machine's, or the tree's own.
+func (b *Builder) modules(ctx context.Context, tree string, own bool) (string, error) {
 	src := filepath.Join(b.Root, "testdata", "attack")
+	sources, err := os.ReadDir(src)
+	if err != nil {
+		return "", err
+	}
 	inputs := []string{filepath.Base(tree)}
-	var sources []string
-	for _, n := range []string{"Makefile", "pwn.c"} {
-		data, err := os.ReadFile(filepath.Join(src, n))
+	for _, f := range sources {
+		data, err := os.ReadFile(filepath.Join(src, f.Name()))
 		if err != nil {
 			return "", err
 		}
-		inputs = append(inputs, n+" "+hash(data))
-		sources = append(sources, n)
+		inputs = append(inputs, f.Name()+" "+hash(data))
 	}
-	return b.artifact(ctx, "attack-module", inputs, func(dir string) error {
+	return b.Artifact(ctx, "attack-modules", inputs, func(dir string) error {
 		work := filepath.Join(dir, "build")
-		if err := os.Mkdir(work, 0o755); err != nil {
-			return err
-		}
-		for _, n := range sources {
-			data, err := os.ReadFile(filepath.Join(src, n))
-			if err != nil {
-				return err
-			}
-			if err := os.WriteFile(filepath.Join(work, n), data, 0o644); err != nil {
-				return err
-			}
-		}
-		headers, err := kernelHeaders(tree, dir)
-		if err != nil {
+		if err := os.CopyFS(work, os.DirFS(src)); err != nil {
 			return err
 		}
 		// The headers ask for the very compiler that built the kernel; any that
-		// knows its options makes a module of the same layout.
-		if err := tool(ctx, work, "make", "-C", headers, "M="+work, "CC=gcc", "modules"); err != nil {
+		// knows its options makes a module of the same layout. Type information
+		// of a module's own would take one more program, pahole.
+		args := []string{"CONFIG_DEBUG_INFO_BTF_MODULES=", "M=" + work}
+		kbuild, path := "", ""
+		var err error
+		if own {
+			if path, kbuild, err = toolchain(tree, dir); err != nil {
+				return err
+			}
+			args = append(args, "PATH="+path+":"+os.Getenv("PATH"))
+		} else {
+			args = append(args, "CC=gcc")
+		}
+		headers, err := kernelHeaders(tree, dir, kbuild)
+		if err != nil {
 			return err
 		}
-		if err := tool(ctx, work, "strip", "--strip-debug", "-o", filepath.Join(dir, "pwn.ko"), filepath.Join(work, "pwn.ko")); err != nil {
+		if err := tool(ctx, work, "make", append(args, "-C", headers, "modules")...); err != nil {
 			return err
 		}
-		return errors.Join(os.RemoveAll(work), os.RemoveAll(headers))
+		built, err := filepath.Glob(filepath.Join(work, "*.ko"))
+		if err != nil {
+			return err
+		}
+		for _, ko := range built {
+			if err := tool(ctx, work, "strip", "--strip-debug", "-o", filepath.Join(dir, filepath.Base(ko)), ko); err != nil {
+				return err
+			}
+		}
+		for _, temporary := range []string{work, headers, path, kbuild} {
+			if temporary == "" {
+				continue
+			}
+			if err := os.RemoveAll(temporary); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 }
 
 // kernelHeaders makes a folder in dir that stands in for the package
 // linux-headers-*, whose Makefile names another package's place on an installed
-// system.
-func kernelHeaders(tree, dir string) (string, error) {
+// system. Where kbuild is not "", it stands in for the package linux-kbuild-*.
+func kernelHeaders(tree, dir, kbuild string) (string, error) {
 	pkg, err := only(tree, "usr/src/linux-headers-*-amd64")
 	if err != nil {
 		return "", err
@@ -396,6 +461,9 @@ func kernelHeaders(tree, dir string) (string, error) {
 	}
 	for _, e := range entries {
 		from, to := filepath.Join(pkg, e.Name()), filepath.Join(out, e.Name())
+		if kbuild != "" && (e.Name() == "scripts" || e.Name() == "tools") {
+			from = filepath.Join(kbuild, e.Name())
+		}
 		if e.Name() != "Makefile" {
 			if err := os.Symlink(from, to); err != nil {
 				return "", err
@@ -406,6 +474,7 @@ func kernelHeaders(tree, dir string) (string, error) {
 		if err != nil {
 			return "", err
 		}
+		data = bytes.ReplaceAll(data, []byte("/usr/src/"+filepath.Base(pkg)), []byte(out)) // in 7.2, where to build
 		data = bytes.ReplaceAll(data, []byte("/usr/src/"), []byte(tree+"/usr/src/"))
 		if err := os.WriteFile(to, data, 0o644); err != nil {
 			return "", err
@@ -443,7 +512,7 @@ func (b *Builder) small(ctx context.Context) (string, error) {
 	tiny := []string{"--section-start=.note.Xen=0x400000", "-Ttext=0x400100"}
 	disk := []string{"-Ttext=0x7c00", "--oformat=binary"}
 	inputs := slices.Concat([]string{hash(source("tiny.c")), hash(source("hvm.c"))}, freestanding, tiny, disk)
-	return b.artifact(ctx, "small", inputs, func(dir string) error {
+	return b.Artifact(ctx, "small", inputs, func(dir string) error {
 		if err := bare(ctx, dir, "tiny.c", "tiny", tiny); err != nil {
 			return err
 		}
@@ -463,7 +532,7 @@ func (b *Builder) small(ctx context.Context) (string, error) {
 
 // Loader builds the boot sector of [boot.Write].
 func (b *Builder) Loader(ctx context.Context) ([]byte, error) {
-	dir, err := b.artifact(ctx, "loader", []string{hash(boot.Source)}, func(dir string) error {
+	dir, err := b.Artifact(ctx, "loader", []string{hash(boot.Source)}, func(dir string) error {
 		src, obj := filepath.Join(dir, "loader.s"), filepath.Join(dir, "loader.o")
 		if err := os.WriteFile(src, boot.Source, 0o644); err != nil {
 			return err

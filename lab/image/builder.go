@@ -42,20 +42,21 @@ const recipeVersion = "5"
 // buildingPrefix marks an artifact that isn't finished.
 const buildingPrefix = ".building-"
 
-// artifact returns the folder that build has filled, now or earlier, for these
+// Artifact returns the folder that build has filled, now or earlier, for these
 // inputs.
-func (b *Builder) artifact(ctx context.Context, name string, inputs []string, build func(dir string) error) (string, error) {
+func (b *Builder) Artifact(ctx context.Context, name string, inputs []string, build func(dir string) error) (string, error) {
 	h := sha256.Sum256([]byte(recipeVersion + "\n" + name + "\n" + strings.Join(inputs, "\x00")))
 	root := filepath.Join(b.CacheDir, "artifacts")
 	final := filepath.Join(root, name+"-"+hex.EncodeToString(h[:])[:16])
 	if isDir(final) {
+		used(final)
 		return final, nil
 	}
-	locks := filepath.Join(b.CacheDir, "locks")
-	if err := errors.Join(os.MkdirAll(root, 0o755), os.MkdirAll(locks, 0o755)); err != nil {
+	lock := b.lockPath(final)
+	if err := errors.Join(os.MkdirAll(root, 0o755), os.MkdirAll(filepath.Dir(lock), 0o755)); err != nil {
 		return "", fmt.Errorf("cache: %w", err)
 	}
-	unlock, err := archive.Lock(ctx, filepath.Join(locks, "artifact-"+filepath.Base(final)))
+	unlock, err := archive.Lock(ctx, lock)
 	if err != nil {
 		return "", err
 	}
@@ -84,6 +85,11 @@ func (b *Builder) artifact(ctx context.Context, name string, inputs []string, bu
 	}
 	b.report(Event{Name: name, Elapsed: time.Since(start), Final: true})
 	return final, nil
+}
+
+// lockPath is the lock of an artifact's folder.
+func (b *Builder) lockPath(dir string) string {
+	return filepath.Join(b.CacheDir, "locks", "artifact-"+filepath.Base(dir))
 }
 
 func (b *Builder) report(e Event) {

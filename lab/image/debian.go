@@ -3,7 +3,6 @@ package image
 import (
 	"bytes"
 	"context"
-	"debug/elf"
 	"errors"
 	"fmt"
 	"io"
@@ -12,7 +11,6 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -81,7 +79,7 @@ func (b *Builder) debianBoot(ctx context.Context, xen, kernel string) (string, e
 	const name = "boot.cpio"
 	init := source("debian-boot")
 	inputs := []string{filepath.Base(xen), filepath.Base(kernel), hash(init), strings.Join(debianModules, " ")}
-	dir, err := b.artifact(ctx, "debian-boot", inputs, func(dir string) error {
+	dir, err := b.Artifact(ctx, "debian-boot", inputs, func(dir string) error {
 		l := newLayer()
 		defer l.close()
 		for _, d := range []string{"proc", "sys", "dev"} {
@@ -108,75 +106,6 @@ func (b *Builder) debianBoot(ctx context.Context, xen, kernel string) (string, e
 	return filepath.Join(dir, name), err
 }
 
-// withDependencies returns the files of kernel modules and of those they depend
-// on, below a folder, each after what it depends on.
-func withDependencies(dir string, names []string) ([]string, error) {
-	files := map[string]string{}
-	err := filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
-		if name, ok := strings.CutSuffix(filepath.Base(p), ".ko"); ok && err == nil {
-			files[moduleName(name)] = p
-		}
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
-	var out []string
-	var add func(name string) error
-	add = func(name string) error {
-		file, ok := files[moduleName(name)]
-		if !ok {
-			return fmt.Errorf("kernel module %s: %w in %s", name, fs.ErrNotExist, dir)
-		}
-		if slices.Contains(out, file) {
-			return nil
-		}
-		depends, err := moduleDependencies(file)
-		if err != nil {
-			return err
-		}
-		for _, d := range depends {
-			if err := add(d); err != nil {
-				return err
-			}
-		}
-		out = append(out, file)
-		return nil
-	}
-	for _, n := range names {
-		if err := add(n); err != nil {
-			return nil, err
-		}
-	}
-	return out, nil
-}
-
-// moduleName returns the one spelling of a module's name.
-func moduleName(s string) string { return strings.ReplaceAll(s, "-", "_") }
-
-// moduleDependencies returns what a module's .modinfo says it depends on.
-func moduleDependencies(file string) ([]string, error) {
-	f, err := elf.Open(file)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", file, err)
-	}
-	defer f.Close()
-	s := f.Section(".modinfo")
-	if s == nil {
-		return nil, fmt.Errorf("%s is no kernel module: it has no .modinfo", file)
-	}
-	info, err := s.Data()
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", file, err)
-	}
-	for field := range bytes.SplitSeq(info, []byte{0}) {
-		if list, ok := bytes.CutPrefix(field, []byte("depends=")); ok && len(list) > 0 {
-			return strings.Split(string(list), ","), nil
-		}
-	}
-	return nil, nil
-}
-
 func (b *Builder) debianDisk(ctx context.Context, kernel string) (string, error) {
 	const name = "system.ext4"
 	pkgs, err := b.Archive.Closure(ctx, bookworm, debianPackages, archive.ClosureOptions{Essential: true})
@@ -194,7 +123,7 @@ func (b *Builder) debianDisk(ctx context.Context, kernel string) (string, error)
 	for _, f := range own {
 		inputs = append(inputs, f.name+" "+hash(f.data))
 	}
-	dir, err := b.artifact(ctx, "debian", inputs, func(dir string) (err error) {
+	dir, err := b.Artifact(ctx, "debian", inputs, func(dir string) (err error) {
 		root := filepath.Join(dir, "root")
 		defer func() { err = errors.Join(err, os.RemoveAll(root)) }()
 		if err := b.debianRoot(ctx, root, kernel, pkgs, own); err != nil {

@@ -17,6 +17,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/u-root/u-root/pkg/cpio"
 
@@ -196,7 +197,7 @@ func TestArtifact(t *testing.T) {
 	built := 0
 	make1 := func(inputs ...string) string {
 		t.Helper()
-		dir, err := b.artifact(t.Context(), "thing", inputs, func(dir string) error {
+		dir, err := b.Artifact(t.Context(), "thing", inputs, func(dir string) error {
 			built++
 			return os.WriteFile(filepath.Join(dir, "f"), []byte(strings.Join(inputs, "+")), 0o644)
 		})
@@ -215,16 +216,46 @@ func TestArtifact(t *testing.T) {
 		}
 	}
 	fail := errors.New("no")
-	if _, err := b.artifact(t.Context(), "bad", nil, func(string) error { return fail }); !errors.Is(err, fail) {
+	if _, err := b.Artifact(t.Context(), "bad", nil, func(string) error { return fail }); !errors.Is(err, fail) {
 		t.Errorf("got %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	if _, err := b.artifact(ctx, "cut", nil, func(string) error { cancel(); return nil }); !errors.Is(err, context.Canceled) {
+	if _, err := b.Artifact(ctx, "cut", nil, func(string) error { cancel(); return nil }); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
 	left, err := os.ReadDir(filepath.Join(b.CacheDir, "artifacts"))
 	if err != nil || len(left) != 4 {
 		t.Errorf("%d artifacts are left, want 4: %v, %v", len(left), left, err)
+	}
+}
+
+func TestPrune(t *testing.T) {
+	b := &Builder{CacheDir: t.TempDir()}
+	made := map[string]string{}
+	for _, name := range []string{"image-old", "image-used", "other-old"} {
+		dir, err := b.Artifact(t.Context(), name, nil, func(dir string) error {
+			return os.WriteFile(filepath.Join(dir, "f"), []byte("12345"), 0o644)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		long := time.Now().Add(-time.Hour)
+		if err := os.Chtimes(dir, long, long); err != nil {
+			t.Fatal(err)
+		}
+		made[name] = dir
+	}
+	if _, err := b.Artifact(t.Context(), "image-used", nil, nil); err != nil { // it is there: nothing is built
+		t.Fatal(err)
+	}
+	freed, err := b.Prune(t.Context(), "image-*", time.Now().Add(-time.Minute))
+	if err != nil || freed != 5 {
+		t.Errorf("%d bytes are freed, %v", freed, err)
+	}
+	for name, want := range map[string]bool{"image-old": false, "image-used": true, "other-old": true} {
+		if isDir(made[name]) != want {
+			t.Errorf("%s is there: %v", name, !want)
+		}
 	}
 }
 
@@ -235,7 +266,7 @@ func TestArtifactRace(t *testing.T) {
 	var built atomic.Int32
 	for i := range dirs {
 		wg.Go(func() {
-			dir, err := b.artifact(t.Context(), "thing", nil, func(dir string) error {
+			dir, err := b.Artifact(t.Context(), "thing", nil, func(dir string) error {
 				built.Add(1)
 				return os.WriteFile(filepath.Join(dir, "f"), nil, 0o644)
 			})
@@ -346,7 +377,7 @@ func TestKernelHeaders(t *testing.T) {
 	src := filepath.Join(tree, "usr/src/linux-headers-6.1-cloud-amd64")
 	write(t, filepath.Join(src, "Makefile"), "include /usr/src/linux-headers-6.1-common/Makefile\n", 0o644)
 	write(t, filepath.Join(src, "include/x.h"), "x", 0o644)
-	out, err := kernelHeaders(tree, dir)
+	out, err := kernelHeaders(tree, dir, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -358,7 +389,7 @@ func TestKernelHeaders(t *testing.T) {
 		t.Errorf("%q, %v", x, err)
 	}
 	write(t, filepath.Join(tree, "usr/src/linux-headers-6.2-cloud-amd64/Makefile"), "", 0o644)
-	if _, err := kernelHeaders(tree, t.TempDir()); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := kernelHeaders(tree, t.TempDir(), ""); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("of two kernels' headers, one is taken: %v", err)
 	}
 }

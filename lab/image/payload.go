@@ -49,8 +49,7 @@ func (b *Builder) Payload(ctx context.Context, file string, plan []string, bare 
 // compile builds the runner and, unless bare is set, the programs under test
 // into a folder.
 func (b *Builder) compile(ctx context.Context, dir string, bare bool) error {
-	// Without the commit in them, they are not linked anew for each one.
-	args := []string{"build", "-buildvcs=false", "-trimpath", "-ldflags=-s -w", "-o", dir + string(filepath.Separator)}
+	var pkgs []string
 	for i, p := range programs {
 		if bare && i > 0 {
 			break
@@ -60,8 +59,19 @@ func (b *Builder) compile(ctx context.Context, dir string, bare bool) error {
 			return err
 		}
 		if len(found) > 0 {
-			args = append(args, "./"+p.pkg)
+			pkgs = append(pkgs, p.pkg)
 		}
+	}
+	return b.Compile(ctx, dir, pkgs...)
+}
+
+// Compile builds static programs of this module, "cmd/hvictl", into a folder.
+// The same sources make the same files, whenever and wherever.
+func (b *Builder) Compile(ctx context.Context, dir string, pkgs ...string) error {
+	// Without the commit in them, they are not linked anew for each one.
+	args := []string{"build", "-buildvcs=false", "-trimpath", "-ldflags=-s -w", "-o", dir + string(filepath.Separator)}
+	for _, p := range pkgs {
+		args = append(args, "./"+p)
 	}
 	cmd := exec.CommandContext(ctx, "go", args...)
 	cmd.Dir = b.Root

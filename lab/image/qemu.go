@@ -39,7 +39,7 @@ func (b *Builder) QEMU(ctx context.Context) (QEMU, error) {
 	if err != nil {
 		return QEMU{}, err
 	}
-	dir, err := b.artifact(ctx, "qemu", []string{filepath.Base(tree)}, func(dir string) error {
+	dir, err := b.Artifact(ctx, "qemu", []string{filepath.Base(tree)}, func(dir string) error {
 		program, err := os.ReadFile(filepath.Join(tree, "usr/bin", name))
 		if err != nil {
 			return err

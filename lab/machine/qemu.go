@@ -1,10 +1,6 @@
 package machine
 
-import (
-	"path/filepath"
-	"strconv"
-	"strings"
-)
+import "strconv"
 
 // QEMU is an AMD machine.
 type QEMU struct {
@@ -31,24 +27,13 @@ const (
 // Command returns how to start the machine. EPYC and max, in place of the
 // processor model here, fault while Xen boots.
 func (q QEMU) Command() Command {
-	lib := filepath.Join(q.Tree, "usr/lib/x86_64-linux-gnu")
-	// A comma separates modules unless it is doubled.
-	comma := strings.NewReplacer(",", ",,")
-	c := Command{
-		Path: filepath.Join(lib, "ld-linux-x86-64.so.2"),
-		Args: []string{
-			"--library-path", lib, q.Program,
-			"-L", filepath.Join(q.Tree, "usr/share/qemu"), "-L", filepath.Join(q.Tree, "usr/share/seabios"),
-			"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-			"-M", "q35", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "qemu64,+svm,+npt",
-			"-smp", "2", "-m", strconv.Itoa(QEMUMemory),
-			"-kernel", q.Kernel, "-append", q.Args,
-			"-initrd", comma.Replace(q.Module+" "+q.ModuleArgs) + "," + comma.Replace(q.Ramdisk),
-			"-serial", "file:" + ConsolePath, "-debugcon", "file:" + ResultsPath,
-		},
-		Env: []string{"QEMU_MODULE_DIR=" + filepath.Join(lib, "qemu")},
-		Dir: q.Dir,
-	}
+	c := qemu(q.Tree, q.Program, q.Dir)
+	c.Args = append(c.Args,
+		"-M", "q35", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "qemu64,+svm,+npt",
+		"-smp", "2", "-m", strconv.Itoa(QEMUMemory),
+		"-kernel", q.Kernel, "-append", q.Args,
+		"-initrd", comma.Replace(q.Module+" "+q.ModuleArgs)+","+comma.Replace(q.Ramdisk),
+		"-serial", "file:"+ConsolePath, "-debugcon", "file:"+ResultsPath)
 	for _, disk := range []string{q.System, q.Lab} {
 		if disk != "" {
 			id := "disk" + strconv.Itoa(len(c.Args))

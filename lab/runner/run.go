@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/xen-hvi/hvi/lab/boot"
@@ -20,10 +19,6 @@ import (
 	"github.com/xen-hvi/hvi/lab/scenario"
 	"github.com/xen-hvi/hvi/lab/wire"
 )
-
-// maxMachines bounds the emulators that run on one host at a time, over all
-// processes that share a cache.
-const maxMachines = 2
 
 // Runner runs scenarios.
 type Runner struct {
@@ -35,8 +30,8 @@ type Runner struct {
 	Show func(emulator scenario.Emulator, source, line string)
 }
 
-// Run runs scenarios, each group that can share a machine in one boot, up to
-// two groups at a time, and returns the results in the order of list. An error
+// Run runs scenarios, each group that can share a machine in one boot and those
+// that need none in this process, up to two groups at a time, and returns the results in the order of list. An error
 // says why there are none; a failed scenario is a result.
 func (r *Runner) Run(ctx context.Context, list []scenario.Scenario) ([]*Result, error) {
 	start := time.Now()
@@ -51,12 +46,16 @@ func (r *Runner) Run(ctx context.Context, list []scenario.Scenario) ([]*Result, 
 	var mu sync.Mutex
 	var fails []error
 	var wg sync.WaitGroup
-	slots := make(chan struct{}, maxMachines)
+	slots := make(chan struct{}, machine.MaxMachines)
 	for _, g := range groups {
 		wg.Go(func() {
 			slots <- struct{}{}
 			defer func() { <-slots }()
-			rs, err := r.boot(ctx, im, debian, g, images)
+			run := func() ([]*Result, error) { return r.boot(ctx, im, debian, g, images) }
+			if g[0].Emulator == scenario.Host {
+				run = func() ([]*Result, error) { return r.host(ctx, g) }
+			}
+			rs, err := run()
 			mu.Lock()
 			defer mu.Unlock()
 			fails = append(fails, err)
@@ -92,7 +91,9 @@ func (r *Runner) prepare(ctx context.Context, list []scenario.Scenario) (im imag
 	if slices.ContainsFunc(list, func(s scenario.Scenario) bool { return s.System == scenario.Debian }) {
 		wg.Go(func() { debian, system = r.Builder.Debian(ctx) })
 	}
-	im, err = r.Builder.Images(ctx)
+	if uses(scenario.Bochs) || uses(scenario.QEMU) {
+		im, err = r.Builder.Images(ctx)
+	}
 	wg.Wait()
 	return im, debian, errors.Join(err, bochs, qemu, system)
 }
@@ -129,6 +130,17 @@ func (r *Runner) boot(ctx context.Context, im image.Images, debian image.Debian,
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 
+	if name := list[0].GuestKernel; name != "" {
+		k, ok := image.FindKernel(name)
+		if !ok {
+			return nil, fmt.Errorf("scenario %s: no kernel is called %q", list[0].Name, name)
+		}
+		g, err := r.Builder.Guest(ctx, k)
+		if err != nil {
+			return nil, err
+		}
+		im.Guest, im.GuestRelease = g.Archive, g.Release
+	}
 	var names []string
 	bare := true
 	for _, s := range list {
@@ -151,7 +163,7 @@ func (r *Runner) boot(ctx context.Context, im image.Images, debian image.Debian,
 		return nil, err
 	}
 	ready := time.Since(start)
-	release, err := acquireSlot(ctx, r.Builder.CacheDir, func() { show("lab", "waiting for another lab's machine to end") })
+	release, err := machine.AcquireSlot(ctx, r.Builder.CacheDir, func() { show("lab", "waiting for another lab's machine to end") })
 	if err != nil {
 		return nil, err
 	}
@@ -318,38 +330,6 @@ func concat(to string, from []string) (err error) {
 		}
 	}
 	return nil
-}
-
-// acquireSlot waits for one of the host's places for a machine. It calls wait
-// once if there is none yet.
-func acquireSlot(ctx context.Context, cache string, wait func()) (release func(), err error) {
-	dir := filepath.Join(cache, "locks")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, err
-	}
-	tick := time.NewTicker(500 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		for i := range maxMachines {
-			f, err := os.OpenFile(filepath.Join(dir, fmt.Sprintf("machine-%d", i)), os.O_CREATE|os.O_RDWR, 0o644)
-			if err != nil {
-				return nil, err
-			}
-			if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err == nil {
-				return func() { _ = f.Close() }, nil // which gives the place back
-			}
-			_ = f.Close()
-		}
-		if wait != nil {
-			wait()
-			wait = nil
-		}
-		select {
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		case <-tick.C:
-		}
-	}
 }
 
 // lineWriter hands text on by whole lines, without control sequences of a

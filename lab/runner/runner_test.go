@@ -214,29 +214,6 @@ func TestConcat(t *testing.T) {
 	}
 }
 
-func TestAcquireSlot(t *testing.T) {
-	dir := t.TempDir()
-	var releases []func()
-	for range maxMachines {
-		release, err := acquireSlot(t.Context(), dir, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		releases = append(releases, release)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	if _, err := acquireSlot(ctx, dir, cancel); !errors.Is(err, context.Canceled) {
-		t.Errorf("one more than there are: %v", err)
-	}
-	releases[1]()
-	release, err := acquireSlot(t.Context(), dir, func() { t.Error("it waits for a free place") })
-	if err != nil {
-		t.Fatal(err)
-	}
-	release()
-	releases[0]()
-}
-
 func TestLineWriter(t *testing.T) {
 	var got []string
 	w := &lineWriter{line: func(l string) { got = append(got, l) }}

@@ -14,6 +14,10 @@ type Emulator string
 const (
 	Bochs Emulator = "bochs" // Intel: VT-x, EPT, altp2m; one processor
 	QEMU  Emulator = "qemu"  // AMD: SVM, NPT; two processors
+	// Host is none: the scenario runs on the host, outside of any machine, and
+	// starts by itself what it needs. It isn't in this package's registry, which
+	// is linked into what runs in the control domain; see lab/outside.
+	Host Emulator = "host"
 )
 
 // System names what runs in the control domain.
@@ -45,6 +49,9 @@ type Scenario struct {
 	// Xen holds additional options for the hypervisor's command line. Only
 	// scenarios with the same options share a boot.
 	Xen []string
+	// GuestKernel names the kernel of the guests it starts, one of lab/image's;
+	// "" is Debian 12's for the cloud. Only scenarios with the same share a boot.
+	GuestKernel string
 	// Bare says that the scenario needs none of the programs under test, so that
 	// it can run where they do not build.
 	Bare bool
@@ -66,7 +73,7 @@ func (s Scenario) Limit() time.Duration {
 
 // Boot is what two scenarios must agree in to share one boot.
 func (s Scenario) Boot() string {
-	return string(s.Emulator) + " " + string(s.System) + " " + strings.Join(s.Xen, " ")
+	return string(s.Emulator) + " " + string(s.System) + " " + s.GuestKernel + " " + strings.Join(s.Xen, " ")
 }
 
 var registry = map[string]Scenario{}
@@ -123,22 +130,22 @@ func (e *UnknownError) Error() string {
 	return msg + "; `lab list` shows them"
 }
 
-// Find returns the scenarios of the given names, in their order. The error is
-// an [*UnknownError].
-func Find(names ...string) ([]Scenario, error) {
+// Find returns those of the given names out of all, in the names' order. The
+// error is an [*UnknownError].
+func Find(all []Scenario, names ...string) ([]Scenario, error) {
 	var found []Scenario
 	for _, n := range names {
-		s, ok := registry[n]
-		if !ok {
+		i := slices.IndexFunc(all, func(s Scenario) bool { return s.Name == n })
+		if i < 0 {
 			e := &UnknownError{Name: n}
-			for _, s := range All() {
+			for _, s := range all {
 				if n != "" && strings.Contains(s.Name, n) {
 					e.Near = append(e.Near, s.Name)
 				}
 			}
 			return nil, e
 		}
-		found = append(found, s)
+		found = append(found, all[i])
 	}
 	return found, nil
 }

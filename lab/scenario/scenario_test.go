@@ -336,15 +336,15 @@ func TestParseInfo(t *testing.T) {
 }
 
 func TestFind(t *testing.T) {
-	got, err := Find("boot-amd", "boot-intel")
+	got, err := Find(All(), "boot-amd", "boot-intel")
 	if err != nil || len(got) != 2 || got[0].Name != "boot-amd" {
 		t.Errorf("%v, %v", got, err)
 	}
 	var e *UnknownError
-	if _, err := Find("boot"); !errors.As(err, &e) || len(e.Near) < 2 {
+	if _, err := Find(All(), "boot"); !errors.As(err, &e) || len(e.Near) < 2 {
 		t.Errorf("got %v", err)
 	}
-	if _, err := Find("zzz"); !errors.As(err, &e) || e.Near != nil {
+	if _, err := Find(All(), "zzz"); !errors.As(err, &e) || e.Near != nil {
 		t.Errorf("got %v", err)
 	}
 }

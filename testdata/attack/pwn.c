@@ -66,6 +66,20 @@ static const struct {
 	{ "sysenter-eip", MSR_IA32_SYSENTER_EIP },
 };
 
+/* The kernel's own has changed its name more than once. */
+static void write_msr(u32 number, u64 value)
+{
+	asm volatile("wrmsr" : : "c"(number), "a"((u32)value), "d"((u32)(value >> 32)) : "memory");
+}
+
+static u64 read_msr(u32 number)
+{
+	u32 low, high;
+
+	asm volatile("rdmsr" : "=a"(low), "=d"(high) : "c"(number));
+	return (u64)high << 32 | low;
+}
+
 static void attack_msr(u32 number)
 {
 	unsigned long flags;
@@ -73,13 +87,13 @@ static void attack_msr(u32 number)
 
 	/* No system call may come between the write and its undoing. */
 	local_irq_save(flags);
-	before = __rdmsr(number);
+	before = read_msr(number);
 	/* In STAR, a selector; in the others, an address that stays canonical. */
 	tried = number == MSR_STAR ? before ^ (8ULL << 48) : before ^ 0x1000;
-	__wrmsr(number, (u32)tried, (u32)(tried >> 32));
-	after = __rdmsr(number);
+	write_msr(number, tried);
+	after = read_msr(number);
 	if (after != before)
-		__wrmsr(number, (u32)before, (u32)(before >> 32));
+		write_msr(number, before);
 	local_irq_restore(flags);
 	report(number, before, tried, after);
 }

@@ -1,8 +1,10 @@
-// Lab boots a real Xen in an emulator and runs scenarios in its control domain.
+// Lab boots a real Xen in an emulator and runs scenarios in its control domain,
+// and takes memory images of Linux guests.
 //
 //	lab list               the scenarios, one line each
 //	lab run NAME[,NAME]... run them; results go to lab/out/NAME.json
 //	lab images             build everything that runs need, run nothing
+//	lab specimen KERNEL    take a memory image of a Linux guest
 //	lab clean              remove the cache and the results
 //
 // It needs no KVM. As root, it installs the few host programs that it lacks;
@@ -17,6 +19,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"text/tabwriter"
@@ -25,6 +28,7 @@ import (
 
 	"github.com/xen-hvi/hvi/lab/archive"
 	"github.com/xen-hvi/hvi/lab/image"
+	"github.com/xen-hvi/hvi/lab/outside"
 	"github.com/xen-hvi/hvi/lab/runner"
 	"github.com/xen-hvi/hvi/lab/scenario"
 )
@@ -51,7 +55,7 @@ func command() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(runCommand(), listCommand(), imagesCommand(), cleanCommand())
+	root.AddCommand(runCommand(), listCommand(), imagesCommand(), cleanCommand(), specimenCommand())
 	return root
 }
 
@@ -62,7 +66,7 @@ func listCommand() *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-			for _, s := range scenario.All() {
+			for _, s := range scenarios(nil) {
 				fmt.Fprintf(w, "%s\t%s\t%s\n", s.Name, s.Emulator, s.Brief)
 			}
 			return w.Flush()
@@ -98,23 +102,41 @@ func runCommand() *cobra.Command {
 		Example: "  lab run boot-intel\n  lab run -q boot-intel,boot-amd",
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			list, err := scenario.Find(strings.FieldsFunc(strings.Join(args, ","), func(r rune) bool { return r == ',' || r == ' ' })...)
+			p := newProgress(os.Stderr)
+			// What is asked for is looked for before anything is built.
+			if _, err := find(nil, args); err != nil {
+				return err
+			}
+			b, err := newBuilder(cmd.Context(), p)
 			if err != nil {
 				return err
 			}
-			return run(cmd.Context(), list, quiet)
+			list, err := find(b, args)
+			if err != nil {
+				return err
+			}
+			return run(cmd.Context(), b, p, list, quiet)
 		},
 	}
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "do not show the machines' consoles (they are kept in lab/out)")
 	return cmd
 }
 
-func run(ctx context.Context, list []scenario.Scenario, quiet bool) error {
-	p := newProgress(os.Stderr)
-	b, err := newBuilder(ctx, p)
-	if err != nil {
-		return err
-	}
+// scenarios returns all that there are, sorted by name. Those of the host can't
+// be run without a builder.
+func scenarios(b *image.Builder) []scenario.Scenario {
+	all := append(scenario.All(), outside.Scenarios(outside.Env{Builder: b})...)
+	slices.SortFunc(all, func(a, b scenario.Scenario) int { return strings.Compare(a.Name, b.Name) })
+	return all
+}
+
+// find returns the scenarios that the arguments name.
+func find(b *image.Builder, args []string) ([]scenario.Scenario, error) {
+	names := strings.FieldsFunc(strings.Join(args, ","), func(r rune) bool { return r == ',' || r == ' ' })
+	return scenario.Find(scenarios(b), names...)
+}
+
+func run(ctx context.Context, b *image.Builder, p *progress, list []scenario.Scenario, quiet bool) error {
 	several := map[scenario.Emulator]bool{}
 	for _, s := range list {
 		several[s.Emulator] = true

@@ -49,7 +49,7 @@ func run() (ok bool, err error) {
 	if err := out.Encode(wire.Message{Kind: wire.Hello, Time: scenario.Uptime(), Value: value}); err != nil {
 		return false, err
 	}
-	list, err := scenario.Find(os.Args[1:]...)
+	list, err := scenario.Find(scenario.All(), os.Args[1:]...)
 	if err != nil {
 		return false, err
 	}

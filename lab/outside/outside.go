@@ -1,0 +1,34 @@
+package outside
+
+import (
+	"github.com/xen-hvi/hvi/lab/image"
+	"github.com/xen-hvi/hvi/lab/scenario"
+	"github.com/xen-hvi/hvi/lab/specimen"
+)
+
+// Env is what the scenarios work with. Its builder may be nil as long as none
+// is run.
+type Env struct {
+	Builder *image.Builder
+}
+
+// Scenarios returns them all, sorted by name. Their emulator is
+// [scenario.Host].
+func Scenarios(env Env) []scenario.Scenario {
+	all := []scenario.Scenario{
+		linuxHidden(env),
+		linuxHiddenQuick(env),
+		linuxMatrix(env),
+		linuxMatrixQuick(env),
+	}
+	for i := range all {
+		all[i].Emulator = scenario.Host
+	}
+	return all
+}
+
+// specimen makes one and tells how the guest is doing.
+func (e Env) specimen(t *scenario.T, v specimen.Variant) (specimen.Specimen, error) {
+	m := specimen.Maker{Builder: e.Builder, Show: func(line string) { t.Logf("%v| %s", v, line) }}
+	return m.Make(t.Context(), v)
+}
