@@ -23,6 +23,9 @@ SOAK  ?= soak-create soak-reboot soak-save
 # Go asks git which commit this is, and fails where git can't tell.
 VCS := $(shell git rev-parse HEAD >/dev/null 2>&1 || echo -buildvcs=false)
 
+# The release of Xen that scenarios run on: make lab S=NAME XEN=4.20
+XEN ?= 4.17
+
 LAB := $(GO) run ./lab/cmd/lab
 empty :=
 comma := ,
@@ -68,9 +71,9 @@ fmt: ## format every Go file
 
 # The lab: a real Xen in an emulator. See `make lab-list` for names.
 #   make lab S=boot-intel        one scenario, or several: S=a,b
-lab: ## one scenario: make lab S=NAME (several: S=A,B; Q=1 hides the consoles)
+lab: ## one scenario: make lab S=NAME (several: S=A,B; XEN=4.20; Q=1 hides the consoles)
 	@test -n "$(S)" || { echo "usage: make lab S=NAME[,NAME]...; make lab-list shows the names" >&2; exit 2; }
-	@$(LAB) run $(if $(Q),-q) "$(S)"
+	@$(LAB) run --xen '$(XEN)' $(if $(Q),-q) "$(S)"
 
 lab-list: ## the scenarios, one line each
 	@$(LAB) list

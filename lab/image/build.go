@@ -44,9 +44,13 @@ type Images struct {
 func (b *Builder) Images(ctx context.Context) (Images, error) {
 	var im Images
 	var xen, dom0, guest, module, small string
-	err := parallel(
+	from, err := b.xen()
+	if err != nil {
+		return im, err
+	}
+	err = parallel(
 		func() (err error) {
-			if xen, err = b.tree(ctx, treeXen); err != nil {
+			if xen, err = b.tree(ctx, from); err != nil {
 				return err
 			}
 			return b.hypervisor(ctx, xen, &im)
@@ -189,10 +193,18 @@ func (b *Builder) base(ctx context.Context, xen, dom0 string, im *Images) error 
 		l.text("etc/xen/xl.conf", "autoballoon=\"off\"\n", 0o644)
 		l.text("init", string(init), 0o755)
 
-		if err := busybox(ctx, l, filepath.Join(xen, "bin/busybox"), "usr/bin"); err != nil {
+		box, err := merged(xen, "bin/busybox")
+		if err != nil {
 			return err
 		}
-		if err := l.file("usr/lib64/ld-linux-x86-64.so.2", filepath.Join(xen, "lib64/ld-linux-x86-64.so.2"), 0o755); err != nil {
+		if err := busybox(ctx, l, box, "usr/bin"); err != nil {
+			return err
+		}
+		loader, err := merged(xen, "lib64/ld-linux-x86-64.so.2")
+		if err != nil {
+			return err
+		}
+		if err := l.file("usr/lib64/ld-linux-x86-64.so.2", loader, 0o755); err != nil {
 			return err
 		}
 		// glibc opens it when a thread is cancelled, so no ELF header names it.
@@ -304,7 +316,11 @@ func (b *Builder) guest(ctx context.Context, xen, tree, attacks, small string) (
 		for _, d := range []string{"proc", "sys", "dev", "tmp", "sbin"} {
 			in.dir(d, 0o755)
 		}
-		if err := busybox(ctx, in, filepath.Join(xen, "bin/busybox"), "bin"); err != nil {
+		box, err := merged(xen, "bin/busybox")
+		if err != nil {
+			return err
+		}
+		if err := busybox(ctx, in, box, "bin"); err != nil {
 			return err
 		}
 		for name, src := range guestFiles {

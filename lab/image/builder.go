@@ -29,6 +29,9 @@ type Builder struct {
 	Archive *archive.Archive
 	// CacheDir holds the artifacts, in a folder of their own below it.
 	CacheDir string
+	// Xen is the release of the hypervisor and its toolstack, one of [Xens]; ""
+	// is DefaultXen.
+	Xen string
 	// Root is the checkout, the folder with go.mod.
 	Root string
 	// Progress, where set, receives events, possibly from several goroutines.

@@ -59,6 +59,9 @@ const debianSize = 2 << 30
 // Debian builds the control domain's Debian. It needs root, for it installs
 // packages into a folder that it changes into.
 func (b *Builder) Debian(ctx context.Context) (Debian, error) {
+	if b.Xen != "" && b.Xen != DefaultXen {
+		return Debian{}, fmt.Errorf("the lab's Debian has Xen %s, not %s: leave out scenarios that run on it", DefaultXen, b.Xen)
+	}
 	xen, err := b.tree(ctx, treeXen)
 	if err != nil {
 		return Debian{}, err

@@ -31,9 +31,6 @@ type recipe struct {
 }
 
 var (
-	treeXen = recipe{"xen", bookworm,
-		[]string{"xen-hypervisor-4.17-amd64", "xen-utils-4.17", "xenstore-utils", "busybox-static"},
-		[]string{"udev", "libxml2", "qemu*", "grub*", "kpartx", "iproute2", "bridge-utils"}}
 	treeDom0Kernel = recipe{"dom0-kernel", bookworm,
 		[]string{"linux-image-amd64"},
 		[]string{"kmod", "linux-base", "initramfs-tools*", "dracut*"}}

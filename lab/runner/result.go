@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/xen-hvi/hvi/lab/image"
 	"github.com/xen-hvi/hvi/lab/scenario"
 	"github.com/xen-hvi/hvi/lab/wire"
 )
@@ -45,8 +46,9 @@ type Result struct {
 	Seconds     Seconds                    `json:"seconds"`
 	Started     time.Time                  `json:"started"`
 
-	begun    bool // a Start has come
-	ended    bool // an End has come
+	release  string // of Xen, as it was asked for
+	begun    bool   // a Start has come
+	ended    bool   // an End has come
 	from     time.Time
 	fromTime float64 // the machine's clock at Start
 }
@@ -103,10 +105,14 @@ func (r *Result) write(dir, console string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(dir, r.Scenario+".console.log"), []byte(console), 0o644); err != nil {
+	name := r.Scenario
+	if r.release != "" && r.release != image.DefaultXen {
+		name += "-xen" + r.release // beside the default one's
+	}
+	if err := os.WriteFile(filepath.Join(dir, name+".console.log"), []byte(console), 0o644); err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(dir, r.Scenario+".json"), append(text, '\n'), 0o644)
+	return os.WriteFile(filepath.Join(dir, name+".json"), append(text, '\n'), 0o644)
 }
 
 // Summary is the result in one line.

@@ -192,7 +192,7 @@ func (r *Runner) boot(ctx context.Context, im image.Images, debian image.Debian,
 	f.finish(decoder.Lost(), time.Now())
 	for i, x := range f.results {
 		x.Seconds.Images, x.Seconds.Payload = seconds(images), seconds(ready)
-		x.Changes = changes
+		x.Changes, x.release = changes, r.Builder.Xen
 		if err := x.write(r.Out, f.logOf(i)); err != nil {
 			return f.results, err
 		}

@@ -96,10 +96,11 @@ func imagesCommand() *cobra.Command {
 
 func runCommand() *cobra.Command {
 	var quiet bool
+	var xen string
 	cmd := &cobra.Command{
 		Use:     "run NAME[,NAME]...",
 		Short:   "Run scenarios",
-		Example: "  lab run boot-intel\n  lab run -q boot-intel,boot-amd",
+		Example: "  lab run boot-intel\n  lab run -q boot-intel,boot-amd\n  lab run --xen 4.20 boot-intel",
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			p := newProgress(os.Stderr)
@@ -111,6 +112,7 @@ func runCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			b.Xen = xen
 			list, err := find(b, args)
 			if err != nil {
 				return err
@@ -118,6 +120,7 @@ func runCommand() *cobra.Command {
 			return run(cmd.Context(), b, p, list, quiet)
 		},
 	}
+	cmd.Flags().StringVar(&xen, "xen", image.DefaultXen, "the release of Xen to boot: "+strings.Join(image.Xens(), ", "))
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "do not show the machines' consoles (they are kept in lab/out)")
 	return cmd
 }
