@@ -65,17 +65,17 @@ func (b *Builder) xen() (recipe, error) {
 }
 
 // merged finds a file of a package that may have been moved into usr: bin and
-// lib64 are links there from Debian 13 on, and packages know.
+// lib64 are links there from Debian 13 on, and packages know. A link is followed
+// within the tree.
 func merged(tree, name string) (string, error) {
 	for _, n := range []string{name, filepath.Join("usr", name)} {
-		if p := filepath.Join(tree, n); exists(p) {
+		p := filepath.Join(tree, n)
+		if to, err := os.Readlink(p); err == nil && filepath.IsAbs(to) {
+			p = filepath.Join(tree, to)
+		}
+		if _, err := os.Stat(p); err == nil {
 			return p, nil
 		}
 	}
 	return "", fmt.Errorf("no %s in %s: %w", name, tree, fs.ErrNotExist)
-}
-
-func exists(path string) bool {
-	_, err := os.Stat(path)
-	return err == nil
 }
