@@ -390,6 +390,17 @@ func (vs *virtRoads) changes() {
 		if err := measure(r, "virsh-set", "observe", virsh("--live", "--set", `<introspection mode="observe"/>`)); err != nil {
 			return err
 		}
+		if err := measure(r, "virsh-edit", "enforce", func() error {
+			// As an admin does it, whose editor happens to be sed.
+			editor := filepath.Join(vs.dir, "editor")
+			if err := os.WriteFile(editor, []byte("#!/bin/sh\nexec sed -i 's/\"observe\"/\"enforce\"/' \"$1\"\n"), 0o755); err != nil {
+				return err
+			}
+			_, err := t.Exec("env", "EDITOR="+editor, "VISUAL="+editor, "virsh", "-q", "-c", "xen:///system", "metadata", d.name, hviNamespace, "--key", "hvi", "--live", "--edit")
+			return err
+		}); err != nil {
+			return err
+		}
 		if err := measure(r, "virsh-remove", "off", func() error {
 			_, err := t.Virsh("metadata", d.name, hviNamespace, "--live", "--remove")
 			return err
