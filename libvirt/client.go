@@ -59,7 +59,7 @@ type Options struct {
 	// and never at the same time.
 	Connected func(up bool, why error)
 
-	// Ready says whether to try to connect now; nil is always. See [Running].
+	// Ready says whether to try to connect now; nil is always. [Running.Ready] is one.
 	Ready func() bool
 
 	// CallTimeout bounds every wait for libvirt. Default: 10 s.
