@@ -42,7 +42,7 @@ func run(ctx context.Context, opt settings) (err error) {
 	defer listener.Close()
 
 	hv, mutator := engine.OnXen(host), mutate.New(host)
-	if _, err := engine.Recover(hv, mutator, opt.ledgerDir, opt.log); err != nil {
+	if _, err := engine.Recover(hv, mutator, opt.ledgerDir, false, opt.log); err != nil {
 		opt.log.Error("what an earlier hvid left could not all be undone; hvid goes on with the other domains", "err", err)
 	}
 	store, err := xenstore.Open()

@@ -62,7 +62,7 @@ func recoverLeft(_ context.Context, opt cli.Options, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	done, err := engine.Recover(engine.OnXen(host), mutate.New(host), set.ledgerDir, set.log)
+	done, err := engine.Recover(engine.OnXen(host), mutate.New(host), set.ledgerDir, !opt.KeepHeld, set.log)
 	for _, line := range done {
 		fmt.Fprintln(out, line)
 	}
