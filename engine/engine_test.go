@@ -578,7 +578,7 @@ func TestRecover(t *testing.T) {
 	hv := engine.OnXen(w.host)
 	done, err := engine.Recover(hv, mutate.New(w.host), w.dir, false, slog.New(slog.DiscardHandler))
 	if err != nil || len(done) != 1 {
-		t.Fatalf("recovered %q, %v", done, err)
+		t.Fatalf("recovered %v, %v", done, err)
 	}
 	if n := w.dom.EventPauses(13); n != 0 {
 		t.Errorf("vCPU 13 still waits for %d answers", n)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -36,7 +37,7 @@ func (w *world) checkHeld() {
 	}
 }
 
-func (w *world) recover(release bool) []string {
+func (w *world) recover(release bool) []engine.Recovered {
 	w.t.Helper()
 	done, err := engine.Recover(engine.OnXen(w.host), mutate.New(w.host), w.dir, release, slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -76,8 +77,8 @@ func TestHeldBeyondHvid(t *testing.T) {
 			}
 			for range 2 {
 				// The next hvid can't attach either.
-				if done := w.recover(false); len(done) != 1 {
-					t.Errorf("recovered: %q", done)
+				if done := w.recover(false); len(done) != 1 || !done[0].Held || !strings.Contains(done[0].String(), "stays held") {
+					t.Errorf("recovered: %v", done)
 				}
 				w.engine = w.newEngine()
 				w.engine.Gate(w.info, true)
@@ -189,8 +190,8 @@ func TestHeldWhileClosing(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.checkHeld()
-	if done := w.recover(true); len(done) != 1 {
-		t.Errorf("recovered: %q", done)
+	if done := w.recover(true); len(done) != 1 || done[0].Held || done[0].Undone != 1 {
+		t.Errorf("recovered: %v", done)
 	}
 	w.checkClean(0)
 }

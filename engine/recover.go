@@ -10,31 +10,44 @@ import (
 	"github.com/xen-hvi/hvi/engine/xen"
 )
 
+// Recovered is what Recover found of a domain and did about it.
+type Recovered struct {
+	Domain xen.DomID
+	UUID   xen.UUID
+	// Undone counts changes, and Held says that the domain was left held.
+	Undone int
+	Held   bool
+}
+
+// String says so for people, on one line.
+func (r Recovered) String() string {
+	s := fmt.Sprintf("domain %d (%s): %d changes of an earlier run undone", r.Domain, r.UUID, r.Undone)
+	if r.Held {
+		s += "; it stays held, since its policy requires protection: hvid recover lets it go"
+	}
+	return s
+}
+
 // Recover undoes what a dead hvid left in Xen, from its ledgers alone, and
 // resumes every vCPU that was waiting for its answer. A domain that was held
 // because its policy requires protection stays held, for the next hvid, unless
-// release is set. It returns what it did, for people, one line a domain.
-func Recover(hv Hypervisor, m ledger.Mutator, dir string, release bool, log *slog.Logger) ([]string, error) {
+// release is set.
+func Recover(hv Hypervisor, m ledger.Mutator, dir string, release bool, log *slog.Logger) ([]Recovered, error) {
 	ledgers, err := ledger.Load(dir, m)
 	errs := []error{err}
-	var done []string
+	var done []Recovered
 	for _, l := range ledgers {
-		n := len(l.Outstanding())
-		held, err := recoverDomain(hv, l, release)
-		if err != nil {
+		r := Recovered{Domain: l.Domain(), UUID: l.UUID(), Undone: len(l.Outstanding())}
+		var err error
+		if r.Held, err = recoverDomain(hv, l, release); err != nil {
 			errs = append(errs, fmt.Errorf("recover domain %d (%s): %w", l.Domain(), l.UUID(), err))
 			continue
 		}
-		name := fmt.Sprintf("domain %d (%s): ", l.Domain(), l.UUID())
-		if held {
-			log.Warn("a domain stays held, as its policy requires protection", "domid", l.Domain(), "uuid", l.UUID())
-			done = append(done, name+"stays held, as its policy requires protection; hvid recover lets it go")
-			n--
+		if r.Held {
+			r.Undone--
 		}
-		if n > 0 {
-			log.Warn("recovered", "domid", l.Domain(), "uuid", l.UUID(), "changes", n)
-			done = append(done, fmt.Sprintf("%s%d changes of an earlier run undone", name, n))
-		}
+		log.Warn("recovered", "domid", r.Domain, "uuid", r.UUID, "changes", r.Undone, "held", r.Held)
+		done = append(done, r)
 	}
 	return done, errors.Join(errs...)
 }
