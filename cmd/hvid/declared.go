@@ -21,6 +21,9 @@ func resolver(reg *registry.Registry) engine.Resolver {
 	return func(info xen.DomainInfo, name string) (engine.Declaration, bool, error) {
 		d, err := reg.Resolve(info, name)
 		decl := declaration(d)
+		if err != nil {
+			decl.Spec.RequireAttach = d.Required
+		}
 		if d.Temporary {
 			// It is another domain to Xen once it has its own UUID, and is
 			// decided about then.
