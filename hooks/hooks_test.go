@@ -625,3 +625,39 @@ func FuzzVifDomain(f *testing.F) {
 		}
 	})
 }
+
+// TestSocketOfSettings finds hvid where its settings say that it listens.
+func TestSocketOfSettings(t *testing.T) {
+	const elsewhere = "/run/elsewhere/s.sock"
+	for text, want := range map[string]string{
+		"":                                     control.DefaultSocket,
+		"socket = \"/run/elsewhere/s.sock\"\n": elsewhere,
+		"  socket='/run/elsewhere/s.sock' # mine":                                              elsewhere,
+		"# socket = \"/x\"\nlog_level = \"info\"\nsocket = \"/run/elsewhere/s.sock\" # mine\n": elsewhere,
+		"socket = \"/run/else\\u0077here/s.sock\"\n":                                           elsewhere,
+		"socket = 7\n":                                     control.DefaultSocket, // hvid does not start with it
+		"socket = \"/run/elsewhere\n":                      control.DefaultSocket,
+		"socket = '/run/elsewhere\n":                       control.DefaultSocket,
+		"socket = \"elsewhere\"\n":                         control.DefaultSocket,
+		"[metrics]\nsocket = \"/run/elsewhere/s.sock\"\n":  control.DefaultSocket,
+		strings.Repeat("x", 1<<20) + "\nsocket = \"/x\"\n": control.DefaultSocket,
+	} {
+		h := Host{Root: t.TempDir()}
+		if text != "" {
+			dir := filepath.Join(h.Root, "etc/hvi")
+			if err := os.MkdirAll(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(dir, "hvid.toml"), []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := h.socket(); got != want {
+			t.Errorf("%.80q: %s, want %s", text, got, want)
+		}
+		h.Env = []string{"HVI_SOCKET=/x"}
+		if got := h.socket(); got != "/x" {
+			t.Errorf("%.80q: the environment goes first: %s", text, got)
+		}
+	}
+}
