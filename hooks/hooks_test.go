@@ -293,6 +293,28 @@ func TestLibvirtHook(t *testing.T) {
 	}
 }
 
+// TestHookOfAnOldLibvirt is called by the one name that a libvirt before 6.5 calls.
+func TestHookOfAnOldLibvirt(t *testing.T) {
+	for op, code := range map[string]int{"prepare": 0, "start": 0, "started": 0, "stopped": 0, "release": 0} {
+		e := &fakeEngine{}
+		sub := "begin"
+		if op == "stopped" || op == "release" {
+			sub = "end"
+		}
+		r := newRun(hvid(t, up, e), enforce, "/etc/libvirt/hooks/libxl", "web1", op, sub, "-")
+		if got := r.do(t); got != code || r.stdout.Len()+r.stderr.Len() > 0 {
+			t.Errorf("%s: exit %d, %s%s", op, got, &r.stdout, &r.stderr)
+		}
+		if want := op == "start"; (len(e.declared) == 1 && e.declared[0].Mode == "enforce") != want {
+			t.Errorf("%s: declared %+v", op, e.declared)
+		}
+	}
+	r := newRun(filepath.Join(t.TempDir(), "none"), enforce, "/etc/libvirt/hooks/libxl", "web1", "start", "begin", "-")
+	if code := r.do(t); code != 1 || !strings.Contains(r.stderr.String(), "mode enforce asks for protection") {
+		t.Errorf("without hvid: exit %d, %s", code, &r.stderr)
+	}
+}
+
 func TestLibvirtHookHandsEverythingOver(t *testing.T) {
 	e := &fakeEngine{answer: control.Declared{Warnings: []string{"guard x\nis unavailable"}}}
 	r := newRun(hvid(t, up, e), xml(`<hvi:introspection xmlns:hvi="urn:xen-hvi:domain:1.0" mode="enforce" policy="linux-server" require_attach="yes">
