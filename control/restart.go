@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/xen-hvi/hvi/engine/printable"
+	"github.com/xen-hvi/hvi/unixsocket"
 )
 
 // RestartWindow is how long a RestartNotice is believed. A hvid that is not
@@ -94,7 +95,7 @@ func WriteRestartNotice(runDir string, n RestartNotice) (err error) {
 			err = fmt.Errorf("control: restart notice: %w", err)
 		}
 	}()
-	if gid, ok := groupID(); ok {
+	if gid, ok := unixsocket.GroupID(Group); ok {
 		// Without the right to, only this user reads it.
 		if f.Chown(-1, gid) == nil {
 			if err := f.Chmod(0o640); err != nil {
