@@ -46,7 +46,7 @@ func init() {
 // everyPackageRoad begins with what a new admin does.
 var everyPackageRoad = []func(*roads){
 	(*roads).protected, (*roads).creations, (*roads).lives, (*roads).endings, (*roads).softReset,
-	(*roads).hvm, (*roads).gates, (*roads).xendomains, (*roads).xendomainsBesideLibvirt, (*roads).names,
+	(*roads).hvm, (*roads).gates, (*roads).held, (*roads).xendomains, (*roads).xendomainsBesideLibvirt, (*roads).names,
 }
 
 // packageXL installs the package and takes roads with the hvid that systemd runs.
