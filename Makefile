@@ -10,7 +10,7 @@ VERSION ?=
 # shares a machine runs in this order; the machines that take longest come first.
 # Beside them, on demand: the same roads on the other processor (package-xl-intel,
 # package-libvirt-intel, xl-roads-intel, xl-roads-amd), parts of those
-# (package-xendomains, package-metadata-intel), and what takes long by itself.
+# (package-units, package-metadata-intel), and what takes long by itself.
 DEMO  ?= demo
 SUITE ?= $(QEMU_DEBIAN) $(BOCHS) $(QEMU) $(BOCHS_DEBIAN)
 BOCHS ?= boot-intel demo skeleton-intel metrics guest-pti guards-off hvid-stopped hvid-killed bad-input first-instruction

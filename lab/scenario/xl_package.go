@@ -32,13 +32,13 @@ func init() {
 		Run:      func(t *T) error { return packageXL(t, true, everyPackageRoad...) },
 	})
 	Register(Scenario{
-		Name:     "package-xendomains",
-		Brief:    "Of package-xl the service that starts guests with the host, alone and beside a libvirtd it conflicts with",
+		Name:     "package-units",
+		Brief:    "Of package-xl what goes by systemd's units: xendomains, alone and beside libvirtd, and guests held while hvid is down",
 		Emulator: QEMU,
 		System:   Debian,
 		Timeout:  20 * time.Minute,
 		Run: func(t *T) error {
-			return packageXL(t, false, (*roads).xendomains, (*roads).xendomainsBesideLibvirt)
+			return packageXL(t, false, (*roads).xendomains, (*roads).xendomainsBesideLibvirt, (*roads).held)
 		},
 	})
 }
