@@ -9,7 +9,8 @@ VERSION ?=
 # The scenario of make demo, those of make test, and those of make soak. What
 # shares a machine runs in this order; the machines that take longest come first.
 # Beside them, on demand: the same roads on the other processor (package-xl-intel,
-# package-libvirt-intel, xl-roads-intel, xl-roads-amd), and what takes long by itself:
+# package-libvirt-intel, xl-roads-intel, xl-roads-amd), parts of those
+# (package-units, package-metadata-intel), and what takes long by itself:
 # linux-matrix and linux-hidden, which take each kernel's memory.
 DEMO  ?= demo
 SUITE ?= $(QEMU_DEBIAN) $(BOCHS) $(QEMU) $(BOCHS_DEBIAN) $(HOST)

@@ -56,6 +56,9 @@ func (f *Files) path(parts ...string) string {
 // Domain is the file of a domain.
 type Domain struct {
 	Spec policy.Spec
+	// Required says, where the file is broken, that as far as it can be
+	// understood the domain may run only while it is attached to.
+	Required bool
 	// Path is the file, and Modified when it was changed last.
 	Path     string
 	Modified time.Time
@@ -63,8 +66,8 @@ type Domain struct {
 
 // Domain reads the file of a domain: that of its UUID or, if there is none,
 // that of its name, provided the name can be a file's ([FileName]). It reports
-// whether there is one. The error says what is wrong with it; Path is set then,
-// too.
+// whether there is one. The error says what is wrong with it; Path and Required
+// are set then, too.
 func (f *Files) Domain(uuid xen.UUID, name string) (Domain, bool, error) {
 	names := []string{uuid.String()}
 	if FileName(name) {
@@ -80,7 +83,7 @@ func (f *Files) Domain(uuid xen.UUID, name string) (Domain, bool, error) {
 			return d, true, err
 		}
 		d.Modified = info.ModTime()
-		d.Spec, err = ParseDomain(d.Path, data, f)
+		d.Spec, d.Required, err = parseDomain(d.Path, data, f)
 		return d, true, err
 	}
 	return Domain{}, false, nil

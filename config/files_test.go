@@ -277,3 +277,24 @@ func TestLoad(t *testing.T) {
 		t.Errorf("others can write it: %v", err)
 	}
 }
+
+// TestRequiredOfBrokenFile sees of a broken file whether it requires protection.
+func TestRequiredOfBrokenFile(t *testing.T) {
+	for text, want := range map[string]bool{
+		`mode = "enfroce"`:                                       false,
+		"mode = \"enfroce\"\nrequire_attach = true":              true,
+		"mode = \"enfroce\"\nrequire_attach = \"no\"":            false,
+		"mode = \"enforce\"\nrequire_attach = \"maybe\"":         true,
+		"mode = \"enforce\"\nrequire_attach = 7":                 true,
+		"mode = \"enforce\"\nintrospection_require_attach = 1":   true,
+		"mode = \"enforce\"\nrequire_atach = true":               true,
+		"mode = \"enforce\"\npolicy = \"strict\"\nguard = \"x\"": true,
+	} {
+		s := newShelf(t)
+		s.write("policies/strict.toml", "require_attach = true\n")
+		s.write("domains/web.toml", text)
+		if d, _, err := s.Domain(uuid1, "web"); err == nil || d.Required != want || d.Spec.RequireAttach {
+			t.Errorf("%q: required %v, want %v; %v", text, d.Required, want, err)
+		}
+	}
+}

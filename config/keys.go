@@ -62,7 +62,7 @@ const (
 
 var keys = []Key{
 	{Name: "socket", Kind: "string", Default: `"/run/hvi/hvid.sock"`,
-		Meaning: "The control socket, which hvictl and the toolstacks' hooks talk to. Where it is changed, hvictl needs --socket and a hook the environment variable HVI_SOCKET.",
+		Meaning: "The control socket, which hvictl and the toolstacks' hooks talk to. Where it is changed, hvictl needs --socket; hooks find it here.",
 		set:     func(c *Config, s setting) error { return s.absolute(&c.Socket, maxPath) }},
 	{Name: "state_dir", Kind: "string", Default: `"/var/lib/hvi"`,
 		Meaning: "Where hvid keeps what must outlive a reboot of the host: security events and what is declared for each domain.",

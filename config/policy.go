@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"slices"
+	"strings"
 
 	"github.com/xen-hvi/hvi/engine/policy"
 )
@@ -48,6 +49,9 @@ func feed(b *policy.Builder, d *document, table []string, known []string) {
 			})
 		case len(path) > 1 || !slices.Contains(known, key):
 			b.Fail(unknownKey("setting", s, path, known))
+			if strings.HasSuffix(key, wordRequireAttach) || policy.Nearest(key, known) == wordRequireAttach {
+				b.RequireAttachRejected()
+			}
 		case key == wordMode:
 			if text, ok := s.want(b, kindText); ok {
 				b.Mode(text, s.value.at)
@@ -61,6 +65,8 @@ func feed(b *policy.Builder, d *document, table []string, known []string) {
 		case key == wordRequireAttach:
 			if text, ok := s.want(b, kindSwitch, kindText); ok {
 				b.RequireAttach(text, s.value.at)
+			} else {
+				b.RequireAttachRejected()
 			}
 		}
 	}
@@ -117,13 +123,18 @@ func ParsePolicy(name, source string, data []byte) (policy.Named, error) {
 // ParseDomain reads the file of a domain; source is the file's name in errors
 // and origins, and known are the policies it may name.
 func ParseDomain(source string, data []byte, known policy.Policies) (policy.Spec, error) {
+	spec, _, err := parseDomain(source, data, known)
+	return spec, err
+}
+
+func parseDomain(source string, data []byte, known policy.Policies) (spec policy.Spec, required bool, err error) {
 	d, err := parse(source, data)
 	if err != nil {
-		return policy.Spec{}, err
+		return policy.Spec{}, false, err
 	}
 	b := policy.Builder{Policies: known}
 	feed(&b, d, nil, []string{wordMode, wordPolicy, wordRequireAttach, wordGuards})
-	spec, err := b.Build()
+	spec, err = b.Build()
 	if err == nil && !spec.Declared() {
 		// An empty file would look like something said.
 		err = errors.Join(&policy.Error{
@@ -132,7 +143,7 @@ func ParseDomain(source string, data []byte, known policy.Policies) (policy.Spec
 		})
 	}
 	if err != nil {
-		return policy.Spec{}, err
+		return policy.Spec{}, b.Required(), err
 	}
-	return spec, nil
+	return spec, false, nil
 }

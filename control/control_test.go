@@ -707,12 +707,13 @@ func TestRights(t *testing.T) {
 
 // TestPeerIsWhatTheKernelSays uses this process as the peer.
 func TestPeerIsWhatTheKernelSays(t *testing.T) {
-	l, err := listen(filepath.Join(t.TempDir(), "s"), -1)
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := listen(path, -1)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	c, err := net.Dial("unix", l.path)
+	c, err := net.Dial("unix", path)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/xen-hvi/hvi/engine/printable"
+	"github.com/xen-hvi/hvi/unixsocket"
 )
 
 // RestartWindow is how long a RestartNotice is believed. A hvid that is not
@@ -30,8 +31,21 @@ const (
 type RestartNotice struct {
 	At  time.Time `json:"at"`
 	PID int       `json:"pid"`
-	// Domains are those that were protected and run without protection now.
+	// Domains are those that were protected and run without protection now, and
+	// those that are held.
 	Domains []RestartDomain `json:"domains"`
+}
+
+// Held returns the domains that are held: whatever the notice's age, until
+// somebody does something about them.
+func (n RestartNotice) Held() []RestartDomain {
+	var held []RestartDomain
+	for _, d := range n.Domains {
+		if d.Held != "" {
+			held = append(held, d)
+		}
+	}
+	return held
 }
 
 // RestartDomain is a domain that waits for the next hvid.
@@ -40,11 +54,18 @@ type RestartDomain struct {
 	Name printable.Text `json:"name"`
 	UUID string         `json:"uuid"`
 	Mode string         `json:"mode"`
+	// Held says why hvid left the domain paused, where it did: it may not run
+	// unprotected.
+	Held string `json:"held,omitempty"`
 }
 
 // Status is the domain as lists show it.
 func (d RestartDomain) Status() DomainStatus {
-	return DomainStatus{ID: d.ID, Name: d.Name, UUID: d.UUID, Mode: d.Mode, State: StateRestarting, Guards: []GuardStatus{}}
+	st := DomainStatus{ID: d.ID, Name: d.Name, UUID: d.UUID, Mode: d.Mode, State: StateRestarting, Held: d.Held, Guards: []GuardStatus{}}
+	if d.Held != "" {
+		st.State, st.RequireAttach = StateFailed, true
+	}
+	return st
 }
 
 // Fresh reports whether a hvid may still be restarting at the time now.
@@ -74,7 +95,7 @@ func WriteRestartNotice(runDir string, n RestartNotice) (err error) {
 			err = fmt.Errorf("control: restart notice: %w", err)
 		}
 	}()
-	if gid, ok := groupID(); ok {
+	if gid, ok := unixsocket.GroupID(Group); ok {
 		// Without the right to, only this user reads it.
 		if f.Chown(-1, gid) == nil {
 			if err := f.Chmod(0o640); err != nil {

@@ -21,6 +21,7 @@ import (
 
 	"github.com/xen-hvi/hvi/engine/journal"
 	"github.com/xen-hvi/hvi/engine/printable"
+	"github.com/xen-hvi/hvi/unixsocket"
 )
 
 // Bounds of what a peer may ask for. A request of hvi's own is far within them.
@@ -86,7 +87,7 @@ func NewServer(opt ServerOptions) *Server {
 		rights: rights{uid: uint32(os.Geteuid()), gid: -1},
 		follow: make(chan struct{}, maxFollowers),
 	}
-	if gid, ok := groupID(); ok {
+	if gid, ok := unixsocket.GroupID(Group); ok {
 		s.rights.gid = gid
 	}
 	s.stopping, s.stop = context.WithCancel(context.Background())

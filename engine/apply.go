@@ -95,13 +95,15 @@ func (g *GuardStatus) count(a *guard.Armed) {
 
 // Apply puts another policy in force for a domain: it attaches, detaches or
 // exchanges the guards, whatever that takes. A domain that is shut down gets it
-// when it is resumed.
-func (e *Engine) Apply(info xen.DomainInfo, decl Declaration) error {
+// when it is resumed. ctx is as for Attach.
+func (e *Engine) Apply(ctx context.Context, info xen.DomainInfo, decl Declaration) error {
 	d := e.lookup(info)
 	if d == nil {
 		return fmt.Errorf("domain %d: %w", info.ID, xen.ErrNoDomain)
 	}
-	d.busy.Lock()
+	if err := d.busy.lockWithin(ctx); err != nil {
+		return fmt.Errorf("domain %d: %w", info.ID, err)
+	}
 	defer d.busy.Unlock()
 	if e.isClosing() {
 		return ErrClosing
@@ -117,7 +119,7 @@ func (e *Engine) Apply(info xen.DomainInfo, decl Declaration) error {
 			err = s.Detach()
 		}
 		err = errors.Join(err, e.letGo(d))
-		d.setUnprotected(decl)
+		e.setUnprotected(d, decl)
 		return err
 	case s == nil || s.ended():
 		d.since = time.Now()
@@ -136,7 +138,7 @@ func (e *Engine) applyOver(d *domain, decl Declaration) error {
 	if decl.Spec.Mode == policy.ModeOff {
 		d.resume = nil
 		err := e.letGo(d)
-		d.setUnprotected(decl)
+		e.setUnprotected(d, decl)
 		return err
 	}
 	d.resume = &decl

@@ -32,7 +32,7 @@ func TestApply(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := w.engine.Apply(w.info, engine.Declaration{Spec: spec, Source: "changed", From: "test"}); err != nil {
+		if err := w.engine.Apply(t.Context(), w.info, engine.Declaration{Spec: spec, Source: "changed", From: "test"}); err != nil {
 			t.Fatal(err)
 		}
 		if n := w.dom.Pauses(); n != 0 {
@@ -98,7 +98,7 @@ func TestApply(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.checkClean(0)
-	if err := w.engine.Apply(w.info, w.decl); !errors.Is(err, engine.ErrClosing) {
+	if err := w.engine.Apply(t.Context(), w.info, w.decl); !errors.Is(err, engine.ErrClosing) {
 		t.Errorf("a new policy while closing: %v", err)
 	}
 	if n := w.engine.Stats(); n.Attaches != 2 || n.AttachFailures != 0 || n.AttachTime <= 0 {
@@ -110,7 +110,7 @@ func TestApply(t *testing.T) {
 func TestApplyBeforeArmed(t *testing.T) {
 	w := newWorld(t, xentest.Config{}, xentest.Spec{Pauses: 1})
 	w.appear()
-	if err := w.engine.Apply(w.info, declare(t, "observe")); err != nil {
+	if err := w.engine.Apply(t.Context(), w.info, declare(t, "observe")); err != nil {
 		t.Fatal(err)
 	}
 	w.boot()
@@ -127,7 +127,7 @@ func TestApplyFails(t *testing.T) {
 	w := newWorld(t, xentest.Config{}, xentest.Spec{})
 	w.appearRunning()
 	w.xen.FailNext("monitor_op(disable)", 1)
-	if err := w.engine.Apply(w.info, declare(t, "observe")); err == nil {
+	if err := w.engine.Apply(t.Context(), w.info, declare(t, "observe")); err == nil {
 		t.Fatal("no error")
 	}
 	if st := w.status(); st.State != engine.StateFailed || st.Failure == nil {
@@ -174,7 +174,7 @@ func TestSuspendedThenDetached(t *testing.T) {
 	w.appearRunning()
 	w.info.Shutdown, w.info.ShutdownReason = true, abi.ShutdownSuspend
 	w.engine.ShutDown(w.info)
-	if err := w.engine.Detach(7); err != nil {
+	if err := w.engine.Detach(t.Context(), 7); err != nil {
 		t.Fatal(err)
 	}
 	w.checkClean(0)
@@ -189,7 +189,7 @@ func TestSuspendedThenDetached(t *testing.T) {
 func TestHandDetachedStays(t *testing.T) {
 	w := newWorld(t, xentest.Config{}, xentest.Spec{})
 	w.appearRunning()
-	if err := w.engine.Detach(7); err != nil {
+	if err := w.engine.Detach(t.Context(), 7); err != nil {
 		t.Fatal(err)
 	}
 	w.info.Shutdown, w.info.ShutdownReason = true, abi.ShutdownSuspend
@@ -219,17 +219,17 @@ func TestRequireAttach(t *testing.T) {
 			}
 			switch end {
 			case "attach":
-				if err := w.engine.Attach(7, w.decl); err != nil {
+				if err := w.engine.Attach(t.Context(), 7, w.decl); err != nil {
 					t.Fatal(err)
 				}
 				if st := w.status(); st.State != engine.StateAttached || st.Held != "" {
 					t.Errorf("%s, held %q", st.State, st.Held)
 				}
-				if err := w.engine.Detach(7); err != nil {
+				if err := w.engine.Detach(t.Context(), 7); err != nil {
 					t.Fatal(err)
 				}
 			case "detach":
-				if err := w.engine.Detach(7); err != nil {
+				if err := w.engine.Detach(t.Context(), 7); err != nil {
 					t.Fatal(err)
 				}
 			case "destroy":
@@ -311,7 +311,7 @@ func TestApplySuspended(t *testing.T) {
 				}
 				w.info.Shutdown, w.info.ShutdownReason = true, abi.ShutdownSuspend
 				w.engine.ShutDown(w.info)
-				if err := w.engine.Apply(w.info, declare(t, after)); err != nil {
+				if err := w.engine.Apply(t.Context(), w.info, declare(t, after)); err != nil {
 					t.Fatal(err)
 				}
 				if d, ok := w.engine.Declared(w.info); !ok || d.Spec.Mode.String() != after {
@@ -337,7 +337,7 @@ func TestTooEarly(t *testing.T) {
 	w := newWorld(t, xentest.Config{}, xentest.Spec{Pauses: 1})
 	w.engine.Gate(w.info, false)
 	for what, err := range map[string]error{
-		"attach": w.engine.Attach(7, w.decl), "apply": w.engine.Apply(w.info, w.decl), "apply off": w.engine.Apply(w.info, declare(t, "off")),
+		"attach": w.engine.Attach(t.Context(), 7, w.decl), "apply": w.engine.Apply(t.Context(), w.info, w.decl), "apply off": w.engine.Apply(t.Context(), w.info, declare(t, "off")),
 	} {
 		if !errors.Is(err, engine.ErrTooEarly) {
 			t.Errorf("%s: %v", what, err)

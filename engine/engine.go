@@ -29,7 +29,9 @@ type Declaration struct {
 }
 
 // Resolver finds what was declared for a domain. found is false when nothing
-// was. An error means that something was and cannot be honoured.
+// was. An error means that something was and cannot be honoured; if that, as far
+// as it can be understood, says require_attach, so does d.Spec, which is empty
+// but for it.
 type Resolver func(info xen.DomainInfo, name string) (d Declaration, found bool, err error)
 
 // Options is what an Engine works with.
@@ -43,8 +45,9 @@ type Options struct {
 	Log       *slog.Logger
 	// Identify is what kernels are identified with, besides their memory.
 	Identify linux.Options
-	// Ended is told of each domain that has gone, with the counters of its last
-	// session. It must return soon and not call the engine. It may be nil.
+	// Ended is told of each session that makes room for another one, or whose
+	// domain has gone, with its last counters. It must return soon and not call
+	// the engine. It may be nil.
 	Ended func(Status)
 }
 
@@ -83,7 +86,7 @@ func (e *Engine) Stats() Stats {
 type domain struct {
 	// busy serialises what is done to the domain: appearing, attaching,
 	// detaching, going.
-	busy   sync.Mutex
+	busy   lock
 	info   xen.DomainInfo
 	since  time.Time      // it was seen, or asked for
 	ledger *ledger.Ledger // while held, and handed to a session then
@@ -125,10 +128,10 @@ var ErrClosing = errors.New("hvid is stopping")
 // cannot run before its policy is known. It is called from the watcher, before
 // anything else is looked up, and returns at once. existing says that the
 // domain was there before hvid: it is not held up, unless it is still being
-// built and so has not run yet.
+// built and so has not run yet, or an earlier hvid left it held.
 func (e *Engine) Gate(info xen.DomainInfo, existing bool) {
 	hold := (!existing || info.OnlineVCPUs == 0) && info.Type != xen.PV
-	d := &domain{info: info, since: time.Now(), status: Status{Info: info, State: StateGated}, decided: make(chan struct{}), left: make(chan struct{})}
+	d := &domain{busy: newLock(), info: info, since: time.Now(), status: Status{Info: info, State: StateGated}, decided: make(chan struct{}), left: make(chan struct{})}
 	if !hold {
 		d.status.State = StateUnprotected
 	}
@@ -148,6 +151,16 @@ func (e *Engine) Gate(info xen.DomainInfo, existing bool) {
 	if before != nil {
 		// The number was used again before the old domain's end was seen.
 		go e.end(before)
+	}
+	kept, err := e.kept(info)
+	if err != nil {
+		e.opt.Log.Error("take over a domain that an earlier hvid held", "domid", info.ID, "uuid", info.UUID, "err", err)
+	}
+	if kept != nil {
+		d.ledger = kept
+		d.setStatus(func(st *Status) { st.State = StateGated })
+		d.setHeld(heldBefore)
+		return
 	}
 	if !hold {
 		return
@@ -183,7 +196,7 @@ func (e *Engine) holdAgain(info xen.DomainInfo) (*ledger.Ledger, error) {
 	if loadErr != nil {
 		return nil, errors.Join(err, loadErr)
 	}
-	if err := recoverDomain(e.opt.Hypervisor, left); err != nil {
+	if _, err := recoverDomain(e.opt.Hypervisor, left, true); err != nil {
 		return nil, fmt.Errorf("undo what the last session left: %w", err)
 	}
 	return e.hold(info)
@@ -215,11 +228,17 @@ func (e *Engine) appeared(d *domain, info xen.DomainInfo, name string) {
 	case err != nil:
 		d.setStatus(func(st *Status) {
 			st.State, st.PolicySource, st.PolicyFrom, st.Decided = StateFailed, decl.Source, decl.From, true
+			st.Policy.RequireAttach = decl.Spec.RequireAttach
 			st.Failure = &Failure{Stage: "read the declared policy", Err: err, Fix: "correct the configuration, then run: hvictl attach " + info.UUID.String() + ", or start the guest anew"}
 		})
+		if d.ledger != nil && (decl.Spec.RequireAttach || d.ledger.Has(ledger.OpHold)) {
+			e.keepHeld(d, heldUnread)
+			log.Error("the declared policy cannot be honoured; the guest is held", "err", err)
+			return
+		}
 		log.Error("the declared policy cannot be honoured; the guest runs unprotected", "err", err)
 	case !found || decl.Spec.Mode == policy.ModeOff:
-		d.setUnprotected(decl)
+		e.setUnprotected(d, decl)
 		log.Info("no protection asked for", "source", decl.Source)
 	default:
 		if err := e.attach(d, decl); err != nil {
@@ -236,8 +255,9 @@ func (e *Engine) appeared(d *domain, info xen.DomainInfo, name string) {
 	}
 }
 
-// setUnprotected notes that a policy asks for nothing.
-func (d *domain) setUnprotected(decl Declaration) {
+// setUnprotected notes that a policy asks for nothing. The caller holds d.busy.
+func (e *Engine) setUnprotected(d *domain, decl Declaration) {
+	e.tellEnded(d)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.session != nil {
@@ -248,6 +268,14 @@ func (d *domain) setUnprotected(decl Declaration) {
 	st := &d.status
 	st.State, st.PolicySource, st.PolicyFrom, st.Decided = StateUnprotected, decl.Source, decl.From, true
 	st.Policy, st.Guards, st.Failure = decl.Spec.Effective(), nil, nil
+}
+
+// tellEnded tells of the session that is about to be dropped, if there is one:
+// what it counted is not seen any more.
+func (e *Engine) tellEnded(d *domain) {
+	if s := d.current(); s != nil && e.opt.Ended != nil {
+		e.opt.Ended(s.Status())
+	}
 }
 
 // letGo drops the pause reference by which a domain is held, which goes with
@@ -263,7 +291,7 @@ func (e *Engine) letGo(d *domain) error {
 	if gone(e.opt.Hypervisor, d.info) {
 		err = l.Forget()
 	} else {
-		err = l.Undo(ledger.OpPause)
+		err = l.Undo(ledger.OpPause, ledger.OpHold)
 	}
 	return errors.Join(err, l.Close())
 }
@@ -304,10 +332,19 @@ func (d *domain) snapshot() Status {
 
 // attach starts a session. The caller holds d.busy.
 func (e *Engine) attach(d *domain, decl Declaration) error {
-	if e.isClosing() {
-		return ErrClosing // Close lets the domain go
-	}
 	held := d.ledger != nil
+	if e.isClosing() {
+		// Close lets the domain go, unless that must not be.
+		if held && decl.Spec.RequireAttach {
+			d.setStatus(func(st *Status) {
+				st.State, st.PolicySource, st.PolicyFrom, st.Decided = StateFailed, decl.Source, decl.From, true
+				st.Policy = decl.Spec.Effective()
+				st.Failure = &Failure{Stage: "attach to the monitor ring", Err: ErrClosing, Fix: "start hvid again"}
+			})
+			e.keepHeld(d, heldUnattached)
+		}
+		return ErrClosing
+	}
 	if !held {
 		l, err := e.holdAgain(d.info)
 		if err != nil {
@@ -318,7 +355,14 @@ func (e *Engine) attach(d *domain, decl Declaration) error {
 			return err
 		}
 		d.ledger = l
+	} else if err := shortHold(d.ledger); err != nil {
+		d.setStatus(func(st *Status) {
+			st.State, st.PolicySource, st.PolicyFrom, st.Decided = StateFailed, decl.Source, decl.From, true
+			st.Failure = &Failure{Stage: "hold the domain", Err: err}
+		})
+		return err
 	}
+	e.tellEnded(d)
 	s := newSession(e.opt.Hypervisor, d.ledger, e.opt.Recorder, e.opt.Log, d.info, d.snapshot().Name, decl)
 	s.identifyWith = e.opt.Identify
 	// Who runs already is not stopped for it.
@@ -336,7 +380,7 @@ func (e *Engine) attach(d *domain, decl Declaration) error {
 		e.attachFailures.Add(1)
 		<-s.quit
 		if d.ledger = s.takeLedger(); d.ledger != nil {
-			d.setHeld("its policy says require_attach, and hvi could not attach")
+			e.keepHeld(d, heldUnattached)
 		}
 	}
 	return err
@@ -437,9 +481,7 @@ func (e *Engine) end(d *domain) {
 	d.busy.Lock()
 	defer d.busy.Unlock()
 	e.finish(d, (*Session).Release)
-	if s := d.current(); s != nil && e.opt.Ended != nil {
-		e.opt.Ended(s.Status())
-	}
+	e.tellEnded(d)
 }
 
 // finish ends what is done for a domain that has shut down or is gone. The
@@ -570,13 +612,16 @@ func (d *domain) isDecided() bool {
 	}
 }
 
-// Attach protects a domain as asked for by hand.
-func (e *Engine) Attach(id xen.DomID, decl Declaration) error {
+// Attach protects a domain as asked for by hand. ctx bounds the wait for what
+// else is done to the domain; see ErrBusy.
+func (e *Engine) Attach(ctx context.Context, id xen.DomID, decl Declaration) error {
 	d := e.byID(id)
 	if d == nil {
 		return fmt.Errorf("domain %d: %w", id, xen.ErrNoDomain)
 	}
-	d.busy.Lock()
+	if err := d.busy.lockWithin(ctx); err != nil {
+		return fmt.Errorf("domain %d: %w", id, err)
+	}
 	defer d.busy.Unlock()
 	if s := d.current(); s != nil && !s.ended() {
 		return fmt.Errorf("domain %d: %w", id, ErrAttached)
@@ -592,13 +637,15 @@ func (e *Engine) Attach(id xen.DomID, decl Declaration) error {
 }
 
 // Detach withdraws from a domain, which goes on unprotected. A domain that is
-// held because hvi could not attach is let go.
-func (e *Engine) Detach(id xen.DomID) error {
+// held because hvi could not attach is let go. ctx is as for Attach.
+func (e *Engine) Detach(ctx context.Context, id xen.DomID) error {
 	d := e.byID(id)
 	if d == nil {
 		return fmt.Errorf("domain %d: %w", id, xen.ErrNoDomain)
 	}
-	d.busy.Lock()
+	if err := d.busy.lockWithin(ctx); err != nil {
+		return fmt.Errorf("domain %d: %w", id, err)
+	}
 	defer d.busy.Unlock()
 	d.resume = nil
 	if d.ledger != nil {
@@ -626,7 +673,9 @@ func (s *Session) ended() bool {
 	}
 }
 
-// Close withdraws from every domain, all at once, and refuses new work.
+// Close withdraws from every domain, all at once, and refuses new work. A domain
+// that is held because its policy requires protection stays so, and its ledger
+// tells the next engine, and Recover.
 func (e *Engine) Close() error {
 	e.mu.Lock()
 	e.closing = true
@@ -644,6 +693,12 @@ func (e *Engine) Close() error {
 			d.decide.Do(func() { close(d.decided) })
 			if s := d.current(); s != nil {
 				errs[i] = s.Detach()
+			}
+			if d.ledger != nil && d.ledger.Has(ledger.OpHold) {
+				errs[i] = errors.Join(errs[i], d.ledger.Leave())
+				d.ledger = nil
+				e.opt.Log.Warn("the guest stays held; hvid recover lets it go", "domid", d.info.ID, "uuid", d.info.UUID, "why", d.snapshot().Held)
+				return
 			}
 			errs[i] = errors.Join(errs[i], e.letGo(d))
 		})

@@ -55,6 +55,8 @@ type world struct {
 	decl   engine.Declaration
 	found  bool
 	err    error
+	// resolving is called while what is declared is looked for, if it is set.
+	resolving func()
 }
 
 func declare(t *testing.T, mode string) engine.Declaration {
@@ -96,12 +98,7 @@ func newWorld(t *testing.T, cfg xentest.Config, spec xentest.Spec) *world {
 		t.Fatal(err)
 	}
 	w.events = &records{got: make(chan journal.Record, 100)}
-	w.engine = engine.New(engine.Options{
-		Hypervisor: engine.OnXen(w.host), Mutator: mutate.New(w.host), LedgerDir: w.dir, Recorder: w.events,
-		Resolve: func(xen.DomainInfo, string) (engine.Declaration, bool, error) { return w.decl, w.found, w.err },
-		Log:     slog.New(slog.DiscardHandler), Identify: w.known,
-		Ended: func(st engine.Status) { w.ended = append(w.ended, st) },
-	})
+	w.engine = w.newEngine()
 	t.Cleanup(func() {
 		if err := errors.Join(w.engine.Close(), w.host.Close(), w.xen.Close()); err != nil {
 			t.Error(err)
@@ -109,6 +106,21 @@ func newWorld(t *testing.T, cfg xentest.Config, spec xentest.Spec) *world {
 		w.known.Cache.Close()
 	})
 	return w
+}
+
+// newEngine makes an engine, as the next hvid has one.
+func (w *world) newEngine() *engine.Engine {
+	return engine.New(engine.Options{
+		Hypervisor: engine.OnXen(w.host), Mutator: mutate.New(w.host), LedgerDir: w.dir, Recorder: w.events,
+		Resolve: func(xen.DomainInfo, string) (engine.Declaration, bool, error) {
+			if w.resolving != nil {
+				w.resolving()
+			}
+			return w.decl, w.found, w.err
+		},
+		Log: slog.New(slog.DiscardHandler), Identify: w.known,
+		Ended: func(st engine.Status) { w.ended = append(w.ended, st) },
+	})
 }
 
 func (w *world) setState(v byte) {
@@ -457,7 +469,7 @@ func TestStorm(t *testing.T) {
 		}
 	}
 	st := w.status()
-	if err := w.engine.Detach(7); err != nil {
+	if err := w.engine.Detach(t.Context(), 7); err != nil {
 		t.Fatal(err)
 	}
 	total := st.Unrecorded
@@ -539,27 +551,27 @@ func TestHandOperations(t *testing.T) {
 	w.engine.Gate(w.info, true)
 	w.engine.Appeared(w.info, "web")
 	for range 3 {
-		if err := w.engine.Detach(7); !errors.Is(err, engine.ErrNotAttached) {
+		if err := w.engine.Detach(t.Context(), 7); !errors.Is(err, engine.ErrNotAttached) {
 			t.Errorf("detach: %v", err)
 		}
-		if err := w.engine.Attach(7, w.decl); err != nil {
+		if err := w.engine.Attach(t.Context(), 7, w.decl); err != nil {
 			t.Fatal(err)
 		}
-		if err := w.engine.Attach(7, w.decl); !errors.Is(err, engine.ErrAttached) {
+		if err := w.engine.Attach(t.Context(), 7, w.decl); !errors.Is(err, engine.ErrAttached) {
 			t.Errorf("attach again: %v", err)
 		}
-		if err := w.engine.Detach(7); err != nil {
+		if err := w.engine.Detach(t.Context(), 7); err != nil {
 			t.Fatal(err)
 		}
 		w.checkClean(0)
 	}
-	if err := w.engine.Attach(8, w.decl); !errors.Is(err, xen.ErrNoDomain) {
+	if err := w.engine.Attach(t.Context(), 8, w.decl); !errors.Is(err, xen.ErrNoDomain) {
 		t.Errorf("attach to a domain that is not there: %v", err)
 	}
 	if err := w.engine.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if err := w.engine.Attach(7, w.decl); !errors.Is(err, engine.ErrClosing) {
+	if err := w.engine.Attach(t.Context(), 7, w.decl); !errors.Is(err, engine.ErrClosing) {
 		t.Errorf("attach while closing: %v", err)
 	}
 }
@@ -571,7 +583,7 @@ func TestDetachWhileRingBusy(t *testing.T) {
 	w.appearRunning()
 	w.xen.FailNext("vm_event_op(disable)", 16)
 	w.xen.FailNext("vm_event_op(disable)", 16)
-	if err := w.engine.Detach(7); err != nil {
+	if err := w.engine.Detach(t.Context(), 7); err != nil {
 		t.Fatal(err)
 	}
 	w.checkClean(0)
@@ -595,9 +607,9 @@ func TestRecover(t *testing.T) {
 	w := newWorld(t, xentest.Config{}, xentest.Spec{VCPUs: 20})
 	w.dieWithEvent(13)
 	hv := engine.OnXen(w.host)
-	done, err := engine.Recover(hv, mutate.New(w.host), w.dir, slog.New(slog.DiscardHandler))
+	done, err := engine.Recover(hv, mutate.New(w.host), w.dir, false, slog.New(slog.DiscardHandler))
 	if err != nil || len(done) != 1 {
-		t.Fatalf("recovered %q, %v", done, err)
+		t.Fatalf("recovered %v, %v", done, err)
 	}
 	if n := w.dom.EventPauses(13); n != 0 {
 		t.Errorf("vCPU 13 still waits for %d answers", n)
@@ -613,13 +625,13 @@ func TestRecoverInterrupted(t *testing.T) {
 	w.dieWithEvent(2)
 	w.xen.FailNext("evtchn(bind_interdomain)", 12)
 	hv, log := engine.OnXen(w.host), slog.New(slog.DiscardHandler)
-	if _, err := engine.Recover(hv, mutate.New(w.host), w.dir, log); err == nil {
+	if _, err := engine.Recover(hv, mutate.New(w.host), w.dir, false, log); err == nil {
 		t.Fatal("recovery did not notice that it could not answer")
 	}
 	if w.dom.EventPauses(2) != 1 {
 		t.Fatal("vCPU 2 was answered by nobody")
 	}
-	if _, err := engine.Recover(hv, mutate.New(w.host), w.dir, log); err != nil {
+	if _, err := engine.Recover(hv, mutate.New(w.host), w.dir, false, log); err != nil {
 		t.Fatal(err)
 	}
 	if n := w.dom.EventPauses(2); n != 0 {
@@ -636,13 +648,13 @@ func TestRecoverNeedsPause(t *testing.T) {
 	w.xen.Log()
 	w.xen.FailNext("domctl(pausedomain)", 1)
 	hv, log := engine.OnXen(w.host), slog.New(slog.DiscardHandler)
-	if _, err := engine.Recover(hv, mutate.New(w.host), w.dir, log); err == nil {
+	if _, err := engine.Recover(hv, mutate.New(w.host), w.dir, false, log); err == nil {
 		t.Fatal("recovery did not notice that the domain could not be paused")
 	}
 	if calls := strings.Join(w.xen.Log(), "\n"); strings.Contains(calls, "populate_physmap") || strings.Contains(calls, "vm_event_op") {
 		t.Errorf("the ring of a running guest was touched:\n%s", calls)
 	}
-	if _, err := engine.Recover(hv, mutate.New(w.host), w.dir, log); err != nil {
+	if _, err := engine.Recover(hv, mutate.New(w.host), w.dir, false, log); err != nil {
 		t.Fatal(err)
 	}
 	w.checkClean(0)
@@ -653,12 +665,12 @@ func TestRecoverNeedsPause(t *testing.T) {
 func TestRingPageIsNew(t *testing.T) {
 	w := newWorld(t, xentest.Config{}, xentest.Spec{})
 	w.appearRunning()
-	if err := w.engine.Detach(7); err != nil {
+	if err := w.engine.Detach(t.Context(), 7); err != nil {
 		t.Fatal(err)
 	}
 	w.dom.AddPage(xentest.DefaultRingFrame) // the guest's own
 	w.xen.Log()
-	if err := w.engine.Attach(7, w.decl); err != nil {
+	if err := w.engine.Attach(t.Context(), 7, w.decl); err != nil {
 		t.Fatal(err)
 	}
 	log := strings.Join(w.xen.Log(), "\n")
@@ -688,14 +700,14 @@ func TestDetachFails(t *testing.T) {
 	w := newWorld(t, xentest.Config{}, xentest.Spec{})
 	w.appearRunning()
 	w.xen.FailNext("vm_event_op(disable)", 1) // EPERM
-	if err := w.engine.Detach(7); err == nil {
+	if err := w.engine.Detach(t.Context(), 7); err == nil {
 		t.Fatal("no error")
 	}
 	if st := w.status(); st.State != engine.StateFailed || st.Failure.Stage != "detach" || st.Failure.Fix == "" {
 		t.Errorf("%s, %+v", st.State, st.Failure)
 	}
 	// As the fix says: the next hvid undoes it.
-	if _, err := engine.Recover(engine.OnXen(w.host), mutate.New(w.host), w.dir, slog.New(slog.DiscardHandler)); err != nil {
+	if _, err := engine.Recover(engine.OnXen(w.host), mutate.New(w.host), w.dir, false, slog.New(slog.DiscardHandler)); err != nil {
 		t.Fatal(err)
 	}
 	w.checkClean(0)
@@ -719,7 +731,7 @@ func TestRecoverGone(t *testing.T) {
 	if err := mutate.New(w.host).Unpause(7); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := engine.Recover(engine.OnXen(w.host), mutate.New(w.host), w.dir, slog.New(slog.DiscardHandler)); err != nil {
+	if _, err := engine.Recover(engine.OnXen(w.host), mutate.New(w.host), w.dir, false, slog.New(slog.DiscardHandler)); err != nil {
 		t.Fatal(err)
 	}
 	w.checkClean(0)

@@ -36,7 +36,7 @@ func TestRequireAttachNeverRuns(t *testing.T) {
 	if held != 1 || w.dom.Pauses() != 1 {
 		t.Errorf("%d pauses of ours, %d in Xen, want 1", held, w.dom.Pauses())
 	}
-	if err := w.engine.Detach(7); err != nil {
+	if err := w.engine.Detach(t.Context(), 7); err != nil {
 		t.Fatal(err)
 	}
 	w.checkClean(0)
@@ -85,7 +85,7 @@ func TestAttachAfterFailedDetach(t *testing.T) {
 	if st := w.status(); st.State != engine.StateProtecting || w.dom.Pauses() != 0 {
 		t.Errorf("%s, %+v, %d pauses", st.State, st.Failure, w.dom.Pauses())
 	}
-	if err := w.engine.Detach(7); err != nil {
+	if err := w.engine.Detach(t.Context(), 7); err != nil {
 		t.Fatal(err)
 	}
 	w.checkClean(0)

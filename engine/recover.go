@@ -10,35 +10,63 @@ import (
 	"github.com/xen-hvi/hvi/engine/xen"
 )
 
+// Recovered is what Recover found of a domain and did about it.
+type Recovered struct {
+	Domain xen.DomID
+	UUID   xen.UUID
+	// Undone counts changes, and Held says that the domain was left held.
+	Undone int
+	Held   bool
+}
+
+// String says so for people, on one line.
+func (r Recovered) String() string {
+	s := fmt.Sprintf("domain %d (%s): %d changes of an earlier run undone", r.Domain, r.UUID, r.Undone)
+	if r.Held {
+		s += "; it stays held, since its policy requires protection: hvid recover lets it go"
+	}
+	return s
+}
+
 // Recover undoes what a dead hvid left in Xen, from its ledgers alone, and
-// resumes every vCPU that was waiting for its answer. It returns what it did,
-// for people, one line a domain.
-func Recover(hv Hypervisor, m ledger.Mutator, dir string, log *slog.Logger) ([]string, error) {
+// resumes every vCPU that was waiting for its answer. A domain that was held
+// because its policy requires protection stays held, for the next hvid, unless
+// release is set.
+func Recover(hv Hypervisor, m ledger.Mutator, dir string, release bool, log *slog.Logger) ([]Recovered, error) {
 	ledgers, err := ledger.Load(dir, m)
 	errs := []error{err}
-	var done []string
+	var done []Recovered
 	for _, l := range ledgers {
-		n := len(l.Outstanding())
-		if err := recoverDomain(hv, l); err != nil {
+		r := Recovered{Domain: l.Domain(), UUID: l.UUID(), Undone: len(l.Outstanding())}
+		var err error
+		if r.Held, err = recoverDomain(hv, l, release); err != nil {
 			errs = append(errs, fmt.Errorf("recover domain %d (%s): %w", l.Domain(), l.UUID(), err))
 			continue
 		}
-		line := fmt.Sprintf("domain %d (%s): %d changes of an earlier run undone", l.Domain(), l.UUID(), n)
-		log.Warn("recovered", "domid", l.Domain(), "uuid", l.UUID(), "changes", n)
-		done = append(done, line)
+		if r.Held {
+			r.Undone--
+		}
+		log.Warn("recovered", "domid", r.Domain, "uuid", r.UUID, "changes", r.Undone, "held", r.Held)
+		done = append(done, r)
 	}
 	return done, errors.Join(errs...)
 }
 
-func recoverDomain(hv Hypervisor, l *ledger.Ledger) error {
+// recoverDomain undoes what one ledger has, and ends it. held says that the domain
+// is left held, which it never is with release.
+func recoverDomain(hv Hypervisor, l *ledger.Ledger, release bool) (held bool, err error) {
 	info, err := hv.Domain(l.Domain())
 	if errors.Is(err, xen.ErrNoDomain) || err == nil && (info.Dying || info.UUID != l.UUID()) {
-		return errors.Join(l.Forget(), l.Close())
+		return false, errors.Join(l.Forget(), l.Close())
 	}
 	if err != nil {
-		return err
+		return false, errors.Join(err, l.Leave())
 	}
-	return errors.Join(undoDead(hv, l, info), l.Close())
+	err = undoDead(hv, l, info)
+	if l.Has(ledger.OpHold) && !release {
+		return true, errors.Join(err, l.Leave())
+	}
+	return false, errors.Join(err, l.Undo(ledger.OpHold), l.Close())
 }
 
 // undoDead undoes everything in a ledger whose ring nobody serves any more. The

@@ -78,7 +78,7 @@ func TestViews(t *testing.T) {
 			}
 			<-w.events.got
 
-			if err := w.engine.Apply(w.info, declare(t, "enforce")); err != nil {
+			if err := w.engine.Apply(t.Context(), w.info, declare(t, "enforce")); err != nil {
 				t.Fatal(err)
 			}
 			if v := w.dom.View(); v != 1 {
@@ -190,7 +190,7 @@ func TestRecoverViews(t *testing.T) {
 	if w.dom.View() != 1 {
 		t.Fatal("the vCPUs are in no view that could be left")
 	}
-	if _, err := engine.Recover(engine.OnXen(w.host), mutate.New(w.host), w.dir, slog.New(slog.DiscardHandler)); err != nil {
+	if _, err := engine.Recover(engine.OnXen(w.host), mutate.New(w.host), w.dir, false, slog.New(slog.DiscardHandler)); err != nil {
 		t.Fatal(err)
 	}
 	w.checkClean(0)

@@ -51,7 +51,8 @@ type Host struct {
 	Exec func(path string, argv, env []string) error
 	// StoreWrite writes into xenstore. It need not be bounded in time.
 	StoreWrite func(path, value string) error
-	// Root is put before the paths of device models; empty but in tests.
+	// Root is put before the paths of device models and hvid's settings; empty
+	// but in tests.
 	Root string
 	// InputTime, AnswerTime, GateTime and Patience replace the bounds where they
 	// are set.
@@ -69,7 +70,8 @@ otherwise. Called as 50-hvi it is the libvirt hook, as hvi-vif-NAME the gate of
 the vif script vif-NAME, as dm-gate the gate of the device model.
 
 Environment:
-  HVI_SOCKET  hvid's socket (` + control.DefaultSocket + `)
+  HVI_SOCKET  hvid's socket (as /etc/hvi/hvid.toml says, or else
+              ` + control.DefaultSocket + `)
   HVI_DM      the device model that dm-gate becomes
 
 Exit codes: 0 go on, 1 refused or failed, 2 wrong arguments.
@@ -145,8 +147,6 @@ func (h Host) env(name string) string {
 	}
 	return ""
 }
-
-func (h Host) socket() string { return orElse(h.env("HVI_SOCKET"), control.DefaultSocket) }
 
 // client makes a client of hvid.
 func (h Host) client() *control.Client {

@@ -293,6 +293,28 @@ func TestLibvirtHook(t *testing.T) {
 	}
 }
 
+// TestHookOfAnOldLibvirt is called by the one name that a libvirt before 6.5 calls.
+func TestHookOfAnOldLibvirt(t *testing.T) {
+	for op, code := range map[string]int{"prepare": 0, "start": 0, "started": 0, "stopped": 0, "release": 0} {
+		e := &fakeEngine{}
+		sub := "begin"
+		if op == "stopped" || op == "release" {
+			sub = "end"
+		}
+		r := newRun(hvid(t, up, e), enforce, "/etc/libvirt/hooks/libxl", "web1", op, sub, "-")
+		if got := r.do(t); got != code || r.stdout.Len()+r.stderr.Len() > 0 {
+			t.Errorf("%s: exit %d, %s%s", op, got, &r.stdout, &r.stderr)
+		}
+		if want := op == "start"; (len(e.declared) == 1 && e.declared[0].Mode == "enforce") != want {
+			t.Errorf("%s: declared %+v", op, e.declared)
+		}
+	}
+	r := newRun(filepath.Join(t.TempDir(), "none"), enforce, "/etc/libvirt/hooks/libxl", "web1", "start", "begin", "-")
+	if code := r.do(t); code != 1 || !strings.Contains(r.stderr.String(), "mode enforce asks for protection") {
+		t.Errorf("without hvid: exit %d, %s", code, &r.stderr)
+	}
+}
+
 func TestLibvirtHookHandsEverythingOver(t *testing.T) {
 	e := &fakeEngine{answer: control.Declared{Warnings: []string{"guard x\nis unavailable"}}}
 	r := newRun(hvid(t, up, e), xml(`<hvi:introspection xmlns:hvi="urn:xen-hvi:domain:1.0" mode="enforce" policy="linux-server" require_attach="yes">
@@ -624,4 +646,40 @@ func FuzzVifDomain(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestSocketOfSettings finds hvid where its settings say that it listens.
+func TestSocketOfSettings(t *testing.T) {
+	const elsewhere = "/run/elsewhere/s.sock"
+	for text, want := range map[string]string{
+		"":                                     control.DefaultSocket,
+		"socket = \"/run/elsewhere/s.sock\"\n": elsewhere,
+		"  socket='/run/elsewhere/s.sock' # mine":                                              elsewhere,
+		"# socket = \"/x\"\nlog_level = \"info\"\nsocket = \"/run/elsewhere/s.sock\" # mine\n": elsewhere,
+		"socket = \"/run/else\\u0077here/s.sock\"\n":                                           elsewhere,
+		"socket = 7\n":                                     control.DefaultSocket, // hvid does not start with it
+		"socket = \"/run/elsewhere\n":                      control.DefaultSocket,
+		"socket = '/run/elsewhere\n":                       control.DefaultSocket,
+		"socket = \"elsewhere\"\n":                         control.DefaultSocket,
+		"[metrics]\nsocket = \"/run/elsewhere/s.sock\"\n":  control.DefaultSocket,
+		strings.Repeat("x", 1<<20) + "\nsocket = \"/x\"\n": control.DefaultSocket,
+	} {
+		h := Host{Root: t.TempDir()}
+		if text != "" {
+			dir := filepath.Join(h.Root, "etc/hvi")
+			if err := os.MkdirAll(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(dir, "hvid.toml"), []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := h.socket(); got != want {
+			t.Errorf("%.80q: %s, want %s", text, got, want)
+		}
+		h.Env = []string{"HVI_SOCKET=/x"}
+		if got := h.socket(); got != "/x" {
+			t.Errorf("%.80q: the environment goes first: %s", text, got)
+		}
+	}
 }

@@ -59,7 +59,7 @@ type Options struct {
 	// and never at the same time.
 	Connected func(up bool, why error)
 
-	// Ready says whether to try to connect now; nil is always. See [Running].
+	// Ready says whether to try to connect now; nil is always. [Running.Ready] is one.
 	Ready func() bool
 
 	// CallTimeout bounds every wait for libvirt. Default: 10 s.
@@ -157,13 +157,14 @@ func (c *Client) Close() {
 
 // run keeps a connection.
 func (c *Client) run(ctx context.Context) {
-	pause := c.opt.RetryMin
+	b := backoff{min: c.opt.RetryMin, max: c.opt.RetryMax}
 	told := false
 	for ctx.Err() == nil {
 		s, err := c.connect(ctx)
-		if err == nil {
+		connected := err == nil
+		if connected {
 			err = c.serve(ctx, s)
-			pause, told = c.opt.RetryMin, false
+			told = false
 		}
 		c.setSession(nil, err)
 		if ctx.Err() != nil {
@@ -174,18 +175,36 @@ func (c *Client) run(ctx context.Context) {
 			told = true
 			c.connected(false, err)
 		}
-		again := time.NewTimer(pause)
+		again := time.NewTimer(b.next(connected, err))
 		select {
 		case <-again.C:
 		case <-ctx.Done():
 			again.Stop()
 		}
-		longest := c.opt.RetryMax
-		if errors.As(err, new(*declined)) {
-			longest *= 12
-		}
-		pause = min(2*pause, longest)
 	}
+}
+
+// backoff makes the pauses between tries to connect.
+type backoff struct {
+	min, max time.Duration
+	pause    time.Duration // the next
+	absent   bool          // no daemon ran at the last try
+}
+
+// next is the pause after a connection that was lost, or a try that failed.
+func (b *backoff) next(connected bool, err error) time.Duration {
+	absent := errors.Is(err, errNotRunning)
+	// A daemon that has just come may not be ready at once.
+	if b.pause == 0 || connected || b.absent && !absent {
+		b.pause = b.min
+	}
+	b.absent = absent
+	pause, longest := b.pause, b.max
+	if errors.As(err, new(*declined)) {
+		longest *= 12
+	}
+	b.pause = min(2*pause, longest)
+	return pause
 }
 
 // declined is the answer of a daemon that does not serve Xen.

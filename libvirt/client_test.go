@@ -514,3 +514,26 @@ func TestLengths(t *testing.T) {
 		}
 	}
 }
+
+// TestBackoff waits longer from try to try, and hardly for a daemon that has just
+// come or been lost.
+func TestBackoff(t *testing.T) {
+	const second = time.Second
+	no := &declined{errors.New("no driver")}
+	b := backoff{min: second, max: 5 * second}
+	for i, c := range []struct {
+		connected bool
+		err       error
+		want      time.Duration
+	}{
+		{false, errNotRunning, 1 * second}, {false, errNotRunning, 2 * second}, {false, errNotRunning, 4 * second}, {false, errNotRunning, 5 * second},
+		{false, no, 1 * second}, {false, no, 2 * second}, {false, no, 4 * second}, {false, no, 8 * second},
+		{false, no, 16 * second}, {false, no, 32 * second}, {false, no, 60 * second}, {false, no, 60 * second},
+		{true, ErrNotConnected, 1 * second}, {false, ErrTimeout, 2 * second}, {false, errNotRunning, 4 * second}, {false, errNotRunning, 5 * second},
+		{true, ErrNotConnected, 1 * second},
+	} {
+		if got := b.next(c.connected, c.err); got != c.want {
+			t.Errorf("%d, after %v: %v, want %v", i, c.err, got, c.want)
+		}
+	}
+}

@@ -3,24 +3,18 @@ package metrics
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"net/netip"
-	"os"
-	"os/user"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
+
+	"github.com/xen-hvi/hvi/unixsocket"
 )
 
 // Group is the group whose members may read the metrics over a unix socket.
 const Group = "hvi"
-
-// maxSocketPath is the room for a path in struct sockaddr_un, without the zero
-// byte (linux/un.h).
-const maxSocketPath = 107
 
 // ErrInUse matches a ListenError where another process serves the address.
 var ErrInUse = errors.New("the address is in use")
@@ -71,8 +65,8 @@ func parseListen(listen string) (address, error) {
 		switch {
 		case !filepath.IsAbs(path) || filepath.Clean(path) != path || strings.ContainsRune(path, 0):
 			return bad("the socket's path is not an absolute, plain one", example)
-		case len(tempName(path)) > maxSocketPath:
-			return bad(fmt.Sprintf("the socket's path is longer than %d bytes", maxSocketPath-len(tempName(path))+len(path)), "choose another")
+		case len(path) > unixsocket.MaxPath:
+			return bad(fmt.Sprintf("the socket's path is longer than %d bytes", unixsocket.MaxPath), "choose another")
 		}
 		return address{unix: path}, nil
 	}
@@ -87,21 +81,12 @@ func parseListen(listen string) (address, error) {
 	return address{tcp: ap}, nil
 }
 
-// tempName is what a socket is called before it is ready. It is of the same
-// length for each process.
-func tempName(path string) string { return fmt.Sprintf("%s.%010d", path, os.Getpid()) }
-
 // groupID looks up the group that may read, -1 where there is none.
 func groupID() int {
-	g, err := user.LookupGroup(Group)
-	if err != nil {
-		return -1
+	if id, ok := unixsocket.GroupID(Group); ok {
+		return id
 	}
-	id, err := strconv.Atoi(g.Gid)
-	if err != nil {
-		return -1
-	}
-	return id
+	return -1
 }
 
 // open listens at a. The listener's Close removes a unix socket.
@@ -119,84 +104,27 @@ func (a address) open(listen string, gid int) (net.Listener, error) {
 	return l, nil
 }
 
-// openUnix makes a socket of mode 0660, for gid where that is not -1. It
-// appears under its name only when it has its final rights. A socket that
-// nobody serves is replaced; a file of another kind is left alone.
-func openUnix(listen, path string, gid int) (_ net.Listener, err error) {
-	fail := func(what, fix string, err error) (net.Listener, error) {
-		return nil, &ListenError{Listen: listen, What: what, Fix: fix, Err: err}
+// openUnix makes a socket of mode 0660, for gid where that is not -1.
+func openUnix(listen, path string, gid int) (net.Listener, error) {
+	l, err := unixsocket.Listen(path, unixsocket.Options{Group: gid})
+	if err == nil {
+		return l, nil
 	}
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return fail("its directory can't be made", "", err)
+	e := &ListenError{Listen: listen, What: err.Error()}
+	var why *unixsocket.Error
+	if !errors.As(err, &why) {
+		return nil, e
 	}
-	if fi, err := os.Stat(dir); err != nil {
-		return fail("its directory can't be examined", "", err)
-	} else if fi.Mode().Perm()&0o002 != 0 {
-		return fail("everybody can write to its directory", "choose one like /run/hvi", nil)
+	e.What, e.Err = why.What, why.Err
+	switch why.Reason {
+	case unixsocket.OpenDirectory:
+		e.Fix = "choose one like /run/hvi"
+	case unixsocket.InUse:
+		e.Fix, e.Err = "choose another path", ErrInUse
+	case unixsocket.Occupied:
+		e.Fix = "remove it or choose another path"
+	case unixsocket.NoRight:
+		e.Fix = "run hvid as root"
 	}
-	switch fi, err := os.Lstat(path); {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
-		return fail("it can't be examined", "", err)
-	case fi.Mode().Type() != fs.ModeSocket:
-		return fail("there is a file of that name that is no socket", "remove it or choose another path", nil)
-	default:
-		c, err := net.DialTimeout("unix", path, time.Second)
-		if err == nil {
-			c.Close()
-			return fail("another process serves it", "choose another path", ErrInUse)
-		}
-		if !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, fs.ErrNotExist) {
-			return fail("it can't be told whether another process serves it", "", err)
-		}
-	}
-	tmp := tempName(path)
-	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fail("an old name can't be removed", "", err)
-	}
-	ul, err := net.ListenUnix("unix", &net.UnixAddr{Name: tmp, Net: "unix"})
-	if err != nil {
-		return fail("it can't be made", "", err)
-	}
-	ul.SetUnlinkOnClose(false) // it would remove the first name
-	defer func() {
-		if err != nil {
-			ul.Close()
-			os.Remove(tmp)
-		}
-	}()
-	if gid >= 0 {
-		if err := os.Chown(tmp, -1, gid); err != nil {
-			return fail("it can't be given to the group "+Group, "run hvid as root", err)
-		}
-	}
-	if err := os.Chmod(tmp, 0o660); err != nil {
-		return fail("its mode can't be set", "", err)
-	}
-	info, err := os.Lstat(tmp)
-	if err != nil {
-		return fail("it can't be examined", "", err)
-	}
-	if err := os.Rename(tmp, path); err != nil {
-		return fail("it can't be put in its place", "", err)
-	}
-	return &unixListener{UnixListener: ul, path: path, info: info}, nil
-}
-
-// unixListener removes its socket when it is closed.
-type unixListener struct {
-	*net.UnixListener
-	path string
-	// info is the socket as it was made, so that Close removes no other.
-	info os.FileInfo
-}
-
-// Close stops listening and removes the socket if it is still this one.
-func (l *unixListener) Close() error {
-	err := l.UnixListener.Close()
-	if fi, e := os.Lstat(l.path); e == nil && os.SameFile(fi, l.info) {
-		err = errors.Join(err, os.Remove(l.path))
-	}
-	return err
+	return nil, e
 }

@@ -129,10 +129,14 @@ func TestRules(t *testing.T) {
 	}
 }
 
-// Prometheus's own tool judges the rules where it is installed.
+// Prometheus's own tool judges the rules where it is installed. tools/test
+// installs it, and requires it then.
 func TestRulesWithPromtool(t *testing.T) {
 	tool, err := exec.LookPath("promtool")
-	if err != nil {
+	switch {
+	case err != nil && os.Getenv("HVI_OUTSIDE_TOOLS") == "required":
+		t.Fatal(err)
+	case err != nil:
 		t.Skip("promtool is not installed")
 	}
 	for _, args := range [][]string{{"check", "rules", "hvi.rules.yml"}, {"test", "rules", "hvi.test.yml"}} {

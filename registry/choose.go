@@ -88,7 +88,7 @@ func (c *choice) restartOf(e Entry) bool {
 	if mine {
 		suspended := c.have && c.kept.Suspended
 		c.kept, c.have = Entry{
-			UUID: c.d.UUID, Name: c.d.Name, Toolstack: ToolstackXL, Source: n.Source, Spec: n.Spec, Broken: n.Broken,
+			UUID: c.d.UUID, Name: c.d.Name, Toolstack: ToolstackXL, Source: n.Source, Spec: n.Spec, Broken: n.Broken, Required: n.Required,
 			Asserted: n.Asserted, Captured: c.r.opt.Now().Round(0), Standing: true, Suspended: suspended,
 		}, true
 	}
@@ -122,6 +122,7 @@ func (c *choice) take(e Entry, from From) (bool, error) {
 	c.d.From, c.d.Source, c.d.Captured = from, shown(e.Source), e.Captured
 	switch {
 	case e.Broken != "":
+		c.d.Required = e.Required
 		return true, errors.New(shown(e.Broken))
 	case !e.Spec.Declared():
 		c.d.From, c.d.Source, c.d.Captured = FromNone, "", time.Time{}
@@ -181,7 +182,7 @@ func (c *choice) xl() (bool, error) {
 		}
 		return false, nil
 	case !c.xlSays():
-		c.d.From, c.d.Source = FromXL, "xl"
+		c.d.From, c.d.Source, c.d.Required = FromXL, "xl", c.found.Required
 		return true, c.xlErr
 	}
 	// A process that is older than what was said by hand says nothing new.
@@ -196,7 +197,7 @@ func (c *choice) xl() (bool, error) {
 		Spec: c.found.Spec, Asserted: c.found.Started.Round(0).UTC(), Captured: c.r.opt.Now().Round(0),
 	}
 	if c.xlErr != nil {
-		c.d.From, c.d.Source = FromXL, e.Source
+		c.d.From, c.d.Source, c.d.Required = FromXL, e.Source, c.found.Required
 		return true, c.xlErr
 	}
 	done, err := c.take(e, FromXL)
@@ -238,7 +239,7 @@ func (c *choice) adminsFile() (bool, error) {
 		Asserted: c.file.Modified.Round(0).UTC(), Captured: c.r.opt.Now().Round(0),
 	}
 	if c.fileErr != nil {
-		c.d.From, c.d.Source = FromFile, e.Source
+		c.d.From, c.d.Source, c.d.Required = FromFile, e.Source, c.file.Required
 		return true, c.fileErr
 	}
 	return c.take(e, FromFile)
@@ -277,6 +278,7 @@ func (c *choice) hostDefault() {
 func (c *choice) refresh() error {
 	fresh, found, err := c.d.Spec.Refresh(c.r.opt.Files)
 	if err != nil {
+		c.d.Required = c.d.Spec.RequireAttach
 		return fmt.Errorf("policy %s, which %s names, cannot be used: %w", policy.Quote(c.d.Spec.Preset), c.d.Source, err)
 	}
 	if !found {
@@ -310,7 +312,7 @@ func (c *choice) keep(failed error) {
 		e.Spec = c.d.Spec
 	case suspended || next != nil:
 		e = c.kept
-		e.Spec, e.Broken = policy.Spec{}, ""
+		e.Spec, e.Broken, e.Required = policy.Spec{}, "", false
 	default:
 		if existed {
 			c.warn(c.r.drop(c.d.UUID))

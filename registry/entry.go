@@ -38,6 +38,9 @@ type Entry struct {
 	// Broken is why what was declared cannot be honoured, in which case Spec
 	// declares nothing, or empty.
 	Broken string
+	// Required says of what is broken that, as far as it can be understood, the
+	// domain may run only while it is attached to.
+	Required bool
 	// Asserted is when it was said: when the xl process was started, when it
 	// was set by hand. What is said later beats it.
 	Asserted time.Time
@@ -71,7 +74,9 @@ type Next struct {
 	Spec    policy.Spec
 	// Broken is what is wrong with it, in which case Spec declares nothing, or
 	// empty.
-	Broken   string
+	Broken string
+	// Required is as in Entry.
+	Required bool
 	Asserted time.Time
 }
 
@@ -139,6 +144,7 @@ type record struct {
 	Source    anyBytes    `json:"source"`
 	Spec      policy.Spec `json:"declared"`
 	Broken    anyBytes    `json:"broken,omitempty"`
+	Required  bool        `json:"required,omitempty"`
 	Asserted  time.Time   `json:"asserted,omitzero"`
 	Captured  time.Time   `json:"captured"`
 	Standing  bool        `json:"standing,omitempty"`
@@ -155,6 +161,7 @@ type nextRecord struct {
 	Source   anyBytes    `json:"source"`
 	Spec     policy.Spec `json:"declared"`
 	Broken   anyBytes    `json:"broken,omitempty"`
+	Required bool        `json:"required,omitempty"`
 	Asserted time.Time   `json:"asserted"`
 }
 
@@ -236,12 +243,12 @@ func EncodeEntry(e Entry) ([]byte, error) {
 	}
 	r := record{
 		Version: formatVersion, UUID: e.UUID, Name: anyBytes(e.Name), Toolstack: e.Toolstack,
-		Source: anyBytes(e.Source), Spec: e.Spec, Broken: anyBytes(e.Broken), Asserted: e.Asserted.UTC(), Captured: e.Captured.UTC(),
+		Source: anyBytes(e.Source), Spec: e.Spec, Broken: anyBytes(e.Broken), Required: e.Required, Asserted: e.Asserted.UTC(), Captured: e.Captured.UTC(),
 		Standing: e.Standing, Suspended: e.Suspended, Gone: e.Gone.UTC(), End: e.End, Domain: e.Domain,
 	}
 	if n := e.Next; n != nil {
 		r.Next = &nextRecord{
-			Name: anyBytes(n.Name), Source: anyBytes(n.Source), Spec: n.Spec, Broken: anyBytes(n.Broken), Asserted: n.Asserted.UTC(),
+			Name: anyBytes(n.Name), Source: anyBytes(n.Source), Spec: n.Spec, Broken: anyBytes(n.Broken), Required: n.Required, Asserted: n.Asserted.UTC(),
 		}
 		if n.HasUUID {
 			r.Next.UUID = &n.UUID
@@ -271,13 +278,13 @@ func DecodeEntry(data []byte) (Entry, error) {
 		return Entry{}, fmt.Errorf("format version %d, want %d", r.Version, formatVersion)
 	}
 	e := Entry{
-		UUID: r.UUID, Name: string(r.Name), Toolstack: r.Toolstack, Source: string(r.Source), Spec: r.Spec, Broken: string(r.Broken),
+		UUID: r.UUID, Name: string(r.Name), Toolstack: r.Toolstack, Source: string(r.Source), Spec: r.Spec, Broken: string(r.Broken), Required: r.Required,
 		Asserted: r.Asserted, Captured: r.Captured,
 		Standing: r.Standing, Suspended: r.Suspended, Gone: r.Gone, End: r.End, Domain: r.Domain,
 	}
 	if n := r.Next; n != nil {
 		e.Next = &Next{
-			Name: string(n.Name), Source: string(n.Source), Spec: n.Spec, Broken: string(n.Broken), Asserted: n.Asserted,
+			Name: string(n.Name), Source: string(n.Source), Spec: n.Spec, Broken: string(n.Broken), Required: n.Required, Asserted: n.Asserted,
 		}
 		if n.UUID != nil {
 			e.Next.UUID, e.Next.HasUUID = *n.UUID, true

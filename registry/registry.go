@@ -39,6 +39,9 @@ const (
 type Decision struct {
 	// Spec is the policy. It declares nothing if From is FromNone.
 	Spec policy.Spec
+	// Required says, beside an error, that what was declared says, as far as it
+	// can be understood, that the domain may run only while it is attached to.
+	Required bool
 	// From is the kind of source it came from, and Source the place, for
 	// people. If nothing was found, Source says what was looked at.
 	From   From
@@ -131,7 +134,8 @@ func New(opt Options) *Registry {
 // later to ask again.
 //
 // The error is that somebody declared something that cannot be honoured; it
-// names the place. The decision then has From and Source set, and no Spec.
+// names the place. The decision then has From, Source and Required set, and no
+// Spec.
 func (r *Registry) Resolve(info xen.DomainInfo, name string) (Decision, error) {
 	d := Decision{UUID: info.UUID, Name: plainName(name), From: FromNone}
 	d.UUID, d.Temporary = r.identity(info.UUID)
@@ -239,7 +243,7 @@ func (r *Registry) Set(uuid xen.UUID, name string, spec policy.Spec, source stri
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	e, _, err := r.kept(uuid)
-	e.UUID, e.Name, e.Toolstack, e.Source, e.Spec, e.Broken = uuid, name, ToolstackHvictl, source, spec, ""
+	e.UUID, e.Name, e.Toolstack, e.Source, e.Spec, e.Broken, e.Required = uuid, name, ToolstackHvictl, source, spec, "", false
 	e.Asserted, e.Captured, e.Standing = now, now, true
 	return errors.Join(err, r.put(e))
 }
@@ -292,6 +296,7 @@ func (r *Registry) ConfigUpdated(id xen.DomID, uuid xen.UUID) {
 		Source: "xl config-update of " + u.Stored.UTC().Format(time.RFC3339), Spec: u.Declared.Spec, Asserted: u.Stored.Round(0).UTC(),
 	}
 	if u.Err != nil {
+		n.Required = u.Declared.Required
 		n.Broken, n.Spec = shorten(oneLine(u.Err.Error())), policy.Spec{}
 	}
 	r.mu.Lock()

@@ -982,3 +982,53 @@ func TestDiskTrouble(t *testing.T) {
 		t.Errorf("log: %s", w.log.String())
 	}
 }
+
+// TestRequiredOfBroken passes on that a broken policy requires protection.
+func TestRequiredOfBroken(t *testing.T) {
+	broken := errors.New("broken")
+	for name, c := range map[string]struct {
+		say  func(*world)
+		want bool
+	}{
+		"xl":            {func(w *world) { w.xlSays("", noon); w.found.Required, w.xlErr = true, broken }, true},
+		"xl, without":   {func(w *world) { w.xlSays("", noon); w.xlErr = broken }, false},
+		"xl, ambiguous": {func(w *world) { w.found, w.xlErr = xlplugin.Found{Required: true}, &xlplugin.AmbiguousError{} }, true},
+		"a file":        {func(w *world) { w.file("domains/web.toml", "mode = \"x\"\nrequire_attach = true\n") }, true},
+		"a policy that is broken by now": {func(w *world) {
+			w.file("policies/strict.toml", "require_attach = true\n")
+			w.file("domains/web.toml", "mode = \"enforce\"\npolicy = \"strict\"\n")
+			w.is(7, FromFile, "enforce")
+			w.file("policies/strict.toml", "require_attach = \"maybe\"\n")
+			if err := os.Remove(filepath.Join(w.dir, "domains/web.toml")); err != nil {
+				w.t.Fatal(err)
+			}
+			e, _, err := w.Get(uuid1)
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			if err := w.Set(uuid1, "web", e.Spec, "test"); err != nil {
+				w.t.Fatal(err)
+			}
+		}, true},
+		"xl config-update": {func(w *world) {
+			w.xlSays("enforce", noon)
+			w.is(7, FromXL, "enforce")
+			w.noXL()
+			w.updated(7, "")
+			u := w.updates[7]
+			u.Err, u.Declared.Required = broken, true
+			w.updates[7] = u
+			w.ends(stopped(7, reboot))
+			w.restart()
+		}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			c.say(w)
+			d, err := w.Registry.Resolve(dom(8), "web")
+			if err == nil || d.Required != c.want || d.Spec.RequireAttach {
+				t.Errorf("%+v, %v; want required %v", d, err, c.want)
+			}
+		})
+	}
+}

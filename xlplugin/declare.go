@@ -61,6 +61,9 @@ type Declared struct {
 	// Spec is the declared policy. It declares nothing if the config has none
 	// of our keys.
 	Spec policy.Spec
+	// Required says, where the policy is broken, that as far as it can be
+	// understood the domain may run only while it is attached to.
+	Required bool
 	// Warnings are keys that look like ours but are not, and assignments that
 	// silently replace an earlier one.
 	Warnings []Warning
@@ -68,7 +71,8 @@ type Declared struct {
 
 // FromConfig reads our keys, the name and the UUID out of a config. The error
 // joins everything that is wrong ([*policy.Error], see [policy.Errors]); even
-// then Name and UUID are set as far as they could be read, and Spec is zero.
+// then Name, UUID and Required are set as far as they could be read, and Spec is
+// zero.
 //
 // A key that begins with "introspection" and is none of ours is an error: xl
 // would ignore it, and the admin would believe in it. So is, in a config that
@@ -97,10 +101,16 @@ func FromConfig(cfg *Config, known policy.Policies) (Declared, error) {
 		}
 		if strings.HasPrefix(s.Key, KeyMode) {
 			b.Fail(policy.UnknownWord("setting", s.Key, ourKeys, s.Pos))
+			if policy.Nearest(s.Key, ourKeys) == KeyRequireAttach && !saysNo(s) {
+				b.RequireAttachRejected()
+			}
 		} else if near := meant(s.Key); near == "" {
 			continue
 		} else if ours {
 			b.Fail(&policy.Error{Origin: s.Pos, What: "setting", Value: s.Key, Reason: "is none of hvi's, and xl ignores it", Nearest: near})
+			if near == KeyRequireAttach && !saysNo(s) {
+				b.RequireAttachRejected()
+			}
 		} else {
 			d.Warnings = append(d.Warnings, Warning{s.Pos, fmt.Sprintf("%s is not a setting of hvi; was %s meant?", policy.Quote(s.Key), near)})
 		}
@@ -125,6 +135,7 @@ func FromConfig(cfg *Config, known policy.Policies) (Declared, error) {
 	if s, ok := cfg.Lookup(KeyRequireAttach); ok {
 		if problem := notAWord(s); problem != nil {
 			b.Fail(problem)
+			b.RequireAttachRejected()
 		} else {
 			b.RequireAttach(s.Value.Text, s.Value.Pos)
 		}
@@ -152,8 +163,16 @@ func FromConfig(cfg *Config, known policy.Policies) (Declared, error) {
 		}
 	}
 	var err error
-	d.Spec, err = b.Build()
+	if d.Spec, err = b.Build(); err != nil {
+		d.Required = b.Required()
+	}
 	return d, err
+}
+
+// saysNo reports whether a setting is a switch that is off.
+func saysNo(s Setting) bool {
+	on, err := policy.ParseSwitch(s.Key, s.Value.Text)
+	return err == nil && !on && !s.Value.IsList
 }
 
 // notAWord says why a setting that must be one word is none, or nil.

@@ -170,3 +170,33 @@ func FuzzFromConfig(f *testing.F) {
 		}
 	})
 }
+
+// TestRequiredOfBroken sees of a broken policy whether it requires protection.
+func TestRequiredOfBroken(t *testing.T) {
+	strict := shelf{policy.Named{Name: "strict", RequireAttach: true, RequireAttachAt: policy.Origin{Source: "strict"}}}
+	for text, want := range map[string]bool{
+		`introspection = "enfroce"`:                                               false,
+		`introspection = "enfroce"; introspection_require_attach = 1`:             true,
+		`introspection = "enfroce"; introspection_require_attach = 0`:             false,
+		`introspection_require_attach = 1`:                                        true,
+		`introspection = "off"; introspection_require_attach = "yes"`:             true,
+		`introspection = 1; introspection_require_attach = "maybe"`:               true,
+		`introspection = 1; introspection_require_attach = [ "1" ]`:               true,
+		`introspection = 1; introspection_require_atach = 1`:                      true,
+		`introspection = 1; introspection_require_atach = 0`:                      false,
+		`introspection = 1; require_attach = 1`:                                   true,
+		`introspection = 1; require_attach = "no"`:                                false,
+		`introspection = 1; introspection_policy = "strict"; introspection_x = 1`: true,
+		`introspection = 1; introspection_policy = "strcit"`:                      false,
+		`introspection = "enforce"; introspection_require_attach = 1`:             false, // it is not broken
+	} {
+		cfg, err := Parse("web.cfg", []byte(`name = "web"; `+text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		d, err := FromConfig(cfg, strict)
+		if d.Required != want || d.Spec.RequireAttach != (err == nil) {
+			t.Errorf("%s: required %v, want %v; %v", text, d.Required, want, err)
+		}
+	}
+}

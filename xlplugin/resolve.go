@@ -54,6 +54,9 @@ func (m Match) String() string {
 type Found struct {
 	// Spec is the policy in it; it declares nothing if there is none.
 	Spec policy.Spec
+	// Required is as in [Declared], or that of any of the configs of an
+	// [*AmbiguousError].
+	Required bool
 	// ConfigPath is the file, as the xl process saw it, with symbolic links
 	// resolved.
 	ConfigPath string
@@ -219,7 +222,8 @@ type candidate struct {
 // The error is a [*NoConfigError] if there is no such process, an
 // [*AmbiguousError] if there are several that contradict each other, and
 // otherwise what is wrong with the policy in the config, as of [FromConfig];
-// Found is then set all the same, except for its Spec. It takes a few
+// Found is then set all the same, except for its Spec; of an ambiguous one only
+// Required is. It takes a few
 // milliseconds, but can take as long as reading the config takes, which may lie
 // on a network file system.
 func (r *Resolver) Resolve(d Domain) (Found, error) {
@@ -398,7 +402,7 @@ func (r *Resolver) fits(p procfs, d Domain, pid int, name string, inv invocation
 		return c, fmt.Sprintf("its config %s is of a domain named %s", shown, policy.Quote(declared.Name))
 	}
 	c.err = err
-	c.found.Spec = declared.Spec
+	c.found.Spec, c.found.Required = declared.Spec, declared.Required
 	c.found.ConfigPath = real
 	for _, w := range append(cfg.Warnings, declared.Warnings...) {
 		c.found.Warnings = append(c.found.Warnings, w.String())
@@ -446,7 +450,9 @@ func choose(d Domain, fits []candidate) (Found, error) {
 		}
 	}
 	if rivals != nil {
-		return Found{}, &AmbiguousError{Domain: d, Candidates: append([]Found{first.found}, rivals...)}
+		e := &AmbiguousError{Domain: d, Candidates: append([]Found{first.found}, rivals...)}
+		required := slices.ContainsFunc(e.Candidates, func(f Found) bool { return f.Required || f.Spec.RequireAttach })
+		return Found{Required: required}, e
 	}
 	if first.err != nil {
 		return first.found, fmt.Errorf("the policy in the config of %v is not usable: %w", d, first.err)

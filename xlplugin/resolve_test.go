@@ -489,8 +489,14 @@ func TestResolveAmbiguous(t *testing.T) {
 	f.config("/a.cfg", enforceG1)
 	f.process(10, process{argv: []string{"xl", "create", "/a.cfg"}})
 	f.process(11, process{argv: []string{"xl", "create", "/a.cfg", "introspection=0"}})
-	if _, err := f.resolver().Resolve(dom); !errors.As(err, &amb) {
-		t.Errorf("got %v", err)
+	if got, err := f.resolver().Resolve(dom); !errors.As(err, &amb) || got.Required {
+		t.Errorf("got %+v, %v", got, err)
+	}
+
+	// One of them requires protection.
+	f.process(12, process{argv: []string{"xl", "create", "/a.cfg", "introspection_require_attach=1"}})
+	if got, err := f.resolver().Resolve(dom); !errors.As(err, &amb) || !got.Required {
+		t.Errorf("got %+v, %v", got, err)
 	}
 }
 

@@ -187,6 +187,33 @@ func TestLibvirt(t *testing.T) {
 	h.expect("a link to ours", "libvirt hook", control.CheckOK, hookFile)
 }
 
+// TestOldLibvirt looks where a libvirt looks that knows no directory of hooks.
+func TestOldLibvirt(t *testing.T) {
+	h := newHost(t)
+	h.process(7, "libvirtd", -time.Hour)
+	h.write(hookProgram, 0o755, "x")
+	h.write(ourHook, 0o755, "#!/bin/sh\nexec %s libvirt \"$@\"\n", hookProgram)
+	library := func(name string) {
+		h.write("usr/lib/x86_64-linux-gnu/"+name, 0o644, "")
+		t.Cleanup(func() { os.Remove(filepath.Join(h.o.Root, "usr/lib/x86_64-linux-gnu", name)) })
+	}
+	h.o.HookHeard = time.Now()
+	h.expect("a library of no version", "libvirt hook", control.CheckOK, ourHook)
+	library("libvirt.so.0.5000.0") // Debian 10
+	h.expect("too old for the directory", "libvirt hook", control.CheckMissing, "libvirt before 6.5")
+	if c := h.check("libvirt hook"); !strings.Contains(c.Fix, "ln -s libxl.d/50-hvi "+hookFile) {
+		t.Errorf("%+v", c)
+	}
+	if err := os.Symlink("libxl.d/50-hvi", filepath.Join(h.o.Root, hookFile)); err != nil {
+		t.Fatal(err)
+	}
+	h.expect("linked, as the manual says", "libvirt hook", control.CheckOK, hookFile)
+	os.Remove(filepath.Join(h.o.Root, hookFile))
+	os.Remove(filepath.Join(h.o.Root, "usr/lib/x86_64-linux-gnu/libvirt.so.0.5000.0"))
+	library("libvirt.so.0.6005.0")
+	h.expect("the first that knows it", "libvirt hook", control.CheckOK, ourHook)
+}
+
 func TestSocket(t *testing.T) {
 	h := newHost(t)
 	h.o.Socket = "/run/hvid.sock"

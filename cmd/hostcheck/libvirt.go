@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -67,6 +68,10 @@ func (o Options) hook(ctx context.Context, daemon process) control.Check {
 		c.Status = control.CheckMissing
 		c.Detail = "it is not installed: a domain of libvirt's is protected some time after its start only"
 		c.Fix = "install hvi's package again, or link " + hookFile + " to " + hookProgram + "; then: " + reload
+		if !o.looksIntoDir() {
+			c.Detail = "libvirt before 6.5 does not look into " + hookDir + ", and " + hookFile + " is not hvi's: a domain of libvirt's is protected some time after its start only"
+			c.Fix = "ln -s libxl.d/50-hvi " + hookFile + "; then: " + reload
+		}
 		return c
 	}
 	if fi, err := os.Stat(o.path(ours)); err != nil || fi.Mode()&0o111 == 0 {
@@ -126,12 +131,38 @@ func (o Options) reloaded(ctx context.Context, c *control.Check, hook string, da
 	c.Detail = hook + ", there before " + daemon.String() + " was told to reload at " + changed.Format(when)
 }
 
-// findHook returns our hook, "" if there is none.
+// dirSince is the first libvirt that looks into hookDir, as the number in its
+// library's name: 1000 times the major version, plus the minor one.
+const dirSince = 6005
+
+// looksIntoDir reports whether this host's libvirt looks into hookDir. Its version
+// is in the name that its library's links lead to, libvirt.so.0.9000.0; where none
+// is found it is taken for one that does.
+func (o Options) looksIntoDir() bool {
+	for _, pattern := range []string{"/usr/lib*/libvirt.so.0.*", "/usr/lib/*/libvirt.so.0.*"} {
+		names, err := filepath.Glob(o.path(pattern))
+		if err != nil {
+			continue // the pattern is a good one
+		}
+		for _, name := range names {
+			_, version, _ := strings.Cut(filepath.Base(name), ".so.0.")
+			number, _, _ := strings.Cut(version, ".")
+			if n, err := strconv.Atoi(number); err == nil {
+				return n >= dirSince
+			}
+		}
+	}
+	return true
+}
+
+// findHook returns our hook, "" if there is none that libvirt calls.
 func (o Options) findHook() (string, error) {
-	if _, err := os.Lstat(o.path(ourHook)); err == nil {
-		return ourHook, nil
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return "", err
+	if o.looksIntoDir() {
+		if _, err := os.Lstat(o.path(ourHook)); err == nil {
+			return ourHook, nil
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return "", err
+		}
 	}
 	if to, err := os.Readlink(o.path(hookFile)); err == nil && filepath.Base(to) == filepath.Base(hookProgram) {
 		return hookFile, nil
@@ -153,7 +184,7 @@ func (o Options) findHook() (string, error) {
 // kind, which a package cannot set.
 func (o Options) firstHook() time.Time {
 	paths := []string{hookFile}
-	if entries, err := os.ReadDir(o.path(hookDir)); err == nil {
+	if entries, err := os.ReadDir(o.path(hookDir)); err == nil && o.looksIntoDir() {
 		for _, e := range entries {
 			paths = append(paths, filepath.Join(hookDir, e.Name()))
 		}

@@ -81,11 +81,11 @@ func (a *api) Domain(_ context.Context, dom control.DomainRef) (control.DomainSt
 }
 
 func (a *api) Attach(ctx context.Context, dom control.DomainRef, req control.AttachRequest) (control.DomainStatus, error) {
-	decl, err := a.declaration(dom, req)
+	decl, err := a.declaration(ctx, dom, req)
 	if err != nil {
 		return control.DomainStatus{}, err
 	}
-	err = a.engine.Attach(xen.DomID(dom.ID), decl)
+	err = a.engine.Attach(ctx, xen.DomID(dom.ID), decl)
 	switch {
 	case errors.Is(err, engine.ErrAttached):
 		return control.DomainStatus{}, &control.Problem{
@@ -97,6 +97,8 @@ func (a *api) Attach(ctx context.Context, dom control.DomainRef, req control.Att
 			Code: control.CodeConflict, What: "the domain is still being made", Where: where(dom), Err: err,
 			Fix: "wait until hvictl status shows that it is decided about",
 		}
+	case errors.Is(err, engine.ErrBusy):
+		return control.DomainStatus{}, busy(err, where(dom))
 	case errors.Is(err, engine.ErrClosing):
 		return control.DomainStatus{}, &control.Problem{Code: control.CodeUnavailable, What: "hvid is stopping", Where: where(dom), Err: err}
 	case err != nil:
@@ -111,7 +113,7 @@ func (a *api) Attach(ctx context.Context, dom control.DomainRef, req control.Att
 
 // declaration is the policy an attach request asks for; an empty request means
 // what the domain's own configuration declares.
-func (a *api) declaration(dom control.DomainRef, req control.AttachRequest) (engine.Declaration, error) {
+func (a *api) declaration(ctx context.Context, dom control.DomainRef, req control.AttachRequest) (engine.Declaration, error) {
 	bad := func(err error) error {
 		return &control.Problem{Code: control.CodeBadRequest, What: err.Error(), Where: where(dom), Err: err}
 	}
@@ -120,8 +122,11 @@ func (a *api) declaration(dom control.DomainRef, req control.AttachRequest) (eng
 		if err != nil {
 			return engine.Declaration{}, err
 		}
-		decl, found, err := a.resolve(info, string(dom.Name))
-		if err != nil {
+		decl, found, err := a.resolveWithin(ctx, info, string(dom.Name))
+		switch {
+		case errors.Is(err, &control.Problem{Code: control.CodeTimeout}):
+			return decl, err
+		case err != nil:
 			return decl, bad(err)
 		}
 		if !found || decl.Spec.Mode == policy.ModeOff {
@@ -154,6 +159,35 @@ func (a *api) declaration(dom control.DomainRef, req control.AttachRequest) (eng
 	return engine.Declaration{Spec: spec, Source: "hvictl attach", From: string(registry.FromHvictl)}, nil
 }
 
+// busy is the problem of a domain that something else was done to for too long.
+func busy(err error, where string) error {
+	return &control.Problem{
+		Code: control.CodeTimeout, What: err.Error(), Where: where, Err: err,
+		Fix: "see how far it is: hvictl status; if its config lies on a file server, look whether that answers",
+	}
+}
+
+// resolveWithin is resolve for a request, which does not wait longer than ctx for
+// a config on a file server that is gone.
+func (a *api) resolveWithin(ctx context.Context, info xen.DomainInfo, name string) (engine.Declaration, bool, error) {
+	type answer struct {
+		decl  engine.Declaration
+		found bool
+		err   error
+	}
+	done := make(chan answer, 1)
+	go func() {
+		decl, found, err := a.resolve(info, name)
+		done <- answer{decl, found, err}
+	}()
+	select {
+	case r := <-done:
+		return r.decl, r.found, r.err
+	case <-ctx.Done():
+		return engine.Declaration{}, false, busy(fmt.Errorf("what is declared for the domain cannot be read: %w", ctx.Err()), fmt.Sprintf("domain %d, %s", info.ID, policy.Quote(name)))
+	}
+}
+
 func (a *api) info(dom control.DomainRef) (xen.DomainInfo, error) {
 	for _, st := range a.engine.Status() {
 		if uint16(st.Info.ID) == dom.ID {
@@ -164,11 +198,13 @@ func (a *api) info(dom control.DomainRef) (xen.DomainInfo, error) {
 }
 
 func (a *api) Detach(ctx context.Context, dom control.DomainRef) (control.DomainStatus, error) {
-	err := a.engine.Detach(xen.DomID(dom.ID))
-	if errors.Is(err, engine.ErrNotAttached) {
+	err := a.engine.Detach(ctx, xen.DomID(dom.ID))
+	switch {
+	case errors.Is(err, engine.ErrNotAttached):
 		return control.DomainStatus{}, &control.Problem{Code: control.CodeConflict, What: "not attached", Where: where(dom), Err: err}
-	}
-	if err != nil {
+	case errors.Is(err, engine.ErrBusy):
+		return control.DomainStatus{}, busy(err, where(dom))
+	case err != nil:
 		return control.DomainStatus{}, err
 	}
 	return a.Domain(ctx, dom)

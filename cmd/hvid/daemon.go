@@ -42,7 +42,7 @@ func run(ctx context.Context, opt settings) (err error) {
 	defer listener.Close()
 
 	hv, mutator := engine.OnXen(host), mutate.New(host)
-	if _, err := engine.Recover(hv, mutator, opt.ledgerDir, opt.log); err != nil {
+	if _, err := engine.Recover(hv, mutator, opt.ledgerDir, false, opt.log); err != nil {
 		opt.log.Error("what an earlier hvid left could not all be undone; hvid goes on with the other domains", "err", err)
 	}
 	store, err := xenstore.Open()
@@ -93,7 +93,7 @@ func run(ctx context.Context, opt settings) (err error) {
 			opt.log.Warn("watch for xl config-update: a change may be seen too late", "err", err)
 		}
 	})
-	left := readNotice(opt.RunDir, time.Now(), opt.log)
+	left := readNotice(opt.noticeDir(), time.Now(), opt.log)
 	a := &api{
 		engine: e, restarting: left, store: store, registry: reg, resolve: resolver(reg), policies: opt.files, fallback: opt.Default,
 		gateTimeout: opt.Gate.Timeout, log: opt.log,
@@ -131,17 +131,18 @@ func run(ctx context.Context, opt settings) (err error) {
 	}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
-	dropNotice(opt.RunDir, opt.log)
+	dropNotice(opt.noticeDir(), opt.log)
 	notify("READY=1")
 	opt.log.Info("ready", "xen", host.Release().String(), "socket", opt.Socket)
 
 	err = (&follower{engine: e, registry: reg, watcher: watcher, log: opt.log, lanes: newLanes[xen.DomID]()}).follow(watch, served)
 
 	notify("STOPPING=1")
-	err = errors.Join(err, leaveNotice(opt.RunDir, time.Now(), e.Status()))
+	err = errors.Join(err, leaveNotice(opt.noticeDir(), time.Now(), e.Status()))
 	cancel()
 	// The guests first: nobody they depend on is waited for.
 	err = errors.Join(err, e.Close())
+	err = errors.Join(err, noticeHeld(opt.noticeDir(), time.Now(), heldStill(e.Status())))
 	a.virt.close()
 	limit, done := context.WithTimeout(context.Background(), shutdownLimit)
 	defer done()

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"time"
 
@@ -20,6 +21,9 @@ func resolver(reg *registry.Registry) engine.Resolver {
 	return func(info xen.DomainInfo, name string) (engine.Declaration, bool, error) {
 		d, err := reg.Resolve(info, name)
 		decl := declaration(d)
+		if err != nil {
+			decl.Spec.RequireAttach = d.Required
+		}
 		if d.Temporary {
 			// It is another domain to Xen once it has its own UUID, and is
 			// decided about then.
@@ -76,7 +80,8 @@ func (a *api) reconsider(st engine.Status) error {
 	if now, ok := a.engine.Declared(st.Info); ok && now.Spec.SameIntent(decl.Spec) && st.State != engine.StateFailed {
 		return nil
 	}
-	if err := a.engine.Apply(st.Info, decl); !errors.Is(err, engine.ErrTooEarly) {
+	// Whoever told of the change may be gone before it is in force.
+	if err := a.engine.Apply(context.Background(), st.Info, decl); !errors.Is(err, engine.ErrTooEarly) {
 		return err
 	}
 	// It is looked for once more when the domain is built.
@@ -198,6 +203,9 @@ func (a *api) policyReport(t target) (control.PolicyReport, error) {
 		rep.From, rep.Source = control.PolicyFrom(t.running.PolicyFrom), t.running.PolicySource
 		if decl, known := a.engine.Declared(t.running.Info); known {
 			spec = decl.Spec
+		} else if !t.running.Decided && ok {
+			// It is being built, and this is what it will find.
+			spec, rep.From, rep.Source = kept.Spec, control.FromCaptured, kept.Source
 		}
 	case t.virt != nil:
 		rep.Source = virtSource
@@ -339,11 +347,27 @@ func (a *api) change(ctx context.Context, dom control.DomainRef, spec policy.Spe
 	if err == nil && live {
 		decl := engine.Declaration{Spec: spec, Source: setBy, From: string(registry.FromHvictl)}
 		if !spec.Declared() || t.virt != nil {
-			if decl, _, err = a.resolve(t.running.Info, t.name); err != nil {
+			decl, _, err = a.resolveWithin(ctx, t.running.Info, t.name)
+			switch {
+			case errors.Is(err, &control.Problem{Code: control.CodeTimeout}):
+				return control.PolicyReport{}, err
+			case err != nil:
 				return control.PolicyReport{}, badRequest(err, "what is declared besides")
 			}
 		}
-		err = a.engine.Apply(t.running.Info, decl)
+		err = a.engine.Apply(ctx, t.running.Info, decl)
+		switch {
+		case errors.Is(err, engine.ErrTooEarly) && (config || t.virt != nil):
+			// What was kept or handed over just now is found when it is built.
+			err = nil
+		case errors.Is(err, engine.ErrTooEarly):
+			err = &control.Problem{
+				Code: control.CodeConflict, What: "the domain is still being made", Where: policy.Quote(t.name), Err: err,
+				Fix: "leave --live out, and it starts with this policy; or wait until hvictl status shows that it is decided about",
+			}
+		case errors.Is(err, engine.ErrBusy):
+			err = busy(fmt.Errorf("the policy is not yet in force: %w", err), policy.Quote(t.name))
+		}
 	}
 	if err != nil {
 		var p *control.Problem

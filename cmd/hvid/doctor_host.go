@@ -142,7 +142,7 @@ func (x *inspector) domain(st engine.Status) []control.Check {
 	if st.Held != "" {
 		c := control.Check{Name: "held", Status: control.CheckInfo, Detail: st.Held}
 		if st.State == engine.StateFailed {
-			c.Status, c.Fix = control.CheckFail, "remove the failure's cause and run: hvictl attach; or let it run unprotected: hvictl set --require-attach=no"
+			c.Status, c.Fix = control.CheckFail, "remove the failure's cause and run: hvictl attach; or let it run unprotected: hvictl detach"
 		}
 		cs = append(cs, c)
 	}

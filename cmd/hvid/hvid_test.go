@@ -178,7 +178,7 @@ func TestDeclaration(t *testing.T) {
 		{"nothing declared", control.AttachRequest{}, 0, "no protection"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			d, err := a.declaration(dom, c.req)
+			d, err := a.declaration(t.Context(), dom, c.req)
 			if c.bad == "" {
 				if err != nil || d.Spec.Mode != c.mode {
 					t.Errorf("%+v, %v", d, err)

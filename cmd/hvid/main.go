@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -62,13 +63,18 @@ func recoverLeft(_ context.Context, opt cli.Options, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	done, err := engine.Recover(engine.OnXen(host), mutate.New(host), set.ledgerDir, set.log)
-	for _, line := range done {
-		fmt.Fprintln(out, line)
+	done, err := engine.Recover(engine.OnXen(host), mutate.New(host), set.ledgerDir, !opt.KeepHeld, set.log)
+	var held []control.RestartDomain
+	for _, r := range done {
+		fmt.Fprintln(out, r)
+		if r.Held {
+			held = append(held, control.RestartDomain{ID: uint16(r.Domain), UUID: r.UUID.String(), Held: "its policy requires protection, and hvid ended"})
+		}
 	}
 	if len(done) == 0 && err == nil {
 		fmt.Fprintln(out, "nothing was left to undo")
 	}
+	err = errors.Join(err, noticeHeld(set.noticeDir(), time.Now(), held))
 	return errors.Join(err, host.Close())
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -30,7 +31,9 @@ func readNotice(runDir string, now time.Time, log *slog.Logger) *restarting {
 	}
 	if ok && n.Fresh(now) {
 		for _, d := range n.Domains {
-			r.byUUID[d.UUID] = d
+			if d.Held == "" { // the engine knows the others
+				r.byUUID[d.UUID] = d
+			}
 		}
 		log.Info("restarted", "after", now.Sub(n.At), "domains", len(n.Domains))
 	}
@@ -67,10 +70,53 @@ func leaveNotice(runDir string, now time.Time, all []engine.Status) error {
 		}
 		switch st.State {
 		case engine.StateAttached, engine.StateIdentifying, engine.StateProtecting, engine.StateDegraded:
-			n.Domains = append(n.Domains, control.RestartDomain{
-				ID: uint16(st.Info.ID), Name: printable.Escape(st.Name), UUID: st.Info.UUID.String(), Mode: st.Policy.Mode.String(),
-			})
+			n.Domains = append(n.Domains, restartDomain(st))
 		}
+	}
+	return control.WriteRestartNotice(runDir, n)
+}
+
+func restartDomain(st engine.Status) control.RestartDomain {
+	return control.RestartDomain{
+		ID: uint16(st.Info.ID), Name: printable.Escape(st.Name), UUID: st.Info.UUID.String(), Mode: st.Policy.Mode.String(), Held: st.Held,
+	}
+}
+
+// heldStill are those that an engine which has closed has left held.
+func heldStill(all []engine.Status) (held []control.RestartDomain) {
+	for _, st := range all {
+		if st.Held != "" {
+			held = append(held, restartDomain(st))
+		}
+	}
+	return held
+}
+
+// noticeHeld puts into the notice which domains are held now, and which are not
+// any more. No notice is left where there would be nothing in it.
+func noticeHeld(runDir string, now time.Time, held []control.RestartDomain) error {
+	n, ok, err := control.ReadRestartNotice(runDir)
+	if err != nil || !ok {
+		n = control.RestartNotice{At: now, PID: os.Getpid()}
+	}
+	had := len(n.Held())
+	if had == 0 && len(held) == 0 {
+		return nil
+	}
+	// What an earlier one knew of a domain, such as its name, is kept.
+	known := map[string]control.RestartDomain{}
+	for _, d := range n.Held() {
+		known[d.UUID] = d
+	}
+	n.Domains = slices.DeleteFunc(n.Domains, func(d control.RestartDomain) bool { return d.Held != "" })
+	for _, d := range held {
+		if k, ok := known[d.UUID]; ok && d.Name == "" {
+			d = k
+		}
+		n.Domains = append(n.Domains, d)
+	}
+	if len(n.Domains) == 0 && !n.Fresh(now) {
+		return control.RemoveRestartNotice(runDir)
 	}
 	return control.WriteRestartNotice(runDir, n)
 }

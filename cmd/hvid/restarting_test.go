@@ -79,3 +79,61 @@ func TestWatchdogPeriod(t *testing.T) {
 		}
 	}
 }
+
+// TestNoticeHeld says which domains hvid leaves held, until they are let go.
+func TestNoticeHeld(t *testing.T) {
+	dir, now := t.TempDir(), time.Unix(1_800_000_000, 0)
+	notice := func() (n control.RestartNotice, ok bool) {
+		t.Helper()
+		n, ok, err := control.ReadRestartNotice(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n, ok
+	}
+	tell := func(at time.Time, held ...control.RestartDomain) {
+		t.Helper()
+		if err := noticeHeld(dir, at, held); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tell(now)
+	if _, ok := notice(); ok {
+		t.Error("a notice of nothing")
+	}
+	protected := engine.Status{
+		Info: xen.DomainInfo{ID: 3, UUID: xen.UUID{3}}, Name: "web", State: engine.StateProtecting,
+		AttachedAt: now, Policy: policy.Effective{Mode: policy.ModeEnforce},
+	}
+	held := engine.Status{Info: xen.DomainInfo{ID: 4, UUID: xen.UUID{4}}, Name: "db", State: engine.StateFailed, Held: "it must be"}
+	all := []engine.Status{protected, held}
+	if err := leaveNotice(dir, now, all); err != nil {
+		t.Fatal(err)
+	}
+	tell(now, heldStill(all)...)
+	if n, _ := notice(); len(n.Domains) != 2 || len(n.Held()) != 1 || n.Held()[0].Name != "db" || n.Domains[0].Held != "" {
+		t.Errorf("%+v", n)
+	}
+	if r := readNotice(dir, now, slog.New(slog.DiscardHandler)); len(r.byUUID) != 1 {
+		t.Errorf("what is held is shown as restarting: %v", r.byUUID)
+	}
+	// recover knows no names.
+	nameless := heldStill(all)
+	nameless[0].Name = ""
+	tell(now, nameless...)
+	if n, _ := notice(); len(n.Held()) != 1 || n.Held()[0].Name != "db" {
+		t.Errorf("%+v", n)
+	}
+	tell(now)
+	if n, _ := notice(); len(n.Domains) != 1 || len(n.Held()) != 0 {
+		t.Errorf("let go, and still told: %+v", n)
+	}
+	if err := control.RemoveRestartNotice(dir); err != nil {
+		t.Fatal(err)
+	}
+	tell(now, nameless...)
+	tell(now.Add(time.Hour))
+	if n, ok := notice(); ok {
+		t.Errorf("a notice of nothing is left: %+v", n)
+	}
+}

@@ -22,6 +22,10 @@ type settings struct {
 // declarations is the directory of what is kept of domains' policies.
 func (s settings) declarations() string { return filepath.Join(s.StateDir, "domains") }
 
+// noticeDir is where the notice for the next hvid is left: where clients look for
+// it, beside the socket.
+func (s settings) noticeDir() string { return filepath.Dir(s.Socket) }
+
 // readSettings joins the configuration and the command line, which goes first.
 func readSettings(opt cli.Options) (settings, error) {
 	files := &config.Files{Dir: filepath.Dir(opt.Config)}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"log/slog"
 	"sync/atomic"
-	"time"
 
 	"github.com/xen-hvi/hvi/config"
 	"github.com/xen-hvi/hvi/control"
@@ -66,10 +65,12 @@ func startVirt(ctx context.Context, opt config.Libvirt, policies policy.Policies
 	if !v.wanted {
 		// On a host of xl's it would be us who start it, by way of systemd, and
 		// it would stop xendomains and with it the guests.
-		o.Ready = func() bool { return libvirt.Running("/proc") }
-		// A daemon that is being stopped still runs when it closes its
-		// connections, and would be started again.
-		o.RetryMin = 3 * time.Second
+		running, tell := libvirt.NewRunning("/proc"), o.Connected
+		o.Ready = running.Ready
+		o.Connected = func(up bool, why error) {
+			running.Connected(up)
+			tell(up, why)
+		}
 	}
 	v.client = libvirt.Start(ctx, o)
 	return v

@@ -19,6 +19,10 @@ const (
 	// OpPause is one reference on the domain's pause count
 	// (XEN_DOMCTL_pausedomain). Its undo is unpausedomain.
 	OpPause Op = "pause"
+	// OpHold is such a reference that is to outlive hvid: the domain may not run
+	// before hvi is attached to it. Recovery leaves it, unless it is asked for
+	// more. Its undo is unpausedomain.
+	OpHold Op = "hold"
 	// OpRingPage is the ring's frame put into the guest's physical memory.
 	// Its undo takes the frame out again.
 	OpRingPage Op = "ring-page"

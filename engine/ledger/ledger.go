@@ -220,6 +220,12 @@ func (l *Ledger) Pause() error {
 	return l.do(Entry{Op: OpPause}, func() error { return l.xen.Pause(l.domain) })
 }
 
+// Hold takes one reference on the domain's pause count that is to stay when hvid
+// ends.
+func (l *Ledger) Hold() error {
+	return l.do(Entry{Op: OpHold}, func() error { return l.xen.Pause(l.domain) })
+}
+
 // Unpause drops the newest pause reference taken.
 func (l *Ledger) Unpause() error { return l.undoNewest(OpPause) }
 
@@ -375,6 +381,15 @@ func (l *Ledger) Close() error {
 	return errors.Join(err, os.Remove(l.path))
 }
 
+// Leave ends the ledger as it is: what is outstanding stays in Xen, and the file
+// stays for whoever takes over or recovers.
+func (l *Ledger) Leave() error {
+	if err := l.file.Close(); err != nil {
+		return fmt.Errorf("ledger %s: %w", l.path, err)
+	}
+	return nil
+}
+
 // do journals an entry, then makes the mutation. When Xen refuses it the entry
 // is struck again: nothing has changed, but for a range of pages of which a part
 // may be restricted, so that is lifted first.
@@ -406,7 +421,7 @@ func (l *Ledger) undoNewest(op Op) error {
 func (l *Ledger) undo(e Entry) error {
 	var err error
 	switch e.Op {
-	case OpPause:
+	case OpPause, OpHold:
 		err = l.xen.Unpause(l.domain)
 	case OpRingPage:
 		err = l.xen.ReleasePage(l.domain, x86.GFN(e.GFN))
@@ -458,7 +473,7 @@ func neverWas(op Op, err error) bool {
 	case OpAccess:
 		// Without a listener Xen lifts a restriction at the first violation.
 		return errors.Is(err, xen.ErrNoRing)
-	case OpPause:
+	case OpPause, OpHold:
 		return errors.Is(err, syscall.EINVAL) // nobody holds a pause
 	case OpRing:
 		return errors.Is(err, xen.ErrNoRing)

@@ -20,6 +20,8 @@ type Builder struct {
 	spec   Spec
 	guards map[GuardName]Origin
 	placed []placedWord
+	// requireUnread says that require_attach was given and not understood.
+	requireUnread bool
 	// modeRead says that the mode was given and understood.
 	modeRead bool
 	errs     []error
@@ -91,17 +93,24 @@ func (b *Builder) RequireAttach(word string, at Origin) {
 	v, err := ParseSwitch("require_attach", word)
 	at = written(at)
 	if !b.spec.Origins.RequireAttach.IsZero() {
+		b.requireUnread = b.requireUnread || err != nil || v != b.spec.RequireAttach
 		b.Fail(twice("require_attach", b.spec.Origins.RequireAttach, at))
 		return
 	}
 	b.spec.Origins.RequireAttach = at
 	b.placed = append(b.placed, placedWord{"require_attach", at})
 	if err != nil {
+		b.requireUnread = true
 		b.Fail(place(err, at))
 		return
 	}
 	b.spec.RequireAttach = v
 }
+
+// RequireAttachRejected notes that require_attach was written but could not be
+// read, or not under its right name, for a front end that has reported why with
+// [Builder.Fail].
+func (b *Builder) RequireAttachRejected() { b.requireUnread = true }
 
 // Guard sets the action of one guard; both are words.
 func (b *Builder) Guard(name, action string, at Origin) {
@@ -213,6 +222,15 @@ func (b *Builder) Build() (Spec, error) {
 		return Spec{}, err
 	}
 	return b.spec, nil
+}
+
+// Required reports whether what was set says that the domain may run only while
+// it is attached to, as far as it can be understood. It is for a policy that
+// [Builder.Build] refuses: there, a word that cannot be read counts as yes.
+func (b *Builder) Required() bool {
+	s := b.spec
+	s.inherit()
+	return s.RequireAttach || b.requireUnread
 }
 
 // BuildNamed returns what was set as a policy of that name, to be offered by a

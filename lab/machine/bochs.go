@@ -56,7 +56,7 @@ ata1-master: type=disk, mode=flat, path={{.}}, cylinders=0
 {{end}}com1: enabled=1, mode=file, dev={{.Console}}
 port_e9_hack: enabled=1
 private_colormap: enabled=0
-vga: extension=none, update_freq=1
+vga: extension=none, update_freq=1, realtime=0
 mouse: enabled=0
 keyboard: type=mf, serial_delay=250
 sound: driver=dummy
@@ -98,10 +98,11 @@ func (b Bochs) Command() (Command, error) {
 		Args: []string{"--library-path", lib, filepath.Join(b.Tree, "usr/bin/bochs-bin"), "-q", "-f", rc, "-rc", start},
 		Env: []string{
 			"LTDL_LIBRARY_PATH=" + filepath.Join(lib, "bochs/plugins"),
-			// It draws on a terminal of its own that nobody looks at.
+			// It draws on a terminal of its own; see drainTerminal.
 			"TERM=xterm",
 		},
 		Dir:             b.Dir,
 		ResultsOnStdout: true, // where Bochs' port_e9_hack puts them
+		Terminal:        true,
 	}, nil
 }

@@ -24,6 +24,8 @@ type Command struct {
 	// ResultsOnStdout says that the results port comes out of the program's
 	// standard output instead of ResultsPath.
 	ResultsOnStdout bool
+	// Terminal says that the program makes a terminal for itself and draws on it.
+	Terminal bool
 }
 
 // The pipes as the emulator sees them.
@@ -98,6 +100,9 @@ func Start(ctx context.Context, c Command, out Output) (*Machine, error) {
 	}()
 	if err := <-started; err != nil {
 		return nil, errors.Join(fmt.Errorf("start %s: %w", c.Path, err), consoleR.Close(), resultsR.Close())
+	}
+	if c.Terminal {
+		go drainTerminal(m.Pid(), m.done)
 	}
 	return m, nil
 }

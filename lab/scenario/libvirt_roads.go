@@ -21,7 +21,15 @@ func init() {
 		Emulator: Bochs,
 		System:   Debian,
 		Timeout:  40 * time.Minute,
-		Run:      func(t *T) error { return packageLibvirt(t, true) },
+		Run:      func(t *T) error { return packageLibvirt(t, true, everyVirtRoad...) },
+	})
+	Register(Scenario{
+		Name:     "package-metadata-intel",
+		Brief:    "Of package-libvirt-intel the changes of metadata alone: by virsh, its editor, the official binding, hvictl",
+		Emulator: Bochs,
+		System:   Debian,
+		Timeout:  30 * time.Minute,
+		Run:      func(t *T) error { return packageLibvirt(t, true, (*virtRoads).changes) },
 	})
 	Register(Scenario{
 		Name:     "package-libvirt",
@@ -29,7 +37,7 @@ func init() {
 		Emulator: QEMU,
 		System:   Debian,
 		Timeout:  30 * time.Minute,
-		Run:      func(t *T) error { return packageLibvirt(t, false) },
+		Run:      func(t *T) error { return packageLibvirt(t, false, everyVirtRoad...) },
 	})
 }
 
@@ -145,8 +153,13 @@ type virtRoads struct {
 	limit time.Duration
 }
 
-// packageLibvirt installs the package as an admin does and takes every way.
-func packageLibvirt(t *T, intel bool) error {
+// everyVirtRoad are the ways of libvirt.
+var everyVirtRoad = []func(*virtRoads){
+	(*virtRoads).first, (*virtRoads).changes, (*virtRoads).restarts, (*virtRoads).lives, (*virtRoads).names, (*virtRoads).refusals, (*virtRoads).gates, (*virtRoads).protects,
+}
+
+// packageLibvirt installs the package as an admin does and takes ways.
+func packageLibvirt(t *T, intel bool, parts ...func(*virtRoads)) error {
 	began := time.Now()
 	var apt *Output
 	if err := t.Step("install", func() (err error) { apt, err = t.InstallPackage(); return err }); err != nil {
@@ -177,9 +190,7 @@ func packageLibvirt(t *T, intel bool) error {
 	if !intel {
 		vs.limit = virtLimitOnAHost
 	}
-	for _, take := range []func(*virtRoads){
-		(*virtRoads).first, (*virtRoads).changes, (*virtRoads).restarts, (*virtRoads).lives, (*virtRoads).names, (*virtRoads).refusals, (*virtRoads).gates, (*virtRoads).protects,
-	} {
+	for _, take := range parts {
 		take(vs)
 	}
 	t.Fact("seconds.all", round(time.Since(began)))
@@ -388,6 +399,17 @@ func (vs *virtRoads) changes() {
 			return err
 		}
 		if err := measure(r, "virsh-set", "observe", virsh("--live", "--set", `<introspection mode="observe"/>`)); err != nil {
+			return err
+		}
+		if err := measure(r, "virsh-edit", "enforce", func() error {
+			// As an admin does it, whose editor happens to be sed.
+			editor := filepath.Join(vs.dir, "editor")
+			if err := os.WriteFile(editor, []byte("#!/bin/sh\nexec sed -i 's/\"observe\"/\"enforce\"/' \"$1\"\n"), 0o755); err != nil {
+				return err
+			}
+			_, err := t.Exec("env", "EDITOR="+editor, "VISUAL="+editor, "virsh", "-q", "-c", "xen:///system", "metadata", d.name, hviNamespace, "--key", "hvi", "--live", "--edit")
+			return err
+		}); err != nil {
 			return err
 		}
 		if err := measure(r, "virsh-remove", "off", func() error {

@@ -131,6 +131,29 @@ func (t *T) Eventually(d time.Duration, what string, cond func() (bool, error)) 
 	}
 }
 
+// Stays calls cond as Eventually does for d of emulated time, and fails as soon
+// as it returns false or an error. The error names what.
+func (t *T) Stays(d time.Duration, what string, cond func() (bool, error)) error {
+	ctx, cancel := context.WithTimeout(t.ctx, d)
+	defer cancel()
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		ok, err := cond()
+		if err != nil {
+			return fmt.Errorf("watching that %s: %w", what, err)
+		}
+		if !ok {
+			return fmt.Errorf("it is no longer so that %s", what)
+		}
+		select {
+		case <-ctx.Done():
+			return t.ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
 func (t *T) send(m wire.Message) {
 	m.Scenario = t.name
 	m.Time = Uptime()

@@ -1,6 +1,14 @@
 package scenario
 
-import "time"
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/xen-hvi/hvi/control"
+)
 
 // gates are what holds a start until hvi is attached, and fails it otherwise.
 func (rs *roads) gates() {
@@ -85,4 +93,124 @@ func (rs *roads) gates() {
 		}
 		return r.clean(g)
 	})
+}
+
+// held are guests that must not run unprotected, and whose policy is broken.
+func (rs *roads) held() {
+	t := rs.t
+	const require = "introspection_require_attach = 1"
+	// start has such a guest created, and checks that it stands still.
+	start := func(r *road, name string) (*Guest, GuestConfig, error) {
+		broken := rs.guest(KernelTiny, name, `introspection = "enfroce"`, require)
+		g, err := t.StartGuest(broken)
+		if err != nil {
+			return nil, broken, err
+		}
+		return g, broken, rs.stands(r, g, "after xl create")
+	}
+	rs.take("held-beyond-hvid", func(r *road) error {
+		g, c, err := start(r, "held")
+		if err != nil {
+			return err
+		}
+		if _, err := t.Systemctl("stop", "hvid.service"); err != nil {
+			return err
+		}
+		paused, err := t.paused(g.ID)
+		r.check(err == nil && paused, "without hvid the guest stands still: %v", err)
+		for _, command := range []string{"status", "list", "doctor"} {
+			out, err := t.Exec("hvictl", command)
+			said := out.String()
+			r.check(err != nil && strings.Contains(said, g.Name+" ("+strconv.Itoa(g.ID)+")") && strings.Contains(said, "hvid recover"),
+				"hvictl %s names it, and says what lets it go: %s", command, lastLines(said, 6))
+		}
+		if _, err := t.Systemctl("start", "hvid.service"); err != nil {
+			return err
+		}
+		if err := rs.stands(r, g, "under the next hvid"); err != nil {
+			return err
+		}
+		before, err := t.mainPID("hvid.service")
+		if err != nil {
+			return err
+		}
+		if _, err := t.Systemctl("kill", "--kill-whom=main", "--signal=SIGKILL", "hvid.service"); err != nil {
+			return err
+		}
+		err = t.Eventually(hvidLimit, "systemd has started another hvid", func() (bool, error) {
+			now, err := t.mainPID("hvid.service")
+			if err != nil || now == before || now == 0 {
+				return false, err
+			}
+			_, err = client.Version(t.ctx)
+			return err == nil, nil
+		})
+		if err != nil {
+			return err
+		}
+		if err := rs.stands(r, g, "after hvid was killed"); err != nil {
+			return err
+		}
+		good := rs.guest(KernelTiny, c.Name, enforceLine, require)
+		if err := os.WriteFile(c.Path(), []byte(good.String()), 0o644); err != nil {
+			return err
+		}
+		if _, err := t.Exec("hvictl", "attach", c.Name); err != nil {
+			return err
+		}
+		if _, err := r.attached(g, want{source: "held.cfg", kernel: KernelTiny}); err != nil {
+			return err
+		}
+		if _, err := g.WaitUp(); err != nil {
+			return err
+		}
+		if err := g.Destroy(); err != nil {
+			return err
+		}
+		return r.clean(g)
+	})
+	rs.take("held-let-go-by-recover", func(r *road) error {
+		g, _, err := start(r, "released")
+		if err != nil {
+			return err
+		}
+		if _, err := t.Systemctl("stop", "hvid.service"); err != nil {
+			return err
+		}
+		out, err := t.Exec("hvid", "recover")
+		r.Special = strings.TrimSpace(out.Stdout)
+		r.check(err == nil, "hvid recover: %s %v", r.Special, err)
+		if n, err := g.Poke(); err != nil || n != 1 {
+			return fmt.Errorf("the guest does not run: %d, %w", n, err)
+		}
+		said, err := t.Exec("hvictl", "status")
+		r.check(err != nil && !strings.Contains(said.String(), g.Name), "hvictl status speaks of it no more: %s", lastLines(said.String(), 3))
+		if _, err := t.Systemctl("start", "hvid.service"); err != nil {
+			return err
+		}
+		if err := g.Destroy(); err != nil {
+			return err
+		}
+		return r.clean(g)
+	})
+}
+
+// stands checks that a guest is held because its policy requires protection.
+func (rs *roads) stands(r *road, g *Guest, when string) error {
+	st, err := g.WaitState(attachLimit, control.StateFailed)
+	if err != nil {
+		return err
+	}
+	paused, err := rs.t.paused(g.ID)
+	r.check(err == nil && paused && st.Held != "", "%s the guest stands still: paused %v, held %q, %v", when, paused, st.Held, err)
+	return nil
+}
+
+// mainPID is the process of a service, 0 while it has none.
+func (t *T) mainPID(unit string) (int, error) {
+	out, err := t.Systemctl("show", "--property=MainPID", "--value", unit)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(out.Stdout))
 }

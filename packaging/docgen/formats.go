@@ -181,7 +181,7 @@ interfaces, after the script that they stand before. Every part ends within a bo
 	p.Item("`dm-gate`", "The same in place of the device model of an HVM domain. Called without a domain, as libvirt does to learn what QEMU can do, it becomes QEMU at once.")
 	p.Heading("environment")
 	p.Item("`HVI_DM`", "The device model that `dm-gate` becomes, instead of the first that it finds where distributions put Xen's.")
-	p.Item("`HVI_SOCKET`", "The control socket of hvid, where it is not `/run/hvi/hvid.sock`.")
+	p.Item("`HVI_SOCKET`", "The control socket of hvid, where it is not the one that `/etc/hvi/hvid.toml` names, or else `/run/hvi/hvid.sock`.")
 	p.Heading("exit status")
 	p.Item("`0`", "The toolstack may go on.")
 	p.Item("`1`", "The start is refused; standard error says why, and what to do.")

@@ -429,6 +429,16 @@ func TestRestarting(t *testing.T) {
 	if out, errOut, code := hvictl(t, socket, "list"); code != exitUnreachable || out != "" || !strings.Contains(errOut, "systemctl start hvid") {
 		t.Errorf("an old notice: exit code %d: %s%s", code, out, errOut)
 	}
+	// What it left paused is told for as long as it is so.
+	n.Domains[1].Held = "its policy says require_attach, and hvi could not attach"
+	for name, age := range map[string]time.Duration{"held": 12 * time.Second, "held-long-ago": control.RestartWindow} {
+		n.At = noon.Add(-age)
+		if err := control.WriteRestartNotice(dir, n); err != nil {
+			t.Fatal(err)
+		}
+		out, errOut, code := hvictl(t, socket, "status")
+		golden(t, "restarting-"+name, out+"-- standard error, exit code "+fmt.Sprint(code)+"\n"+strings.ReplaceAll(errOut, dir, "DIR"))
+	}
 	if err := os.WriteFile(filepath.Join(dir, "restart.json"), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -2,6 +2,7 @@ package command
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -74,10 +75,12 @@ hvid restarts, the domains that wait for it are shown and the exit code is 3.`,
 }
 
 // statusTable shows the domains that hvi has to do with, and counts the others.
-// v is nil while hvid restarts.
+// v is nil while hvid can't be reached.
 func (a *app) statusTable(v *control.Version, ds []control.DomainStatus) {
 	if v != nil {
 		fmt.Fprintf(a.out, "hvid %s on Xen %s, up %s\n", safe(v.Build.Version), dash(v.Xen).text, duration(a.now().Sub(v.StartedAt)))
+	} else if len(ds) > 0 && !slices.ContainsFunc(ds, func(d control.DomainStatus) bool { return d.State == control.StateRestarting }) {
+		fmt.Fprintln(a.out, a.paint(cell{"hvid does not answer", red}))
 	} else {
 		fmt.Fprintln(a.out, a.paint(cell{"hvid is restarting", yellow}))
 	}

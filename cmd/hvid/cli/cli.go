@@ -34,6 +34,8 @@ type Options struct {
 	// Socket, Journal and Ledger are paths.
 	Socket, Journal, Ledger string
 	Level                   *slog.Level
+	// KeepHeld is recover's: domains whose policy requires protection stay held.
+	KeepHeld bool
 }
 
 // Actions are what the commands do.
@@ -102,18 +104,24 @@ wrong.`,
 		return nil
 	}
 	root.SetFlagErrorFunc(flagError)
-	root.AddCommand(&cobra.Command{
+	recoverCmd := &cobra.Command{
 		Use:   "recover",
 		Short: "undo what a hvid that died left in Xen, and resume its guests",
 		Long: `recover undoes every change of Xen's state that a dead hvid has noted in its
 ledgers, and resumes each vCPU that waits for its answer. hvid does the same
-when it starts. It refuses to run beside a living hvid.`,
-		Example: "  hvid recover",
+when it starts. It refuses to run beside a living hvid.
+
+It also lets go of the domains that hvid has left held because their policy says
+require_attach and they could not be attached to. hvid itself, when it starts,
+holds them on; so does recover with --keep-held.`,
+		Example: "  hvid recover\n  hvid recover --keep-held",
 		Args:    noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.Recover(cmd.Context(), opt, cmd.OutOrStdout())
 		},
-	})
+	}
+	recoverCmd.Flags().BoolVar(&opt.KeepHeld, "keep-held", false, "hold on to domains that must not run unprotected")
+	root.AddCommand(recoverCmd)
 	return root
 }
 
