@@ -51,8 +51,10 @@ func (p PC) Command() Command {
 	return c
 }
 
-// Monitor and Control are the paths of the sockets.
+// Monitor returns the path of the monitor's socket.
 func (p PC) Monitor() string { return filepath.Join(p.Dir, monitorSocket) }
+
+// Control returns the path of the socket that is the guest's second serial port.
 func (p PC) Control() string { return filepath.Join(p.Dir, controlSocket) }
 
 // comma doubles commas: alone, they separate what an option says.

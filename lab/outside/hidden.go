@@ -92,7 +92,7 @@ type find struct {
 // names wants a finding about an object of a name.
 func names(what string, words ...string) find {
 	return find{what, func(f report.Finding) bool {
-		all := string(f.Check) + " " + string(f.Object) + " " + string(f.Detail)
+		all := f.Check + " " + string(f.Object) + " " + string(f.Detail)
 		for _, w := range words {
 			if !strings.Contains(all, w) {
 				return false

@@ -73,20 +73,23 @@ type Specimen struct {
 	Release string // uname -r
 }
 
-// Raw is flat physical memory, Core an ELF core file with registers, as QEMU's
+// Raw is a file of flat physical memory, as QEMU's pmemsave writes it.
+func (s Specimen) Raw() string { return filepath.Join(s.Dir, "memory.raw") }
+
+// Core is an ELF core file of the same, with registers, as QEMU's
 // dump-guest-memory writes it.
-func (s Specimen) Raw() string  { return filepath.Join(s.Dir, "memory.raw") }
 func (s Specimen) Core() string { return filepath.Join(s.Dir, "memory.elf") }
 
 // Description is a file that says where all this is, for the tests of
 // engine/guest/linux.
 func (s Specimen) Description() string { return filepath.Join(s.Dir, "specimen.json") }
 
-// Before and After return what the guest said before and after its memory was
-// taken. After is nil where it could not run on.
+// Before returns what the guest said before its memory was taken.
 func (s Specimen) Before() (witness.Report, error) {
 	return readReport(filepath.Join(s.Dir, "before.tar"))
 }
+
+// After returns what it said afterwards, nil where it could not run on.
 func (s Specimen) After() (witness.Report, error) {
 	return readReport(filepath.Join(s.Dir, "after.tar"))
 }
