@@ -33,7 +33,7 @@ comma := ,
 space := $(empty) $(empty)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test build package install unit lint fmt lab lab-list lab-test soak lab-images lab-clean clean
+.PHONY: help demo test bench build package install unit lint fmt lab lab-list lab-test soak lab-images lab-clean clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ unit: ## unit tests: no root, no Xen
 
 lint: ## the linter, at the version pinned in tools/go.mod
 	@GO='$(GO)' tools/test lint
+
+bench: ## how fast guests are read, on the memory of a real one
+	@GO='$(GO)' tools/bench
 
 fmt: ## format every Go file
 	@find . -name .git -prune -o -name '*.go' -print0 | xargs -0 gofmt -l -w

@@ -55,8 +55,8 @@ func (c *calls) SetPagingPool(d xen.DomID, bytes uint64) error { return c.do("po
 func (c *calls) SetHVMParam(d xen.DomID, param uint32, v uint64) error {
 	return c.do("param %d %d", param, v)
 }
-func (c *calls) AltP2MSetState(d xen.DomID, on bool) error     { return c.do("views %v", on) }
-func (c *calls) CreateView(d xen.DomID) (uint16, error)        { return 1, c.do("create view") }
+func (c *calls) AltP2MSetState(d xen.DomID, on bool) error { return c.do("views %v", on) }
+func (c *calls) CreateView(d xen.DomID) (uint16, error)    { return 1, c.do("create view") }
 func (c *calls) SetViewAccess(d xen.DomID, v uint16, a xen.Access, first x86.GFN, n uint64) error {
 	return c.do("access in view %d %s %s %d", v, a, first, n)
 }
