@@ -1,6 +1,9 @@
 package machine
 
-import "strconv"
+import (
+	"cmp"
+	"strconv"
+)
 
 // QEMU is an AMD machine.
 type QEMU struct {
@@ -14,6 +17,8 @@ type QEMU struct {
 	ModuleArgs string
 	Ramdisk    string // its second module
 
+	Processors int // 0: 2
+
 	System string // a disk that is never written, "" for none
 	Lab    string // a further disk, "" for none
 }
@@ -24,13 +29,17 @@ const (
 	QEMULab    = "/dev/vdb"
 )
 
+// qemuProcessors is how many a machine has if nothing else is said: one for the
+// control domain, one for its guests.
+const qemuProcessors = 2
+
 // Command returns how to start the machine. EPYC and max, in place of the
 // processor model here, fault while Xen boots.
 func (q QEMU) Command() Command {
 	c := qemu(q.Tree, q.Program, q.Dir)
 	c.Args = append(c.Args,
 		"-M", "q35", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "qemu64,+svm,+npt",
-		"-smp", "2", "-m", strconv.Itoa(QEMUMemory),
+		"-smp", strconv.Itoa(cmp.Or(q.Processors, qemuProcessors)), "-m", strconv.Itoa(QEMUMemory),
 		"-kernel", q.Kernel, "-append", q.Args,
 		"-initrd", comma.Replace(q.Module+" "+q.ModuleArgs)+","+comma.Replace(q.Ramdisk),
 		"-serial", "file:"+ConsolePath, "-debugcon", "file:"+ResultsPath)

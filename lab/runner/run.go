@@ -252,7 +252,7 @@ func (r *Runner) command(ctx context.Context, im image.Images, dir string, p par
 			Tree: q.Tree, Program: q.Program, Dir: dir,
 			Kernel: im.Xen, Args: xen,
 			Module: im.Dom0Kernel, ModuleArgs: args, Ramdisk: initrd,
-			System: p.system, Lab: p.lab,
+			Processors: s.Processors, System: p.system, Lab: p.lab,
 		}.Command(), changes, nil
 	}
 	return c, nil, fmt.Errorf("no emulator is called %q", s.Emulator)

@@ -49,6 +49,10 @@ type Scenario struct {
 	// Xen holds additional options for the hypervisor's command line. Only
 	// scenarios with the same options share a boot.
 	Xen []string
+	// Processors is how many the machine has, 0 for as many as it usually has;
+	// Bochs' has one whatever is asked for. Only scenarios with the same number
+	// share a boot.
+	Processors int
 	// GuestKernel names the kernel of the guests it starts, one of lab/image's;
 	// "" is Debian 12's for the cloud. Only scenarios with the same share a boot.
 	GuestKernel string
@@ -73,7 +77,7 @@ func (s Scenario) Limit() time.Duration {
 
 // Boot is what two scenarios must agree in to share one boot.
 func (s Scenario) Boot() string {
-	return string(s.Emulator) + " " + string(s.System) + " " + s.GuestKernel + " " + strings.Join(s.Xen, " ")
+	return fmt.Sprint(s.Emulator, " ", s.System, " ", s.Processors, " ", s.GuestKernel, " ", strings.Join(s.Xen, " "))
 }
 
 var registry = map[string]Scenario{}
