@@ -481,7 +481,9 @@ func (c *census) pageTables(before []x86.PhysAddr, found map[suspect]suspicion) 
 		if i >= len(before) || before[i] != root || known[root] {
 			continue
 		}
-		found[suspect{what: fmt.Sprint("vCPU ", i, root)}] = suspicion{Finding: report.Finding{
+		// A processor in the middle of an exec is between two address spaces, and
+		// stays there as long as the host doesn't let it run.
+		found[suspect{what: fmt.Sprint("vCPU ", i, root)}] = suspicion{passing: r.wait != nil, Finding: report.Finding{
 			Object: report.Text(fmt.Sprintf("page tables at %v", root)),
 			Detail: report.Text(fmt.Sprintf("vCPU %d uses them, and they belong to no process", i)),
 		}}
