@@ -63,7 +63,7 @@ const liveSetup = `mkdir -p /k && for i in 1 2 3 4 5; do ` +
 
 // liveLoad is a storm of processes that end at once, and a module that comes
 // and goes. It ends when the guest's `load` does.
-const liveLoad = `for i in 1 2 3; do (while [ -e /tmp/load ]; do (/bin/true & /bin/true & /bin/true); done) </dev/null >/dev/null 2>&1 & done; ` +
+const liveLoad = `for i in 1 2 3; do (while [ -e /tmp/load ]; do /bin/true & /bin/true & wait; done) </dev/null >/dev/null 2>&1 & done; ` +
 	`(while [ -e /tmp/load ]; do insmod /lib/fat.ko; rmmod fat; done) </dev/null >/dev/null 2>&1 &`
 
 // live is a guest that is read while it works.
