@@ -91,6 +91,10 @@ func taskRecord(r witness.Report, dir string) record {
 		"uids":          statusField(r, dir, "Uid"),
 		"gids":          statusField(r, dir, "Gid"),
 	}
+	if rec["kernel thread"] == "true" && rec["state"] == "R" {
+		// The report itself gives the kernel's threads something to do.
+		delete(rec, "state")
+	}
 	for name, field := range map[string]string{"CapInh": "inheritable", "CapPrm": "permitted", "CapEff": "effective", "CapBnd": "bounding", "CapAmb": "ambient"} {
 		rec[field] = hex(statusField(r, dir, name))
 	}

@@ -223,9 +223,11 @@ func (g *Guest) Console() string { return g.console.String() }
 
 // WaitUp waits until the guest's first process takes commands and returns the
 // guest's uname -r.
-func (g *Guest) WaitUp() (string, error) {
+func (g *Guest) WaitUp() (string, error) { return g.waitUp(bootLimit) }
+
+func (g *Guest) waitUp(limit time.Duration) (string, error) {
 	var release string
-	err := g.console.wait(g.t.ctx, bootLimit, g.Name+" is up", func(text string) bool {
+	err := g.console.wait(g.t.ctx, limit, g.Name+" is up", func(text string) bool {
 		_, rest, ok := strings.Cut(text, upMark)
 		line, _, whole := strings.Cut(rest, "\n")
 		release = strings.TrimSpace(line)

@@ -28,7 +28,7 @@ func init() {
 		Brief:      "The same, read 300 times",
 		Emulator:   QEMU,
 		Processors: liveProcessors,
-		Timeout:    20 * time.Minute,
+		Timeout:    40 * time.Minute,
 		Run:        func(t *T) error { return linuxLive(t, 300) },
 	})
 	Register(Scenario{
@@ -46,6 +46,10 @@ func init() {
 // processors spin until the last one has come to the same place (stop_machine):
 // where two have to stand for four, that takes a minute each time.
 const liveProcessors = 4
+
+// liveBootLimit is how long the guest may take to boot, for the same reason.
+// Seen: 2 minutes, and more on a busy host.
+const liveBootLimit = 12 * time.Minute
 
 // liveArgs keep the guest from finding out, in the same way, that an emulated
 // processor's clock is not to be trusted.
@@ -89,7 +93,7 @@ func linuxLive(t *T, reads int) error {
 	if err != nil {
 		return err
 	}
-	release, err := g.WaitUp()
+	release, err := g.waitUp(liveBootLimit)
 	if err != nil {
 		return err
 	}
