@@ -98,6 +98,9 @@ func (e *Engine) registers(info xen.DomainInfo) ([]x86.Registers, error) {
 	regs := make([]x86.Registers, min(max(info.VCPUs, 1), maxVCPUs))
 	for i := range regs {
 		r, err := e.opt.Hypervisor.Registers(info.ID, i)
+		if i == 0 && errors.Is(err, xen.ErrVCPUOffline) {
+			return nil, fmt.Errorf("%w: %w", ErrNoKernelYet, err)
+		}
 		if err != nil && i == 0 {
 			return nil, err
 		}

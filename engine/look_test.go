@@ -126,6 +126,13 @@ func TestLookRefuses(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	t.Run("a guest that has not begun", func(t *testing.T) {
+		w := unprotected(t, xentest.Spec{})
+		w.dom.SetOnline(0, false)
+		if err := w.engine.Look(t.Context(), 7, nothing); !errors.Is(err, engine.ErrNoKernelYet) {
+			t.Error(err)
+		}
+	})
 	t.Run("another system", func(t *testing.T) {
 		w := unprotected(t, xentest.Spec{})
 		other := w.guest.Regs[0]
