@@ -26,11 +26,8 @@ func (s *stages) HandleEvent(ev *vmevent.Event) vmevent.Verdict {
 type letPass struct{}
 
 func (letPass) HandleEvent(ev *vmevent.Event) vmevent.Verdict {
-	switch ev.Reason {
-	case vmevent.ReasonMemAccess:
+	if ev.Reason == vmevent.ReasonMemAccess {
 		return vmevent.Emulate
-	case vmevent.ReasonSingleStep:
-		return vmevent.EndStep // to the host's view: there is no other
 	}
 	return vmevent.Continue
 }
