@@ -80,7 +80,7 @@ func (s *Session) connect() error {
 }
 
 func (s *Session) serve() {
-	s.server = vmevent.NewServer(s.ring, s.channel, &s.stages)
+	s.server = vmevent.NewServer(s.ring, s.channel, s.hv.CPU(s.info.ID), &s.stages)
 	s.serverRef.Store(s.server)
 	go s.server.Run() // its error is the server's Stop's, or ringLost's
 }

@@ -213,6 +213,9 @@ func (s *Session) unmap() error {
 		// However we came here, nobody may serve what is unmapped now. The
 		// error is one that the server's user has had already.
 		_ = s.server.Stop()
+		if n := s.server.Stats().Unsettled; n > 0 {
+			s.log.Warn("register writes were denied before Xen was seen to wait for the answer: they may have landed", "count", n)
+		}
 	}
 	if s.channel != nil {
 		errs = append(errs, s.channel.Close())

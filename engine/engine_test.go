@@ -338,6 +338,10 @@ func TestLife(t *testing.T) {
 				t.Errorf("record %+v", r)
 			}
 
+			if n := w.dom.LostDenials(); n != 0 {
+				t.Errorf("the write was denied before Xen had come to wait for the answer, and landed")
+			}
+
 			w.dom.Shutdown(abi.ShutdownPoweroff)
 			w.engine.ShutDown(w.info)
 			w.checkClean(1)
@@ -496,6 +500,9 @@ func TestAMD(t *testing.T) {
 	}
 	if f := w.writeMSR(x86.MSRLSTAR, 1, 0xffffffffc0000000); f&abi.VMEventFlagDeny == 0 {
 		t.Errorf("write to LSTAR answered with flags %#x", f)
+	}
+	if n := w.dom.LostDenials(); n != 0 {
+		t.Errorf("the write was denied before Xen had come to wait for the answer, and landed")
 	}
 }
 

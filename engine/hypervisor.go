@@ -16,6 +16,7 @@ type Hypervisor interface {
 	Layout() *abi.Layout
 	Domain(xen.DomID) (xen.DomainInfo, error)
 	Registers(dom xen.DomID, vcpu int) (x86.Registers, error)
+	CPU(xen.DomID) xen.CPU
 	RingFrame(xen.DomID) (x86.GFN, error)
 	PageFrameType(xen.DomID, x86.GFN) (xen.PageType, error)
 	ProbeMemAccess(xen.DomID) error

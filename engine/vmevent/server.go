@@ -20,6 +20,13 @@ type Source interface {
 	Wake()
 }
 
+// Processors says which of the guest's vCPUs run.
+type Processors interface {
+	// VCPURunning reports whether a physical processor executes the vCPU, or
+	// Xen on its behalf.
+	VCPURunning(vcpu uint32) (bool, error)
+}
+
 // Handler judges events on the ring thread. It must not block, allocate, lock
 // or log on the paths it takes for a healthy guest.
 type Handler interface {
@@ -29,6 +36,10 @@ type Handler interface {
 // pollInterval bounds how long a lost wake-up could go unnoticed. Xen notifies
 // for every request, so this is a safety net and not the way events arrive.
 const pollInterval = time.Second
+
+// settleLimit bounds the wait for a vCPU to leave its processor, which takes
+// some microseconds.
+const settleLimit = 100 * time.Millisecond
 
 // Stats is a snapshot of a server's counters.
 type Stats struct {
@@ -40,16 +51,21 @@ type Stats struct {
 	Malformed uint64
 	// Held is the number of requests now waiting for Release.
 	Held int
+	// Unsettled counts denials that were given although Xen was not seen to
+	// be ready for them, so that the write may have landed.
+	Unsettled uint64
 }
 
 // Server reads requests, asks its handler and answers, until Stop.
 type Server struct {
 	ring    *Ring
 	source  Source
+	cpus    Processors
 	handler Handler
 
 	counts [numReasons]atomic.Uint64
 	held   atomic.Int32
+	late   atomic.Uint64
 	// attention is set when another goroutine left something in mailbox.
 	attention atomic.Bool
 	mailbox   struct {
@@ -69,8 +85,8 @@ type release struct {
 
 // NewServer returns a server that has not started. It takes neither ring nor
 // source over: close them after Run has returned.
-func NewServer(ring *Ring, source Source, handler Handler) *Server {
-	return &Server{ring: ring, source: source, handler: handler, done: make(chan struct{})}
+func NewServer(ring *Ring, source Source, cpus Processors, handler Handler) *Server {
+	return &Server{ring: ring, source: source, cpus: cpus, handler: handler, done: make(chan struct{})}
 }
 
 // Run serves the ring on the calling goroutine, locked to its OS thread, until
@@ -110,7 +126,7 @@ func (s *Server) Release(vcpu uint32, v Verdict) {
 
 // Stats returns the counters.
 func (s *Server) Stats() Stats {
-	st := Stats{Events: make(map[Reason]uint64), Malformed: s.ring.Malformed(), Held: int(s.held.Load())}
+	st := Stats{Events: make(map[Reason]uint64), Malformed: s.ring.Malformed(), Held: int(s.held.Load()), Unsettled: s.late.Load()}
 	for i := range s.counts {
 		if n := s.counts[i].Load(); n != 0 {
 			st.Events[Reason(i)] = n
@@ -155,13 +171,45 @@ func (s *Server) drain(ev *Event) error {
 				s.hold(ev)
 				continue
 			}
-			s.ring.Respond(ev, v)
+			s.respond(ev, v)
 		}
 		if !s.ring.Publish() {
 			return nil
 		}
 		if err := s.source.Notify(); err != nil {
 			return fmt.Errorf("notify Xen of responses on the monitor ring: %w", err)
+		}
+	}
+}
+
+// respond queues the answer to a request.
+//
+// From Xen 4.14 on, a vCPU whose write to a register was reported marks that
+// write as outstanding after the report is in the ring (hvm_msr_write_intercept,
+// hvm_set_cr0 and their like in xen/arch/x86/hvm/hvm.c). A denial takes the mark
+// away, so one that another processor gives in between is lost, and the write
+// lands. Xen has made the mark once the vCPU has left its processor.
+func (s *Server) respond(ev *Event, v Verdict) {
+	if v&Deny != 0 && ev.Paused && !s.settle(ev.VCPU) {
+		s.late.Add(1)
+	}
+	s.ring.Respond(ev, v)
+}
+
+// settle waits until a vCPU that Xen has paused has left its processor, and
+// reports whether it was seen to.
+func (s *Server) settle(vcpu uint32) bool {
+	var start time.Time
+	for {
+		running, err := s.cpus.VCPURunning(vcpu)
+		if err != nil || !running {
+			return err == nil
+		}
+		switch now := time.Now(); {
+		case start.IsZero():
+			start = now
+		case now.Sub(start) > settleLimit:
+			return false
 		}
 	}
 }
@@ -185,7 +233,7 @@ func (s *Server) readMailbox() bool {
 		for i, ev := range s.waiting {
 			if ev.VCPU == r.vcpu {
 				s.waiting = append(s.waiting[:i], s.waiting[i+1:]...)
-				s.ring.Respond(ev, r.verdict)
+				s.respond(ev, r.verdict)
 				break
 			}
 		}

@@ -30,7 +30,7 @@ func newRing(t testing.TB, minor int) (*vmeventtest.Xen, *vmevent.Ring) {
 
 func serve(t *testing.T, x *vmeventtest.Xen, r *vmevent.Ring, j judge) *vmevent.Server {
 	t.Helper()
-	s := vmevent.NewServer(r, x, j)
+	s := vmevent.NewServer(r, x, x, j)
 	go s.Run()
 	return s
 }
@@ -99,6 +99,42 @@ func TestEveryRelease(t *testing.T) {
 				t.Errorf("stats = %+v", st)
 			}
 		})
+	}
+}
+
+// TestDenialWaits checks that a register write is denied only once its vCPU has
+// come to rest: before that Xen would lose the denial. Other answers do not wait.
+func TestDenialWaits(t *testing.T) {
+	x, r := newRing(t, 17)
+	verdict := vmevent.Deny
+	s := serve(t, x, r, func(*vmevent.Event) vmevent.Verdict { return verdict })
+	for _, c := range []struct {
+		verdict vmevent.Verdict
+		left    int32
+	}{{vmevent.Deny, -1}, {vmevent.Continue, 50}} {
+		verdict = c.verdict
+		x.Leaving.Store(50)
+		if !x.Put(vmeventtest.Request{Paused: true, Reason: abi.VMEventReasonMovToMSR}) {
+			t.Fatal("ring full")
+		}
+		<-x.Answers()
+		if got := x.Leaving.Load(); got != c.left {
+			t.Errorf("verdict %#x: answered with the vCPU still to be seen running %d times, want %d", c.verdict, got, c.left)
+		}
+	}
+	x.Leaving.Store(1 << 30)
+	verdict = vmevent.Deny
+	if !x.Put(vmeventtest.Request{Paused: true, Reason: abi.VMEventReasonMovToMSR}) {
+		t.Fatal("ring full")
+	}
+	if got := <-x.Answers(); got.Flags&abi.VMEventFlagDeny == 0 {
+		t.Errorf("a vCPU that does not come to rest was answered with flags %#x", got.Flags)
+	}
+	if err := s.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if st := s.Stats(); st.Unsettled != 1 {
+		t.Errorf("%d denials counted as unsettled, want 1", st.Unsettled)
 	}
 }
 

@@ -57,7 +57,29 @@ func (h *Host) Registers(dom DomID, vcpu int) (x86.Registers, error) {
 	return decodeCPU(l, rec), nil
 }
 
-// CPU is a domain's processors as something to read registers from.
+// VCPURunning reports whether a physical processor executes a vCPU, or Xen on
+// its behalf. Of a vCPU that is paused, false stays true; true says that it has
+// not come to rest yet. For a domain that has no such vCPU it fails.
+func (h *Host) VCPURunning(dom DomID, vcpu uint32) (bool, error) {
+	const op = "domctl(getvcpuinfo)"
+	if h.closed.Load() {
+		return false, ErrClosed
+	}
+	b, err := h.c.NewDomctl(abi.DomctlGetVCPUInfo, uint16(dom))
+	if err != nil {
+		return false, h.fail(op, dom, err)
+	}
+	defer b.Free()
+	u, f := h.c.Layout.Domctl.U, &h.c.Layout.GetVCPUInfo
+	b.PutU32(u+f.VCPU, vcpu)
+	if err := h.c.Domctl(b); err != nil {
+		return false, opError(h.release, op, dom, err, fmt.Sprintf("vCPU %d", vcpu))
+	}
+	return b.U8(u+f.Running) != 0, nil
+}
+
+// CPU is a domain's processors as something to read registers from, and to ask
+// whether they run.
 type CPU struct {
 	host *Host
 	dom  DomID
@@ -68,6 +90,9 @@ func (h *Host) CPU(dom DomID) CPU { return CPU{h, dom} }
 
 // Registers is Host.Registers for the domain.
 func (c CPU) Registers(vcpu int) (x86.Registers, error) { return c.host.Registers(c.dom, vcpu) }
+
+// VCPURunning is Host.VCPURunning for the domain.
+func (c CPU) VCPURunning(vcpu uint32) (bool, error) { return c.host.VCPURunning(c.dom, vcpu) }
 
 // decodeCPU reads a CPU record.
 func decodeCPU(l *abi.Layout, b *hypercall.Buffer) x86.Registers {

@@ -177,6 +177,29 @@ func TestRegisters(t *testing.T) {
 	})
 }
 
+func TestVCPURunning(t *testing.T) {
+	eachRelease(t, func(t *testing.T, r xen.Release) {
+		hv, h := open(t, xentest.Config{Release: r})
+		d := hv.AddDomain(xentest.Spec{ID: 1, Type: xen.PVH, VCPUs: 3})
+		d.SetOnline(2, false)
+		for vcpu, want := range []bool{true, true, false} {
+			if got, err := h.VCPURunning(1, uint32(vcpu)); err != nil || got != want {
+				t.Errorf("vCPU %d runs: %v, %v", vcpu, got, err)
+			}
+		}
+		if _, err := h.VCPURunning(1, 3); !errors.Is(err, unix.EINVAL) {
+			t.Errorf("no such vCPU: %v", err)
+		}
+		if _, err := h.VCPURunning(9, 0); !errors.Is(err, xen.ErrNoDomain) {
+			t.Errorf("no domain: %v", err)
+		}
+		paused := hv.AddDomain(xentest.Spec{ID: 2, Type: xen.PVH, Pauses: 1})
+		if got, err := h.VCPURunning(2, 0); err != nil || got || paused.Pauses() != 1 {
+			t.Errorf("a paused domain's vCPU runs: %v, %v", got, err)
+		}
+	})
+}
+
 func TestReads(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r xen.Release) {
 		hv, h := open(t, xentest.Config{Release: r, AltP2M: true})

@@ -500,6 +500,9 @@ type Attack struct {
 	// text, alias and rep. It must be in the guest's /proc/kallsyms. "" takes
 	// one that nobody calls meanwhile.
 	Symbol string
+	// Times is how often a register is written, unless a write lands before;
+	// 0 is once.
+	Times int
 }
 
 // Verdict is how an attack ended, as the attacker saw it.
@@ -518,7 +521,11 @@ var verdict = regexp.MustCompile(`hvi-pwn: mode=(\S+) address=0x([0-9a-f]+) befo
 // what it changed, and unloads it. The error is [ErrNoVerdict] when the guest
 // answers without one.
 func (g *Guest) Attack(a Attack) (Verdict, error) {
-	out, err := g.Run(strings.TrimSpace("attack " + a.Mode + " " + a.Symbol))
+	target := a.Symbol
+	if a.Times > 0 {
+		target = fmt.Sprintf("times=%d", a.Times)
+	}
+	out, err := g.Run(strings.TrimSpace("attack " + a.Mode + " " + target))
 	if err != nil {
 		return Verdict{}, err
 	}

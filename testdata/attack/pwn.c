@@ -13,6 +13,7 @@
  *	mode=rep           as text, four bytes with rep movsb
  *	mode=lstar|star|cstar|sysenter-eip
  *	                   write the MSR
+ *	times=N            and try so often, or until one write lands
  *	mode=end           no attack: end the guest at once, as its own kernel would
  *	reason=N           with this reason (SHUTDOWN_* of xen/include/public/sched.h:
  *	                   0 poweroff, 1 reboot, 3 crash, 4 watchdog, 5 soft_reset)
@@ -46,6 +47,8 @@ static unsigned long address;
 module_param(address, ulong, 0);
 static unsigned int reason;
 module_param(reason, uint, 0);
+static unsigned int times = 1;
+module_param(times, uint, 0);
 
 /* What is flipped in the first byte: enough to be seen, easy to recognize. */
 #define FLIP 0x5a
@@ -84,17 +87,20 @@ static void attack_msr(u32 number)
 {
 	unsigned long flags;
 	u64 before, tried, after;
+	unsigned int i = 0;
 
-	/* No system call may come between the write and its undoing. */
-	local_irq_save(flags);
-	before = read_msr(number);
-	/* In STAR, a selector; in the others, an address that stays canonical. */
-	tried = number == MSR_STAR ? before ^ (8ULL << 48) : before ^ 0x1000;
-	write_msr(number, tried);
-	after = read_msr(number);
-	if (after != before)
-		write_msr(number, before);
-	local_irq_restore(flags);
+	do {
+		/* No system call may come between the write and its undoing. */
+		local_irq_save(flags);
+		before = read_msr(number);
+		/* In STAR, a selector; in the others, an address that stays canonical. */
+		tried = number == MSR_STAR ? before ^ (8ULL << 48) : before ^ 0x1000;
+		write_msr(number, tried);
+		after = read_msr(number);
+		if (after != before)
+			write_msr(number, before);
+		local_irq_restore(flags);
+	} while (++i < times && after == before);
 	report(number, before, tried, after);
 }
 

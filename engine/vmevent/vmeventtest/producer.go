@@ -40,6 +40,8 @@ type Response struct {
 type Xen struct {
 	Page   []byte
 	layout *abi.Layout
+	// Leaving is how often the vCPU that was stopped last is still seen running.
+	Leaving atomic.Int32
 
 	mu       sync.Mutex
 	reqProd  uint32
@@ -131,6 +133,12 @@ func (x *Xen) Notify() error {
 // Wait implements vmevent.Source. It ignores the timeout, so that a lost
 // wake-up shows as a test that hangs.
 func (x *Xen) Wait(time.Duration) (bool, error) { return <-x.kick, nil }
+
+// VCPURunning implements vmevent.Processors: a vCPU is asked for Leaving times
+// before it has left its processor, and rests from then on.
+func (x *Xen) VCPURunning(uint32) (bool, error) {
+	return x.Leaving.Add(-1) >= 0, nil
+}
 
 // Wake implements vmevent.Source.
 func (x *Xen) Wake() { x.kick <- false }

@@ -78,6 +78,7 @@ type Domain struct {
 	deferRegisters bool
 	eachRep        bool
 	altp2mActive   bool
+	lostDenials    int
 }
 
 type vcpu struct {
@@ -86,6 +87,9 @@ type vcpu struct {
 	singleStep bool
 	eventPause int
 	injected   *Injected
+	// leaving is how often Xen will be asked before the vCPU has left its
+	// processor, which it begins to do when it reports an event.
+	leaving int
 }
 
 // Injected is an event that was injected into a vCPU.
@@ -226,6 +230,13 @@ func (d *Domain) Pauses() int {
 func (d *Domain) EventPauses(vcpu int) int {
 	defer d.lock()()
 	return d.vcpus[vcpu].eventPause
+}
+
+// LostDenials returns how many register writes landed although they were denied:
+// Xen had not come to wait for the answer when it was given.
+func (d *Domain) LostDenials() int {
+	defer d.lock()()
+	return d.lostDenials
 }
 
 // SingleStepping reports whether a vCPU reports each instruction.

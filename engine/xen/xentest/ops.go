@@ -43,6 +43,7 @@ var domctlNames = map[uint32]string{
 	abi.DomctlPauseDomain:          "domctl(pausedomain)",
 	abi.DomctlUnpauseDomain:        "domctl(unpausedomain)",
 	abi.DomctlGetDomainInfo:        "domctl(getdomaininfo)",
+	abi.DomctlGetVCPUInfo:          "domctl(getvcpuinfo)",
 	abi.DomctlGetHVMContextPartial: "domctl(gethvmcontext_partial)",
 	abi.DomctlGetPageFrameInfo3:    "domctl(getpageframeinfo3)",
 	abi.DomctlGetPagingMempoolSize: "domctl(get_paging_mempool_size)",
@@ -124,6 +125,8 @@ func (h *Hypervisor) domctl(c *caller, addr uint64) error {
 		}
 		d.pauses--
 		return nil
+	case abi.DomctlGetVCPUInfo:
+		return h.getVCPUInfo(d, u)
 	case abi.DomctlGetHVMContextPartial:
 		return h.getContext(c, d, op, u)
 	case abi.DomctlGetPageFrameInfo3:
@@ -230,6 +233,32 @@ func (h *Hypervisor) pagingPool(cmd uint32, d *Domain, u handle) error {
 		return unix.EINVAL
 	}
 	u.put(l.ShadowOp.MB, 4, d.spec.PagingPool>>20)
+	return nil
+}
+
+// getVCPUInfo has a vCPU run unless something holds it, and one that was just
+// stopped by an event run a little longer.
+func (h *Hypervisor) getVCPUInfo(d *Domain, u handle) error {
+	f := &h.layout.GetVCPUInfo
+	i := u.u32(f.VCPU)
+	if i >= uint32(len(d.vcpus)) {
+		return unix.EINVAL
+	}
+	v := d.vcpus[i]
+	running := uint64(0)
+	switch {
+	case v.leaving > 0:
+		v.leaving--
+		running = 1
+	case !v.offline && v.eventPause == 0 && d.pauses == 0 && !d.shutdown && d.state != dying:
+		running = 1
+	}
+	clear(u.b[:f.Size])
+	u.put(f.VCPU, 4, uint64(i))
+	if !v.offline {
+		u.put(f.Online, 1, 1)
+	}
+	u.put(f.Running, 1, running)
 	return nil
 }
 

@@ -14,6 +14,10 @@ import (
 // ErrRingFull says that the listener has to answer before another event fits.
 var ErrRingFull = errors.New("the monitor ring is full")
 
+// looksToLeave is how often Xen is asked whether a vCPU runs until one that has
+// reported an event does not.
+const looksToLeave = 3
+
 // ring is Xen's side of a monitor ring.
 type ring struct {
 	page      []byte
@@ -100,6 +104,7 @@ func (d *Domain) Send(entry []byte) error {
 			return fmt.Errorf("no vCPU %d", v)
 		}
 		d.vcpus[v].eventPause++
+		d.vcpus[v].leaving = looksToLeave
 	}
 	r.reqProd++
 	index(r.page, l.SRing.ReqProd).Store(r.reqProd)
@@ -136,6 +141,11 @@ func (d *Domain) resume() {
 		}
 		if le(rsp[l.VMEvent.OffFlags:], 4)&abi.VMEventFlagVCPUPaused != 0 && d.vcpus[v].eventPause > 0 {
 			d.vcpus[v].eventPause--
+			// Releases that wait for an answer because they were told to
+			// begin to wait after they have asked.
+			if le(rsp[l.VMEvent.OffFlags:], 4)&abi.VMEventFlagDeny != 0 && d.deferRegisters && d.vcpus[v].leaving > 0 {
+				d.lostDenials++
+			}
 			if le(rsp[l.VMEvent.OffFlags:], 4)&abi.VMEventFlagToggleSingleStep != 0 {
 				d.vcpus[v].singleStep = !d.vcpus[v].singleStep
 			}
