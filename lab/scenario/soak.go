@@ -161,7 +161,7 @@ func (s *soaker) run(name string, n int, begin, cycle func() error) error {
 			return err
 		}
 	}
-	before, err := s.count()
+	before, err := s.settled()
 	if err != nil {
 		return err
 	}
@@ -194,6 +194,32 @@ func (s *soaker) run(name string, n int, begin, cycle func() error) error {
 	})
 	s.late = 0
 	return s.end()
+}
+
+// settled counts until several counts in a row are the same: others work on
+// after hvi is attached, xl with a watch of its own, and what they have not
+// taken yet would count as ours later.
+func (s *soaker) settled() (c tally, err error) {
+	const pause, inARow = 500 * time.Millisecond, 5
+	same := 0
+	err = s.t.Eventually(hvidLimit, "what is held stays the same", func() (bool, error) {
+		now, err := s.count()
+		if err != nil {
+			return false, err
+		}
+		last := c
+		c = now
+		last.Memory = now.Memory // has a bound of its own
+		if same++; now != last {
+			same = 1
+		}
+		if same >= inARow {
+			return true, nil
+		}
+		time.Sleep(pause)
+		return false, nil
+	})
+	return c, err
 }
 
 // within says whether nothing is held that was not held before. Less is no leak.
