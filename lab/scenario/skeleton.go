@@ -130,7 +130,7 @@ func skeletonAMD(t *T) error {
 	t.Check(st.Tier == control.TierRegisters, "tier is registers: %s", st.Tier)
 	text := guardStatus(st, "kernel-text")
 	t.Check(text.State == control.GuardScanning, "kernel-text can only be compared: %s", text.State)
-	t.Check(strings.Contains(text.Reason, "VT-x"), "and says what it needs: %q", text.Reason)
+	t.Check(strings.Contains(text.Reason, "VT-x") && strings.Contains(text.Reason, scanPeriod.String()), "and says what it needs, and what it does instead: %q", text.Reason)
 	t.Fact("kernel_text_reason", text.Reason)
 	entry := guardStatus(st, "syscall-entry")
 	t.Check(entry.State == control.GuardArmed, "syscall-entry is armed: %s", entry.State)

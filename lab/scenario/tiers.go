@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/xen-hvi/hvi/control"
-	"github.com/xen-hvi/hvi/engine"
 	"github.com/xen-hvi/hvi/engine/journal"
 )
 
@@ -27,9 +26,10 @@ const (
 	// unwanted is what is overwritten for good: a function that nobody calls, and
 	// whose guest can still be shut down.
 	unwanted = "kernel_restart"
-	// foundLimit is emulated time for a change to be found: what is stated, the
-	// looks that confirm it, and the speed of an emulator.
-	foundLimit = engine.ScanPeriod + 15*time.Second
+	// scanPeriod is within what time hvid says that it finds a change, and
+	// foundLimit that with the looks that confirm it and an emulator's speed.
+	scanPeriod = 30 * time.Second
+	foundLimit = scanPeriod + 15*time.Second
 )
 
 func tiersAMD(t *T) error {
