@@ -12,17 +12,18 @@ import (
 )
 
 const (
-	// ScanPeriod is within what time everything has been compared once, and
-	// scanTick how often some of it is.
+	// ScanPeriod is within what time a change is found: a round of scanTicks, in
+	// each of which some is compared, and the looks that confirm it.
 	ScanPeriod = 30 * time.Second
 	scanTick   = time.Second
+	scanTicks  = int(ScanPeriod/scanTick) - scanLooks
 	// scanLooks is how often in a row, a tick apart, a change must be seen. The
 	// kernel patches itself within milliseconds.
 	scanLooks = 3
 	// scanBudget bounds what one tick may take of a processor of dom0; what is
 	// not done by then is the next tick's. A Debian kernel's share of a tick
 	// takes under a millisecond.
-	scanBudget = 50 * time.Millisecond
+	scanBudget = 100 * time.Millisecond
 	// maxScanRecords bounds the records of one part: a guest that rewrites its
 	// whole code is told of, not quoted.
 	maxScanRecords = 4
@@ -97,7 +98,7 @@ func (s *Session) scanSome() {
 		for part := range sc.suspects {
 			s.scanPart(sc, part)
 		}
-		share := len(sc.order)/int(ScanPeriod/scanTick) + 1
+		share := len(sc.order)/scanTicks + 1
 		for n := 0; n < share && time.Now().Before(until); n++ {
 			if sc.next == len(sc.order) {
 				sc.order, sc.next = rand.Perm(sc.scanner.Parts()), 0
