@@ -180,6 +180,7 @@ const (
 	GuardOff         GuardState = "off"
 	GuardUnavailable GuardState = "unavailable"
 	GuardDegraded    GuardState = "degraded"
+	GuardScanning    GuardState = "scanning"
 )
 
 // GuardStatus is one guard of one domain.
@@ -191,9 +192,11 @@ type GuardStatus struct {
 	// Reason says why the state is neither armed nor off.
 	Reason string `json:"reason,omitempty"`
 	// Events counts violations, Blocked those of them that were prevented,
-	// Passed what the guard looked at and found legitimate.
+	// Found those that took place unseen and were found afterwards, Passed what
+	// the guard looked at and found legitimate.
 	Events  uint64 `json:"events"`
 	Blocked uint64 `json:"blocked"`
+	Found   uint64 `json:"found"`
 	Passed  uint64 `json:"passed"`
 }
 
@@ -210,9 +213,11 @@ type Failure struct {
 type Counters struct {
 	// RingEvents is the number of requests answered on the monitor ring.
 	RingEvents uint64 `json:"ring_events"`
-	// Alerted and Blocked count the violations by what was done about them.
+	// Alerted and Blocked count the violations by what was done about them,
+	// Found those that were found afterwards.
 	Alerted uint64 `json:"alerted"`
 	Blocked uint64 `json:"blocked"`
+	Found   uint64 `json:"found"`
 	// RecordsLost counts violations whose record could not be kept.
 	RecordsLost uint64 `json:"records_lost"`
 }

@@ -36,7 +36,7 @@ func (s *Session) apply(decl Declaration) error {
 		for i := range st.Guards {
 			for _, was := range before.Guards {
 				if g := &st.Guards[i]; was.Name == g.Name {
-					g.Passed, g.Violations, g.Blocked = was.Passed, was.Violations, was.Blocked
+					g.Passed, g.Violations, g.Blocked, g.Found = was.Passed, was.Violations, was.Blocked, was.Found
 				}
 			}
 		}

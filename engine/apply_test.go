@@ -204,7 +204,7 @@ func TestHandDetachedStays(t *testing.T) {
 // TestRequireAttach holds a domain whose policy wants certainty when hvi can't
 // attach, until it can, or the admin lets the guest go.
 func TestRequireAttach(t *testing.T) {
-	for _, end := range []string{"attach", "detach", "destroy"} {
+	for _, end := range []string{"attach", "attach with another policy", "detach", "destroy"} {
 		t.Run(end, func(t *testing.T) {
 			w := newWorld(t, xentest.Config{}, xentest.Spec{Pauses: 1})
 			w.decl.Spec.RequireAttach = true
@@ -228,6 +228,15 @@ func TestRequireAttach(t *testing.T) {
 				if err := w.engine.Detach(t.Context(), 7); err != nil {
 					t.Fatal(err)
 				}
+			case "attach with another policy":
+				w.xen.FailNext("vm_event_op(enable)", 16)
+				if err := w.engine.Attach(t.Context(), 7, declare(t, "observe")); err == nil {
+					t.Error("attached to a ring that is another's")
+				}
+				if st := w.status(); st.State != engine.StateFailed || st.Held == "" || w.dom.Pauses() != 2 {
+					t.Errorf("%s, held %q, %d pauses: an attempt that fails must not let the guest go", st.State, st.Held, w.dom.Pauses())
+				}
+				fallthrough
 			case "detach":
 				if err := w.engine.Detach(t.Context(), 7); err != nil {
 					t.Fatal(err)

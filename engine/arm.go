@@ -59,12 +59,13 @@ func (s *Session) arm() error {
 		}
 		s.setGuard(a.Guard.Name, GuardArmed, "")
 	}
+	s.startScans()
 	if err := s.ledger.Unpause(); err != nil {
 		return fail(err)
 	}
 	state := StateProtecting
 	for _, g := range s.Status().Guards {
-		if g.State == GuardDegraded || g.State == GuardUnavailable {
+		if g.State == GuardDegraded || g.State == GuardUnavailable || g.State == GuardScanning {
 			state = StateDegraded
 		}
 	}

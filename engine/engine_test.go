@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/xen-hvi/hvi/engine"
 	"github.com/xen-hvi/hvi/engine/guest/linux"
@@ -70,9 +71,30 @@ func declare(t *testing.T, mode string) engine.Declaration {
 	return engine.Declaration{Spec: spec, Source: "test"}
 }
 
+// declareGuards is declare with enforce, and what is to be done by guards.
+func declareGuards(t *testing.T, guards ...string) engine.Declaration {
+	t.Helper()
+	var b policy.Builder
+	b.Mode("enforce", policy.Origin{Source: "test"})
+	for _, g := range guards {
+		b.GuardAssignment(g, policy.Origin{Source: "test"})
+	}
+	spec, err := b.Build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return engine.Declaration{Spec: spec, Source: "test"}
+}
+
 func newWorld(t *testing.T, cfg xentest.Config, spec xentest.Spec) *world {
 	t.Helper()
-	w := &world{t: t, xen: xentest.New(cfg), guest: linuxtest.New(linuxtest.Config{}), dir: t.TempDir(), decl: declare(t, "enforce"), found: true}
+	return newWorldOf(t, linuxtest.Config{}, cfg, spec)
+}
+
+// newWorldOf is newWorld with another guest.
+func newWorldOf(t *testing.T, guest linuxtest.Config, cfg xentest.Config, spec xentest.Spec) *world {
+	t.Helper()
+	w := &world{t: t, xen: xentest.New(cfg), guest: linuxtest.New(guest), dir: t.TempDir(), decl: declare(t, "enforce"), found: true}
 	w.guest.SetTask(0, 214, 214, "insmod")
 	w.setState(0)
 	spec.ID, spec.UUID = 7, xen.UUID{7}
@@ -474,6 +496,66 @@ func TestPV(t *testing.T) {
 	if st.State != engine.StateFailed || !strings.Contains(st.Failure.Err.Error(), "PV") || !strings.Contains(st.Failure.Fix, "pvh") {
 		t.Errorf("%s, %+v", st.State, st.Failure)
 	}
+	w.checkClean(1)
+}
+
+// TestScan has the register tier and a kernel whose own patches can be told:
+// a change of its code is found afterwards, once, and its own is not.
+func TestScan(t *testing.T) {
+	w := newWorldOf(t, linuxtest.Config{Variables: []string{"__start___jump_table", "__stop___jump_table"}}, xentest.Config{AMD: true}, xentest.Spec{Pauses: 1})
+	// One branch, at 0x1100, that leads to 0x1180.
+	table := w.guest.Addr("__start___jump_table")
+	for i, to := range []x86.VirtAddr{w.guest.Base + 0x1100, w.guest.Base + 0x1180} {
+		at := table + x86.VirtAddr(i)*4
+		w.guest.Write(at, binary.LittleEndian.AppendUint32(nil, uint32(to-at)))
+	}
+	w.guest.Write(w.guest.Base+0x1100, []byte{0x0f, 0x1f, 0x44, 0, 0})
+	w.copyMemory()
+	w.appear()
+	w.boot()
+	kernelText := func() engine.GuardStatus {
+		for _, g := range w.status().Guards {
+			if g.Name == policy.GuardKernelText {
+				return g
+			}
+		}
+		return engine.GuardStatus{}
+	}
+	if g := kernelText(); w.status().State != engine.StateDegraded || g.State != engine.GuardScanning || !strings.Contains(g.Reason, "VT-x") || !strings.Contains(g.Reason, engine.ScanPeriod.String()) {
+		t.Fatalf("%s, %+v", w.status().State, g)
+	}
+	all := int(engine.ScanPeriod/time.Second) + 3
+	w.guest.Write(w.guest.Base+0x1100, []byte{0xe9, 0x7b, 0, 0, 0})
+	w.copyMemory()
+	w.engine.ScanForTest(7, all)
+	if g := kernelText(); g.Violations != 0 {
+		t.Fatalf("the kernel's own patch: %+v", g)
+	}
+	w.guest.Write(w.guest.Base+0x2340, []byte{0x90, 0x90})
+	w.copyMemory()
+	w.engine.ScanForTest(7, 2*all)
+	if g := kernelText(); g.Violations != 1 || g.Found != 1 || g.Blocked != 0 {
+		t.Errorf("%+v", g)
+	}
+	r := <-w.events.got
+	if r.Guard != "kernel-text" || r.Action != journal.Found || r.Target.Memory.Addr != w.guest.Base+0x2340 || r.Target.Memory.Phys != w.guest.PhysBase+0x2340 ||
+		r.Process.Unknown == "" || len(r.Attempted.Bytes) != 64 || r.Attempted.Bytes[0] != 0x90 {
+		t.Errorf("record %+v", r)
+	}
+	if len(w.events.got) != 0 {
+		t.Errorf("told again: %+v", <-w.events.got)
+	}
+	if err := w.engine.Apply(t.Context(), w.info, declareGuards(t, "kernel-text=off")); err != nil {
+		t.Fatal(err)
+	}
+	w.guest.Write(w.guest.Base+0x2380, []byte{0x90, 0x90})
+	w.copyMemory()
+	w.engine.ScanForTest(7, all)
+	if g := kernelText(); g.State != engine.GuardOff || g.Violations != 1 {
+		t.Errorf("after it was turned off: %+v", g)
+	}
+	w.dom.Shutdown(abi.ShutdownPoweroff)
+	w.engine.ShutDown(w.info)
 	w.checkClean(1)
 }
 

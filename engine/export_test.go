@@ -8,6 +8,7 @@ import (
 	"github.com/xen-hvi/hvi/engine/guest/linux"
 	"github.com/xen-hvi/hvi/engine/ledger"
 	"github.com/xen-hvi/hvi/engine/vmevent"
+	"github.com/xen-hvi/hvi/engine/xen"
 )
 
 // ConnectForTest enables the ring of a ledger's domain as a session does, and
@@ -39,3 +40,13 @@ func NewReporter(rec Recorder, k *linux.Kernel) *Reporter {
 func (r *Reporter) Report(e guard.Evidence) { r.s.report(&e) }
 func (r *Reporter) Flush()                  { r.s.flush() }
 func (r *Reporter) Unrecorded() uint64      { return r.s.unrecorded.Load() }
+
+// ScanForTest has the session of a domain scan as in n ticks.
+func (e *Engine) ScanForTest(id xen.DomID, n int) {
+	s := e.byID(id).current()
+	s.do(func() {
+		for range n {
+			s.scanSome()
+		}
+	})
+}

@@ -51,6 +51,7 @@ type Session struct {
 	memory   GuestMemory
 	kernel   *linux.Kernel
 	set      *guard.Set
+	scans    []*scan
 	entry    *kernelEntry
 	boot     *bootEnd
 	tries    int
@@ -205,6 +206,7 @@ func (s *Session) Release() error {
 
 func (s *Session) run(attached chan<- error) {
 	defer close(s.quit)
+	defer s.stopScans()
 	err := s.attach()
 	attached <- err
 	if err != nil {
@@ -233,6 +235,8 @@ func (s *Session) run(attached chan<- error) {
 			s.report(&e)
 		case <-s.fold.flushDue():
 			s.flush()
+		case <-s.scanDue():
+			s.scanSome()
 		case <-s.server.Done():
 			s.ringLost()
 		}

@@ -55,6 +55,9 @@ const (
 	GuardOff         GuardState = "off"         // the policy turned it off
 	GuardUnavailable GuardState = "unavailable" // the tier cannot carry it
 	GuardDegraded    GuardState = "degraded"    // it could not be armed
+	// GuardScanning: the tier cannot carry it, and what it protects is compared
+	// with what it was instead.
+	GuardScanning GuardState = "scanning"
 )
 
 // GuardStatus is one guard of one domain.
@@ -62,9 +65,10 @@ type GuardStatus struct {
 	Name   policy.GuardName
 	Action policy.Action
 	State  GuardState
-	Reason string // why it is unavailable or degraded
-	// Passed, Violations and Blocked count what the guard saw.
-	Passed, Violations, Blocked uint64
+	Reason string // why it is unavailable, degraded or scanning
+	// Passed, Violations and Blocked count what the guard saw, Found the
+	// violations that it found afterwards.
+	Passed, Violations, Blocked, Found uint64
 }
 
 // Failure says why a session could not go on: in which stage, what went wrong

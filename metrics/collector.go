@@ -65,7 +65,7 @@ var (
 	descLost     = desc("hvi_records_lost_total", "Violations that were acted upon but have no record.", ofDomain...)
 
 	descGuard      = desc("hvi_guard_state", "The state of a guard; 1 for the state it is in, other states have no series. The action is the policy's.", append(slices.Clone(ofGuard), "action", "state")...)
-	descViolations = desc("hvi_guard_violations_total", "Violations that a guard saw, by what was done about them: blocked or alerted.", append(slices.Clone(ofGuard), "action")...)
+	descViolations = desc("hvi_guard_violations_total", "Violations that a guard saw, by what was done about them: blocked, alerted, or found afterwards.", append(slices.Clone(ofGuard), "action")...)
 	descPassed     = desc("hvi_guard_passed_total", "Accesses that a guard looked at and found legitimate.", ofGuard...)
 
 	descRecords      = desc("hvi_journal_records_total", "Records of security events that were made.")
@@ -154,7 +154,8 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 		count(descLost, s.lost, of...)
 		for name, g := range s.guards {
 			count(descViolations, g.blocked, s.name, s.uuid, name, string(journal.Blocked))
-			count(descViolations, g.violations-g.blocked, s.name, s.uuid, name, string(journal.Alerted))
+			count(descViolations, g.found, s.name, s.uuid, name, string(journal.Found))
+			count(descViolations, g.violations-g.blocked-g.found, s.name, s.uuid, name, string(journal.Alerted))
 			count(descPassed, g.passed, s.name, s.uuid, name)
 		}
 	}

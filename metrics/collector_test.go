@@ -141,12 +141,14 @@ hvi_guard_passed_total{domain="web",guard="syscall-entry",uuid="2afdc6e7-4864-4a
 # TYPE hvi_guard_state gauge
 hvi_guard_state{action="alert",domain="web",guard="syscall-entry",state="armed",uuid="2afdc6e7-4864-4a2c-9dcf-67c4e1ddc1c8"} 1
 hvi_guard_state{action="block",domain="web",guard="kernel-text",state="armed",uuid="2afdc6e7-4864-4a2c-9dcf-67c4e1ddc1c8"} 1
-# HELP hvi_guard_violations_total Violations that a guard saw, by what was done about them: blocked or alerted.
+# HELP hvi_guard_violations_total Violations that a guard saw, by what was done about them: blocked, alerted, or found afterwards.
 # TYPE hvi_guard_violations_total counter
 hvi_guard_violations_total{action="alerted",domain="web",guard="kernel-text",uuid="2afdc6e7-4864-4a2c-9dcf-67c4e1ddc1c8"} 2
 hvi_guard_violations_total{action="alerted",domain="web",guard="syscall-entry",uuid="2afdc6e7-4864-4a2c-9dcf-67c4e1ddc1c8"} 1
 hvi_guard_violations_total{action="blocked",domain="web",guard="kernel-text",uuid="2afdc6e7-4864-4a2c-9dcf-67c4e1ddc1c8"} 3
+hvi_guard_violations_total{action="found",domain="web",guard="kernel-text",uuid="2afdc6e7-4864-4a2c-9dcf-67c4e1ddc1c8"} 0
 hvi_guard_violations_total{action="blocked",domain="web",guard="syscall-entry",uuid="2afdc6e7-4864-4a2c-9dcf-67c4e1ddc1c8"} 0
+hvi_guard_violations_total{action="found",domain="web",guard="syscall-entry",uuid="2afdc6e7-4864-4a2c-9dcf-67c4e1ddc1c8"} 0
 # HELP hvi_journal_records_total Records of security events that were made.
 # TYPE hvi_journal_records_total counter
 hvi_journal_records_total 6

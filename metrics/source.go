@@ -54,11 +54,12 @@ type Guard struct {
 	Name string
 	// Action is what the policy sets: "off", "alert" or "block".
 	Action string
-	// State is "pending", "armed", "off", "unavailable" or "degraded".
+	// State is "pending", "armed", "off", "unavailable", "degraded" or "scanning".
 	State string
 	// Violations counts since the domain's AttachedAt, Blocked those of them
-	// that were prevented, Passed what the guard found legitimate.
-	Violations, Blocked, Passed uint64
+	// that were prevented, Found those that were found afterwards, Passed what the
+	// guard found legitimate.
+	Violations, Blocked, Found, Passed uint64
 }
 
 // Host is what is counted for the host. All counts are since hvid started.

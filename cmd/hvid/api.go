@@ -282,10 +282,11 @@ func domainStatus(st engine.Status) control.DomainStatus {
 	for _, g := range st.Guards {
 		out.Guards = append(out.Guards, control.GuardStatus{
 			Name: string(g.Name), Action: g.Action.String(), State: control.GuardState(g.State), Reason: g.Reason,
-			Events: g.Violations, Blocked: g.Blocked, Passed: g.Passed,
+			Events: g.Violations, Blocked: g.Blocked, Found: g.Found, Passed: g.Passed,
 		})
 		out.Counters.Blocked += g.Blocked
-		out.Counters.Alerted += g.Violations - g.Blocked
+		out.Counters.Found += g.Found
+		out.Counters.Alerted += g.Violations - g.Blocked - g.Found
 	}
 	if f := st.Failure; f != nil {
 		out.Failure = &control.Failure{Stage: f.Stage, Got: f.Err.Error(), Fix: f.Fix}

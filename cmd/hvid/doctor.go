@@ -109,7 +109,7 @@ func domainReport(st engine.Status) control.DomainReport {
 	r.Checks = append(r.Checks, state)
 	for _, g := range st.Guards {
 		c := control.Check{Name: "guard " + string(g.Name), Status: control.CheckOK, Detail: string(g.State)}
-		if g.State == engine.GuardUnavailable || g.State == engine.GuardDegraded {
+		if g.State == engine.GuardUnavailable || g.State == engine.GuardDegraded || g.State == engine.GuardScanning {
 			c.Status, c.Detail = control.CheckMissing, string(g.State)+": "+g.Reason
 			c.Fix = "see the tier's reason above; or turn the guard off for this domain: introspection_guards = [ \"" + string(g.Name) + "=off\" ]"
 		}

@@ -46,6 +46,10 @@ type Guard struct {
 	// Bind returns the judge of this guest's events: true means violation.
 	// The judge runs on the ring thread and must not allocate.
 	Bind func(*Target) (func(*vmevent.Event) bool, error)
+	// Scan finds violations afterwards where the platform lacks what the guard
+	// needs; nil for a guard that can't. The guest must be paused while it is
+	// called.
+	Scan func(*Target) (Scanner, error)
 }
 
 // All returns every guard, in the order they are armed and shown.

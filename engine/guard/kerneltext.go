@@ -19,10 +19,13 @@ import (
 // table is loaded, the address is in that window, and the instruction is in
 // kernel text, which this guard keeps honest. Everything else is a violation.
 // Code that calls text_poke itself looks the same from here.
+//
+// Without page access, the code is compared now and then with what it was.
 func KernelText() Guard {
 	return Guard{
 		Name:  policy.GuardKernelText,
 		Needs: NeedMemAccess,
+		Scan:  scanText,
 		Watch: func(t *Target) (Watch, error) {
 			frames, err := t.Kernel.TextFrames()
 			if err != nil {

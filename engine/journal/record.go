@@ -50,6 +50,8 @@ const (
 	Alerted Action = "alerted"
 	// Blocked: the violation was reported and did not take place.
 	Blocked Action = "blocked"
+	// Found: the violation took place unseen, and was found afterwards.
+	Found Action = "found"
 )
 
 // TargetKind says what a violation was aimed at.
@@ -288,6 +290,9 @@ func (r *Record) Summary() string {
 	fmt.Fprintf(&b, "%s %s", what, r.Target)
 	if r.Before.known() || r.Attempted.known() {
 		fmt.Fprintf(&b, ", %s -> %s", r.Before, r.Attempted)
+	}
+	if r.Action == Found {
+		return b.String() // nobody saw who did it
 	}
 	fmt.Fprintf(&b, ", by %s", r.Process)
 	fmt.Fprintf(&b, " at %s, vCPU %d", r.RIP.long(), r.VCPU)

@@ -491,13 +491,14 @@ type Attack struct {
 	// Mode is one of
 	//
 	//	text      clear CR0.WP, store through the kernel's text mapping
+	//	keep      the same, and leave it so
 	//	alias     the same through the direct mapping of the same frame
 	//	rep       the same as text with rep movsb, 4 bytes
 	//	lstar, star, cstar, sysenter-eip
 	//	          write the system call entry's MSR
 	Mode string
 	// Symbol is the function whose first byte is the target, in the modes
-	// text, alias and rep. It must be in the guest's /proc/kallsyms. "" takes
+	// that write code. It must be in the guest's /proc/kallsyms. "" takes
 	// one that nobody calls meanwhile.
 	Symbol string
 	// Times is how often a register is written, unless a write lands before;

@@ -9,6 +9,7 @@
  * busybox' insmod, which tries twice.)
  *
  *	mode=text          clear CR0.WP, store one byte through the text mapping
+ *	mode=keep          as text, and leave it so
  *	mode=alias         the same through the direct mapping of the same frame
  *	mode=rep           as text, four bytes with rep movsb
  *	mode=lstar|star|cstar|sysenter-eip
@@ -17,7 +18,7 @@
  *	mode=end           no attack: end the guest at once, as its own kernel would
  *	reason=N           with this reason (SHUTDOWN_* of xen/include/public/sched.h:
  *	                   0 poweroff, 1 reboot, 3 crash, 4 watchdog, 5 soft_reset)
- *	address=0x...      the target in the first three modes, or
+ *	address=0x...      the target in the modes that write code, or
  *	symbol=NAME        an exported function, default kernel_restart
  *
  * It logs one line:
@@ -129,7 +130,7 @@ static u64 number(const u8 *b, unsigned long n)
 	return v;
 }
 
-static int attack_text(bool alias, bool rep)
+static int attack_text(bool alias, bool rep, bool keep)
 {
 	unsigned long at = address, flags, n = rep ? 4 : 1;
 	u8 before[4], tried[4], after[4];
@@ -153,7 +154,7 @@ static int attack_text(bool alias, bool rep)
 	write(to, tried, n, rep);
 	for (i = 0; i < n; i++)
 		after[i] = READ_ONCE(text[i]);
-	if (memcmp(after, before, n))
+	if (!keep && memcmp(after, before, n))
 		write(to, before, n, rep);
 	local_irq_restore(flags);
 	report(at, number(before, n), number(tried, n), number(after, n));
@@ -182,11 +183,13 @@ static int __init pwn_init(void)
 		}
 	}
 	if (!strcmp(mode, "text"))
-		return attack_text(false, false);
+		return attack_text(false, false, false);
+	if (!strcmp(mode, "keep"))
+		return attack_text(false, false, true);
 	if (!strcmp(mode, "alias"))
-		return attack_text(true, false);
+		return attack_text(true, false, false);
 	if (!strcmp(mode, "rep"))
-		return attack_text(false, true);
+		return attack_text(false, true, false);
 	return -EINVAL;
 }
 module_init(pwn_init);

@@ -187,6 +187,9 @@ func (a *app) domainBlock(d control.DomainStatus) {
 	}
 	if n := d.Counters; n != (control.Counters{}) {
 		events := fmt.Sprintf("%d from Xen, %d blocked, %d alerted", n.RingEvents, n.Blocked, n.Alerted)
+		if n.Found > 0 {
+			events += fmt.Sprintf(", %d found afterwards", n.Found)
+		}
 		if n.RecordsLost > 0 {
 			events += fmt.Sprintf(", %d records lost", n.RecordsLost)
 		}

@@ -129,7 +129,7 @@ func guardCell(s control.GuardState) cell {
 		c.colour = green
 	case control.GuardUnavailable, control.GuardDegraded:
 		c.colour = red
-	case control.GuardPending:
+	case control.GuardPending, control.GuardScanning:
 		c.colour = yellow
 	}
 	return c

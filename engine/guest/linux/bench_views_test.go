@@ -35,3 +35,35 @@ func BenchmarkProcessList(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkTextWatch takes a real kernel's code for right, and compares all of it
+// once.
+func BenchmarkTextWatch(b *testing.B) {
+	for _, img := range testImages(b) {
+		k, err := Identify(img.memory(b), img.Regs[0])
+		if err != nil {
+			b.Fatal(err)
+		}
+		r := k.NewReader(img.Regs)
+		var w *TextWatch
+		b.Run("watch/"+img.name(), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if w, err = r.WatchText(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+		b.Run("compare/"+img.name(), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				for page := range w.Pages() {
+					if found, err := w.Compare(r, page); err != nil || len(found) > 0 {
+						b.Fatal(found, err)
+					}
+				}
+			}
+			b.ReportMetric(float64(w.Pages()), "pages")
+		})
+	}
+}

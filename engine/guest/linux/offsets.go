@@ -37,6 +37,9 @@ type Offsets struct {
 	FtraceOpsHash FtraceOpsHashOffsets `c:"ftrace_ops_hash"`
 	FtraceHash    FtraceHashOffsets    `c:"ftrace_hash"`
 	FtraceEntry   FtraceEntryOffsets   `c:"ftrace_func_entry"`
+	FtracePage    FtracePageOffsets    `c:"ftrace_page"`
+	FtraceRecord  FtraceRecordOffsets  `c:"dyn_ftrace"`
+	OptKprobe     OptKprobeOffsets     `c:"optimized_kprobe"`
 
 	HookList      HookListOffsets      `c:"security_hook_list"`
 	HookHeads     HookHeadsOffsets     `c:"security_hook_heads"`

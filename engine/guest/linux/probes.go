@@ -15,7 +15,14 @@ type KprobeOffsets struct {
 	Addr        int `c:"addr"`
 	PreHandler  int `c:"pre_handler"`
 	PostHandler int `c:"post_handler"`
+	Opcode      int `c:"opcode"` // the byte that the breakpoint displaced
 	Flags       int `c:"flags"`
+}
+
+// OptKprobeOffsets lays out struct optimized_kprobe, whose first member is its
+// kprobe.
+type OptKprobeOffsets struct {
+	Copied int `c:"optinsn.copied_insn"` // the bytes behind the opcode that a jump displaced
 }
 
 // KretprobeOffsets lays out struct kretprobe, whose first member is its kprobe.

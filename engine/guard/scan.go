@@ -1,0 +1,70 @@
+package guard
+
+import (
+	"fmt"
+
+	"github.com/xen-hvi/hvi/engine/guest/linux"
+	"github.com/xen-hvi/hvi/engine/x86"
+)
+
+// Scanner compares what a guard protects with what it was. It is for a platform
+// that lacks what the guard needs, where a violation is not seen when it takes
+// place but can be found afterwards.
+//
+// It belongs to one goroutine. It reads the guest's memory and holds nothing.
+type Scanner interface {
+	// Parts is in how many parts the comparison can be made.
+	Parts() int
+	// Compare returns what is not as it was in a part below Parts. The guest may
+	// be in the middle of a change of its own: what is still there a second
+	// later is a violation.
+	Compare(part int) ([]Change, error)
+	// Accept takes a change that was told for known.
+	Accept(Change)
+}
+
+// Change is something that is not as it was.
+type Change struct {
+	// Addr is where it begins, Now what is there.
+	Addr x86.VirtAddr
+	Now  []byte
+	// Note is what else is known of it, one sentence or nothing.
+	Note string
+
+	text linux.TextChange
+}
+
+// textScanner is the Scanner of kernel text.
+type textScanner struct {
+	reader *linux.Reader
+	watch  *linux.TextWatch
+}
+
+func scanText(t *Target) (Scanner, error) {
+	r := t.Kernel.NewReader(nil)
+	w, err := r.WatchText()
+	if err != nil {
+		return nil, err
+	}
+	return textScanner{r, w}, nil
+}
+
+func (s textScanner) Parts() int { return s.watch.Pages() }
+
+func (s textScanner) Compare(part int) ([]Change, error) {
+	found, err := s.watch.Compare(s.reader, part)
+	var out []Change
+	for _, c := range found {
+		n := "found by comparison; it lies within 64 bytes from there"
+		if c.Patch {
+			n = "found by comparison; the kernel patches this place, but with other instructions"
+			if c.To.Addr != 0 {
+				n += fmt.Sprintf(": this one leads to %s (%s)", c.To.Addr, c.To.In)
+			}
+		}
+		out = append(out, Change{Addr: c.Addr, Now: c.Now, Note: n, text: c})
+	}
+	return out, err
+}
+
+func (s textScanner) Accept(c Change) { s.watch.Accept(c.text) }

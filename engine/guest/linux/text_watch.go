@@ -1,0 +1,291 @@
+package linux
+
+import (
+	"fmt"
+	"hash/maphash"
+	"slices"
+	"sort"
+
+	"github.com/xen-hvi/hvi/engine/guest/report"
+	"github.com/xen-hvi/hvi/engine/x86"
+)
+
+const (
+	// textLine is how much code has a digest of its own: a change is told as
+	// exactly as this.
+	textLine     = 64
+	linesPerPage = x86.PageSize / textLine
+	// maxPatch is the longest instruction that the kernel patches in.
+	maxPatch = 6
+)
+
+// TextWatch knows the kernel's code as it was at one moment, so that a change
+// can be told from the kernel's own patches: a digest of each stretch of code with
+// the places left out that the kernel patches, and those places with what may be
+// there.
+//
+// It takes a sixteenth of the code's size. It borrows nothing; its methods read
+// through the [Reader] they are given.
+type TextWatch struct {
+	start x86.VirtAddr
+	size  int
+	sites []patchSite // in order
+	seed  maphash.Seed
+	lines []uint32 // by offset / textLine
+	// odd are the places that were found to hold what they should not, as told
+	// before, by offset.
+	odd map[uint32][maxPatch]byte
+}
+
+// TextChange is code that is not what it was, and that no patch of the kernel's
+// own explains.
+type TextChange struct {
+	// Addr is where it begins: a multiple of 64 bytes, since it is known no more
+	// exactly, or the place of a patch.
+	Addr x86.VirtAddr
+	// Now is the code there.
+	Now []byte
+	// Patch says that the kernel does patch this place, but not with this. To is
+	// where it leads, if it leads away.
+	Patch bool
+	To    report.Place
+}
+
+// WatchText takes the kernel's code as it is now for right. The guest should be
+// paused, or the kernel may be patching it.
+func (r *Reader) WatchText() (*TextWatch, error) {
+	r.tlb.Flush()
+	r.beginLook()
+	start, end := r.k.TextStart.Page(), r.k.TextEnd
+	if end <= start || end-start > maxText {
+		return nil, &ReadError{What: "kernel text", Got: fmt.Sprintf("from %v to %v", start, end), Err: ErrImplausible}
+	}
+	text := make([]byte, (int(end-start)+x86.PageMask)&^x86.PageMask)
+	if err := r.as.Read(start, text); err != nil {
+		return nil, &ReadError{What: "kernel text", Err: err}
+	}
+	sites, err := r.patchSites(text[r.k.TextStart-start:])
+	if err != nil {
+		return nil, err
+	}
+	for i := range sites {
+		sites[i].off += uint32(r.k.TextStart - start)
+		sites[i].target += uint32(r.k.TextStart - start)
+	}
+	w := &TextWatch{
+		start: start, size: len(text), sites: sites, seed: maphash.MakeSeed(),
+		lines: make([]uint32, len(text)/textLine), odd: map[uint32][maxPatch]byte{},
+	}
+	var page [x86.PageSize]byte
+	for p := range w.Pages() {
+		copy(page[:], text[p<<x86.PageShift:])
+		w.mask(p, &page)
+		for i := range linesPerPage {
+			w.lines[p*linesPerPage+i] = w.digest(&page, i)
+		}
+	}
+	return w, nil
+}
+
+// maxText bounds the kernel's code: Debian's has 14 to 20 MiB.
+const maxText = 256 << 20
+
+// Pages returns how many pages of code there are.
+func (w *TextWatch) Pages() int { return w.size >> x86.PageShift }
+
+// digest is that of one line of a page. Its key is a secret of this process, so
+// that no guest can make other code with the same digest.
+func (w *TextWatch) digest(page *[x86.PageSize]byte, line int) uint32 {
+	return uint32(maphash.Bytes(w.seed, page[line*textLine:(line+1)*textLine]))
+}
+
+// sitesOf returns the places that have a byte in a page.
+func (w *TextWatch) sitesOf(page int) []patchSite {
+	from, to := uint32(page)<<x86.PageShift, uint32(page+1)<<x86.PageShift
+	first := sort.Search(len(w.sites), func(i int) bool { return w.sites[i].off+uint32(w.sites[i].n) > from })
+	last := sort.Search(len(w.sites), func(i int) bool { return w.sites[i].off >= to })
+	return w.sites[first:max(first, last)]
+}
+
+// mask clears what the kernel patches.
+func (w *TextWatch) mask(page int, b *[x86.PageSize]byte) {
+	base := page << x86.PageShift
+	for _, s := range w.sitesOf(page) {
+		from, to := max(int(s.off)-base, 0), min(int(s.off)+int(s.n)-base, x86.PageSize)
+		clear(b[from:to])
+	}
+}
+
+// Compare returns what has changed in a page of the kernel's code, page being
+// below [TextWatch.Pages]. A guest that runs may be patching it at this very
+// moment: what is still there a second later is no patch.
+func (w *TextWatch) Compare(r *Reader, page int) ([]TextChange, error) {
+	r.tlb.Flush()
+	r.beginLook()
+	va := w.start + x86.VirtAddr(page)<<x86.PageShift
+	// With the bytes behind it, for an instruction that goes beyond.
+	var text [x86.PageSize + maxPatch]byte
+	n := min(len(text), w.size-page<<x86.PageShift)
+	if err := r.as.Read(va, text[:n]); err != nil {
+		return nil, &ReadError{What: "kernel text", Err: err}
+	}
+	var masked [x86.PageSize]byte
+	changed := w.changed(page, &text, &masked)
+	if len(changed) > 0 {
+		if err := r.undoKprobes(va, text[:n]); err != nil {
+			return nil, err
+		}
+		changed = w.changed(page, &text, &masked)
+	}
+	var out []TextChange
+	for _, line := range changed {
+		at := line * textLine
+		out = append(out, TextChange{Addr: va + x86.VirtAddr(at), Now: slices.Clone(text[at : at+textLine])})
+	}
+	patches, err := w.comparePatches(r, page, text[:n])
+	return append(out, patches...), err
+}
+
+// changed returns the lines of a page that are not what they were.
+func (w *TextWatch) changed(page int, text *[x86.PageSize + maxPatch]byte, masked *[x86.PageSize]byte) []int {
+	copy(masked[:], text[:])
+	w.mask(page, masked)
+	var out []int
+	for i := range linesPerPage {
+		if w.digest(masked, i) != w.lines[page*linesPerPage+i] {
+			out = append(out, i)
+		}
+	}
+	return out
+}
+
+// comparePatches looks at the places that the kernel patches.
+func (w *TextWatch) comparePatches(r *Reader, page int, text []byte) ([]TextChange, error) {
+	var out []TextChange
+	var traced map[x86.VirtAddr]bool
+	base := page << x86.PageShift
+	for _, s := range w.sitesOf(page) {
+		at := int(s.off) - base
+		if at < 0 || at+int(s.n) > len(text) {
+			continue // of the page before, or cut off by the end of all code
+		}
+		b := text[at : at+int(s.n)]
+		va := w.start + x86.VirtAddr(s.off)
+		right, to := w.patchRight(r, s, b, va)
+		var now [maxPatch]byte
+		copy(now[:], b)
+		if !right {
+			if err := r.undoKprobes(va, b); err != nil {
+				return out, err
+			}
+			right, _ = w.patchRight(r, s, b, va)
+		}
+		if right && s.kind == siteTrace && b[0] == 0xe8 {
+			// A call needs somebody who traces.
+			if traced == nil {
+				traced = map[x86.VirtAddr]bool{}
+				if err := r.eachTraced(func(ip x86.VirtAddr, on bool) {
+					if on {
+						traced[ip] = true
+					}
+				}); err != nil {
+					return out, err
+				}
+			}
+			right = traced[va]
+		}
+		if right {
+			delete(w.odd, s.off)
+			continue
+		}
+		if told, ok := w.odd[s.off]; ok && told == now {
+			continue
+		}
+		out = append(out, TextChange{Addr: va, Now: slices.Clone(now[:s.n]), Patch: true, To: to})
+	}
+	return out, nil
+}
+
+// patchRight says whether an instruction is one that the kernel puts at a place,
+// and where it leads.
+func (w *TextWatch) patchRight(r *Reader, s patchSite, b []byte, va x86.VirtAddr) (bool, report.Place) {
+	var whole [maxPatch]byte
+	copy(whole[:], b)
+	if s.length(whole[:]) != s.n {
+		return false, report.Place{In: report.InNothing}
+	}
+	target, leads := goesTo(whole[:], va)
+	if !leads {
+		return true, report.Place{In: report.InNothing}
+	}
+	if s.kind == siteKey {
+		return target == w.start+x86.VirtAddr(s.target), r.place(target)
+	}
+	p := r.place(target)
+	return p.In.Code(), p
+}
+
+// Accept takes a change for known, so that it is not told again.
+func (w *TextWatch) Accept(c TextChange) {
+	off := uint32(c.Addr - w.start)
+	if c.Patch {
+		var now [maxPatch]byte
+		copy(now[:], c.Now)
+		w.odd[off] = now
+		return
+	}
+	var page [x86.PageSize]byte
+	at := int(off) & x86.PageMask
+	copy(page[at:], c.Now)
+	w.mask(int(off)>>x86.PageShift, &page)
+	w.lines[off/textLine] = w.digest(&page, at/textLine)
+}
+
+// undoKprobes puts back what the kernel's kprobes have displaced in a copy of the
+// code at an address.
+func (r *Reader) undoKprobes(va x86.VirtAddr, text []byte) error {
+	o := &r.k.Offsets.Kprobe
+	table, err := r.variable("kprobe_table")
+	if err != nil {
+		return nil // built without
+	}
+	if err := need("kprobe.hlist", o.Hash, "kprobe.addr", o.Addr, "kprobe.opcode", o.Opcode); err != nil {
+		return err
+	}
+	var kp object
+	return r.consistently("the table of kprobes", func() error {
+		for i := range kprobeBuckets {
+			err := r.hashChain(table+x86.VirtAddr(i)*8, maxKprobes, func(node x86.VirtAddr) error {
+				at := node - x86.VirtAddr(o.Hash)
+				if err := r.read(&kp, at, o.Size); err != nil {
+					return errTorn
+				}
+				addr := kp.pointer(o.Addr)
+				if addr+maxPatch <= va || addr >= va+x86.VirtAddr(len(text)) {
+					return nil
+				}
+				displaced := [5]byte{kp.u8(o.Opcode)}
+				n := 1
+				if i := int(addr - va); addr >= va && text[i] == 0xe9 {
+					// A jump has taken the breakpoint's place.
+					copied := r.k.Offsets.OptKprobe.Copied
+					if copied < 0 {
+						return nil
+					}
+					if err := r.as.Read(at+x86.VirtAddr(copied), displaced[1:]); err != nil {
+						return errTorn
+					}
+					n = 5
+				} else if addr < va || text[i] != 0xcc {
+					return nil
+				}
+				copy(text[addr-va:], displaced[:n])
+				return nil
+			})
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}

@@ -1,0 +1,211 @@
+package linux
+
+import (
+	"encoding/binary"
+	"errors"
+	"testing"
+
+	"github.com/xen-hvi/hvi/engine/guest/linux/linuxtest"
+	"github.com/xen-hvi/hvi/engine/guest/report"
+	"github.com/xen-hvi/hvi/engine/x86"
+)
+
+// Where the guest of these tests keeps what it needs, from its base on.
+const (
+	jumpTable   = linuxtest.ROData + 0x1c_0000
+	callTable   = jumpTable + 0x1000
+	ftracePages = jumpTable + 0x2000
+	ftraceBatch = jumpTable + 0x3000
+	aKprobe     = jumpTable + 0x4000
+
+	keyAt   = 0x1100 // a branch of a static key, and where it leads to
+	keyTo   = 0x1180
+	shortAt = 0x1200 // a short one
+	callAt  = 0x1ffd // a static call, across two pages
+	traceAt = 0x2200 // a function that can be traced
+	codeAt  = 0x2340 // code that nothing patches
+)
+
+func newTextGuest(t testing.TB) *kernelGuest {
+	g, k := identified(t, linuxtest.Config{Variables: variables, Data: map[string]x86.VirtAddr{
+		"__start___jump_table": jumpTable, "__stop___jump_table": jumpTable + 3*jumpEntrySize,
+		"__start_static_call_sites": callTable, "__stop_static_call_sites": callTable + callSiteSize,
+		"ftrace_pages_start": ftracePages,
+	}})
+	testOffsets(&k.Offsets, false)
+	k.Offsets.Kprobe.Opcode = 64
+	k.Offsets.OptKprobe.Copied = 96
+	k.Offsets.FtracePage = FtracePageOffsets{Size: 32, Next: 0, Records: 8, Index: 16}
+	k.Offsets.FtraceRecord = FtraceRecordOffsets{Size: 16, IP: 0, Flags: 8}
+	b := &kernelGuest{g, k, g.Base + structures}
+	for _, name := range []string{"ftrace_ops_trampoline_list", "bpf_kallsyms", "pack_list", "module_bug_list", "modules"} {
+		b.emptyList(g.Addr(name))
+	}
+	b.emptyList(g.Addr("kprobe_insn_slots") + 8)
+	g.WriteUint64(g.Addr("ftrace_ops_list"), uint64(g.Addr("ftrace_list_end")))
+
+	for i := range x86.VirtAddr(linuxtest.TextSize) {
+		b.code(i, byte(i*7))
+	}
+	b.code(keyAt, 0x0f, 0x1f, 0x44, 0, 0)
+	b.code(shortAt, 0x66, 0x90)
+	b.code(callAt, call(callAt, keyTo)...)
+	b.code(traceAt, 0x0f, 0x1f, 0x44, 0, 0)
+	for i, e := range [][2]x86.VirtAddr{{keyAt, keyTo}, {shortAt, shortAt + 0x20}, {linuxtest.Data, linuxtest.Data}} {
+		at := x86.VirtAddr(jumpTable + i*jumpEntrySize)
+		b.u32(g.Base+at, uint32(e[0]-at))
+		b.u32(g.Base+at+4, uint32(e[1]-at-4))
+	}
+	toCall := callAt - callTable
+	b.u32(g.Base+callTable, uint32(toCall))
+	b.pointer(g.Base+ftracePages, g.Base+ftracePages+16)
+	b.pointer(g.Base+ftracePages+16+8, g.Base+ftraceBatch)
+	b.u32(g.Base+ftracePages+16+16, 1)
+	b.pointer(g.Base+ftraceBatch, g.Base+traceAt)
+	return b
+}
+
+// code writes instructions.
+func (b *kernelGuest) code(at x86.VirtAddr, insn ...byte) { b.Write(b.Base+at, insn) }
+
+// call is the instruction that calls one place from another.
+func call(from, to int32) []byte {
+	return binary.LittleEndian.AppendUint32([]byte{0xe8}, uint32(to-from-5))
+}
+
+func jump(from, to int32) []byte { return append([]byte{0xe9}, call(from, to)[1:]...) }
+
+// TestTextWatch tells the kernel's own patches from others.
+func TestTextWatch(t *testing.T) {
+	const line = codeAt &^ (textLine - 1)
+	kprobe := func(b *kernelGuest, at x86.VirtAddr, opcode byte) {
+		b.pointer(b.Addr("kprobe_table")+8, b.Base+aKprobe)
+		b.pointer(b.Base+aKprobe+8, b.Addr("kprobe_table")+8)
+		b.pointer(b.Base+aKprobe+32, b.Base+at)
+		b.Write(b.Base+aKprobe+64, []byte{opcode})
+	}
+	for _, c := range []struct {
+		name string
+		do   func(b *kernelGuest)
+		want x86.VirtAddr // where a change is told, 0 for none
+		to   report.Region
+	}{
+		{"nothing", func(*kernelGuest) {}, 0, ""},
+		{"code", func(b *kernelGuest) { b.code(codeAt+5, 0x90) }, line, ""},
+		{"a key is switched on", func(b *kernelGuest) { b.code(keyAt, jump(keyAt, keyTo)...) }, 0, ""},
+		{"and leads elsewhere", func(b *kernelGuest) { b.code(keyAt, jump(keyAt, keyTo+1)...) }, keyAt, report.InKernel},
+		{"a short key is switched on", func(b *kernelGuest) { b.code(shortAt, 0xeb, 0x1e) }, 0, ""},
+		{"and leads elsewhere", func(b *kernelGuest) { b.code(shortAt, 0xeb, 0x1d) }, shortAt, report.InKernel},
+		{"a long jump in place of a short", func(b *kernelGuest) { b.code(shortAt, jump(shortAt, shortAt+0x20)...) }, shortAt, report.InNothing},
+		{"a call of another function", func(b *kernelGuest) { b.code(callAt, call(callAt, 0x3000)...) }, 0, ""},
+		{"no call any more", func(b *kernelGuest) { b.code(callAt, 0x0f, 0x1f, 0x44, 0, 0) }, 0, ""},
+		{"a call of data", func(b *kernelGuest) { b.code(callAt, call(callAt, linuxtest.Data+0x2000)...) }, callAt, report.InData},
+		{"something else in place of a call", func(b *kernelGuest) { b.code(callAt, 0x90, 0x90) }, callAt, report.InNothing},
+		{"a function is traced", func(b *kernelGuest) {
+			b.code(traceAt, call(traceAt, 0x1080)...)
+			b.WriteUint64(b.Base+ftraceBatch+8, 1|ftraceRecordEnabled)
+		}, 0, ""},
+		{"and nobody traces", func(b *kernelGuest) { b.code(traceAt, call(traceAt, 0x1080)...) }, traceAt, report.InKernel},
+		{"a kprobe", func(b *kernelGuest) { kprobe(b, codeAt, byte(codeAt*7&0xff)); b.code(codeAt, 0xcc) }, 0, ""},
+		{"a breakpoint without a kprobe", func(b *kernelGuest) { b.code(codeAt, 0xcc) }, line, ""},
+		{"a kprobe that displaced something else", func(b *kernelGuest) { kprobe(b, codeAt, 0x90); b.code(codeAt, 0xcc) }, line, ""},
+		{"an optimized kprobe", func(b *kernelGuest) {
+			var was [5]byte
+			for i := range was {
+				at := codeAt + i
+				was[i] = byte(at * 7)
+			}
+			kprobe(b, codeAt, was[0])
+			b.Write(b.Base+aKprobe+96, was[1:])
+			b.code(codeAt, jump(codeAt, 0x1000)...)
+		}, 0, ""},
+		{"a kprobe on a key", func(b *kernelGuest) { kprobe(b, keyAt, 0x0f); b.code(keyAt, 0xcc) }, 0, ""},
+		{"half a patch", func(b *kernelGuest) { b.code(keyAt, 0xcc) }, keyAt, report.InNothing},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			b := newTextGuest(t)
+			r := b.reader()
+			w, err := r.WatchText()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if w.Pages() != linuxtest.TextSize/x86.PageSize || len(w.sites) != 4 {
+				t.Fatalf("%d pages, places %+v", w.Pages(), w.sites)
+			}
+			c.do(b)
+			got := compareAll(t, w, r)
+			if c.want == 0 {
+				if len(got) != 0 {
+					t.Errorf("%+v", got)
+				}
+				return
+			}
+			if len(got) == 2 && got[0].Addr == (b.Base+shortAt)&^(textLine-1) {
+				w.Accept(got[0]) // more than what is patched
+				got = got[1:]
+			}
+			if len(got) != 1 || got[0].Addr != b.Base+c.want || got[0].To.In != c.to || got[0].Patch != (c.to != "") {
+				t.Fatalf("%+v, want one at %v that leads to %q", got, b.Base+c.want, c.to)
+			}
+			w.Accept(got[0])
+			if again := compareAll(t, w, r); len(again) != 0 {
+				t.Errorf("told again: %+v", again)
+			}
+		})
+	}
+}
+
+// TestTextWatchUnsupported refuses kernels whose own patches can't be told.
+func TestTextWatchUnsupported(t *testing.T) {
+	_, k := identified(t, linuxtest.Config{})
+	if _, err := k.NewReader(nil).WatchText(); !errors.Is(err, ErrUnsupported) {
+		t.Errorf("a kernel without a jump table: %v", err)
+	}
+	b := newTextGuest(t)
+	b.k.Offsets.FtracePage.Records = NoOffset
+	if _, err := b.reader().WatchText(); !errors.Is(err, ErrUnsupported) {
+		t.Errorf("a kernel whose functions to trace can't be told: %v", err)
+	}
+	for name, spoil := range map[string]func(b *kernelGuest){
+		"a batch without an end": func(b *kernelGuest) { b.u32(b.Base+ftracePages+16+16, 1<<30) },
+		"a circle of batches":    func(b *kernelGuest) { b.pointer(b.Base+ftracePages+16, b.Base+ftracePages+16) },
+		"a pointer to nowhere":   func(b *kernelGuest) { b.pointer(b.Base+ftracePages, 8) },
+	} {
+		b := newTextGuest(t)
+		spoil(b)
+		if _, err := b.reader().WatchText(); !errors.Is(err, ErrImplausible) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// FuzzTextWatch reads tables that a guest has made up.
+func FuzzTextWatch(f *testing.F) {
+	f.Add([]byte{0xe8, 1, 2, 3, 4}, uint16(keyAt), []byte{1, 0, 0, 0}, uint16(0))
+	f.Add([]byte{0xcc}, uint16(codeAt), []byte{0xff, 0xff, 0xff, 0x7f}, uint16(0x2010))
+	f.Fuzz(func(t *testing.T, code []byte, at uint16, table []byte, tableAt uint16) {
+		b := newTextGuest(t)
+		r := b.reader()
+		if len(table) > 0x1000 || len(code) > 0x1000 {
+			return
+		}
+		b.Write(b.Base+jumpTable+x86.VirtAddr(tableAt%0x4000), table)
+		w, err := r.WatchText()
+		if err != nil {
+			return
+		}
+		b.code(x86.VirtAddr(at%0x4000), code...)
+		for page := range w.Pages() {
+			changes, err := w.Compare(r, page)
+			if err != nil {
+				continue
+			}
+			for _, c := range changes {
+				w.Accept(c)
+			}
+			if again, err := w.Compare(r, page); err == nil && len(again) > 0 {
+				t.Errorf("told again: %+v", again)
+			}
+		}
+	})
+}

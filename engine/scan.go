@@ -1,0 +1,167 @@
+package engine
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/xen-hvi/hvi/engine/guard"
+	"github.com/xen-hvi/hvi/engine/journal"
+	"github.com/xen-hvi/hvi/engine/policy"
+	"github.com/xen-hvi/hvi/engine/printable"
+)
+
+const (
+	// ScanPeriod is within what time a change is found: a round of scanTicks, in
+	// each of which some is compared, and the looks that confirm it.
+	ScanPeriod = 30 * time.Second
+	scanTick   = time.Second
+	scanTicks  = int(ScanPeriod/scanTick) - scanLooks
+	// scanLooks is how often in a row, a tick apart, a change must be seen. The
+	// kernel patches itself within milliseconds.
+	scanLooks = 3
+	// scanBudget bounds what one tick may take of a processor of dom0; what is
+	// not done by then is the next tick's. A Debian kernel's share of a tick
+	// takes under a millisecond.
+	scanBudget = 100 * time.Millisecond
+	// maxScanRecords bounds the records of one part: a guest that rewrites its
+	// whole code is told of, not quoted.
+	maxScanRecords = 4
+)
+
+// scan finds, some time afterwards, what a guard can't prevent on this platform:
+// it compares what the guard protects with what it was when it was armed. The
+// order is another one each time, so that a guest can't be ahead of it.
+//
+// It belongs to the session's goroutine.
+type scan struct {
+	guard   policy.GuardName
+	scanner guard.Scanner
+	timer   *time.Ticker
+
+	order    []int       // of this round
+	next     int         // in order
+	suspects map[int]int // parts with a change, and how often it was seen
+}
+
+// startScans begins to scan for the guards that the tier can't carry and that can
+// do so. The domain must be paused.
+func (s *Session) startScans() {
+	s.stopScans()
+	for _, g := range guard.All() {
+		if g.Scan == nil || s.policy.Action(g.Name) == policy.ActionOff {
+			continue
+		}
+		var now GuardStatus
+		for _, st := range s.Status().Guards {
+			if st.Name == g.Name {
+				now = st
+			}
+		}
+		if now.State != GuardUnavailable {
+			continue
+		}
+		scanner, err := g.Scan(&guard.Target{Kernel: s.kernel, Boot: s.arming})
+		if err != nil {
+			s.log.Warn("no scan instead of a guard", "guard", string(g.Name), "err", err)
+			s.setGuard(g.Name, GuardUnavailable, now.Reason+"; and it can't be scanned for: "+err.Error())
+			continue
+		}
+		s.scans = append(s.scans, &scan{
+			guard: g.Name, scanner: scanner, timer: time.NewTicker(scanTick),
+			order: rand.Perm(scanner.Parts()), suspects: make(map[int]int),
+		})
+		s.setGuard(g.Name, GuardScanning, fmt.Sprintf("%s; instead a change is found within %v, and not prevented", now.Reason, ScanPeriod))
+	}
+}
+
+func (s *Session) stopScans() {
+	for _, sc := range s.scans {
+		sc.timer.Stop()
+	}
+	s.scans = nil
+}
+
+// scanDue is when the next tick of a scan is, nil if there is none. All scans
+// begin together, so the first stands for all.
+func (s *Session) scanDue() <-chan time.Time {
+	if len(s.scans) == 0 {
+		return nil
+	}
+	return s.scans[0].timer.C
+}
+
+// scanSome does one tick's share of each scan.
+func (s *Session) scanSome() {
+	for _, sc := range s.scans {
+		until := time.Now().Add(scanBudget)
+		for part := range sc.suspects {
+			s.scanPart(sc, part)
+		}
+		share := len(sc.order)/scanTicks + 1
+		for n := 0; n < share && time.Now().Before(until); n++ {
+			if sc.next == len(sc.order) {
+				sc.order, sc.next = rand.Perm(sc.scanner.Parts()), 0
+			}
+			part := sc.order[sc.next]
+			sc.next++
+			if _, known := sc.suspects[part]; !known {
+				s.scanPart(sc, part)
+			}
+		}
+	}
+}
+
+// scanPart compares one part. What can't be read now is looked at again in the
+// next round: a domain that goes away is noticed elsewhere.
+func (s *Session) scanPart(sc *scan, part int) {
+	changes, err := sc.scanner.Compare(part)
+	if err != nil {
+		s.log.Debug("scan", "guard", string(sc.guard), "part", part, "err", err)
+		return
+	}
+	if len(changes) == 0 {
+		delete(sc.suspects, part)
+		return
+	}
+	if sc.suspects[part]++; sc.suspects[part] < scanLooks {
+		return
+	}
+	delete(sc.suspects, part)
+	for i, c := range changes {
+		sc.scanner.Accept(c)
+		s.update(func(st *Status) {
+			for i := range st.Guards {
+				if g := &st.Guards[i]; g.Name == sc.guard {
+					g.Violations++
+					g.Found++
+				}
+			}
+		})
+		if i >= maxScanRecords || !s.affordable(time.Now()) {
+			s.unrecorded.Add(1)
+			continue
+		}
+		s.write(s.foundRecord(sc.guard, c))
+	}
+}
+
+// foundRecord is the record of a change that was found.
+func (s *Session) foundRecord(name policy.GuardName, c guard.Change) journal.Record {
+	const late = "it was found afterwards"
+	m := &journal.MemoryTarget{Location: location(s.kernel, c.Addr)}
+	as := s.kernel.AddressSpace()
+	if t, err := as.Translate(c.Addr); err == nil {
+		m.Phys, m.GFN = t.Phys, t.Phys.GFN()
+	}
+	return journal.Record{
+		Time: time.Now(), Guard: string(name), Action: journal.Found,
+		Process: journal.Process{Unknown: late},
+		Target:  journal.Target{Kind: journal.TargetMemory, Memory: m},
+		Before:  journal.Unknown("only its digest is kept"), Attempted: journal.Bytes(c.Now[:min(len(c.Now), maxFoundBytes)]),
+		Detail: journal.Detail{Access: "w", Note: printable.Escape(c.Note)},
+	}
+}
+
+// maxFoundBytes is how much of what was found is kept.
+const maxFoundBytes = 64

@@ -1,0 +1,177 @@
+package scenario
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/xen-hvi/hvi/control"
+	"github.com/xen-hvi/hvi/engine/journal"
+)
+
+func init() {
+	Register(Scenario{
+		Name:       "tiers-amd",
+		Brief:      "A guest of 4 vCPUs on AMD: registers are guarded on each, kernel text is compared, and what patches it is no alarm",
+		Emulator:   QEMU,
+		Processors: tierProcessors,
+		Timeout:    40 * time.Minute,
+		Run:        tiersAMD,
+	})
+}
+
+const (
+	// tierProcessors are the guest's, and the machine's: see liveProcessors.
+	tierProcessors = 4
+	// unwanted is what is overwritten for good: a function that nobody calls, and
+	// whose guest can still be shut down.
+	unwanted = "kernel_restart"
+	// scanPeriod is within what time hvid says that it finds a change, and
+	// foundLimit that with the looks that confirm it and an emulator's speed.
+	scanPeriod = 30 * time.Second
+	foundLimit = scanPeriod + 15*time.Second
+)
+
+func tiersAMD(t *T) error {
+	if _, err := t.StartHVID(); err != nil {
+		return err
+	}
+	c := enforce
+	c.Altp2m, c.VCPUs, c.Memory = "", tierProcessors, 256
+	c.KernelArgs = liveArgs
+	g, err := t.StartGuest(c)
+	if err != nil {
+		return err
+	}
+	if _, err := g.waitUp(liveBootLimit); err != nil {
+		return err
+	}
+	st, err := g.WaitState(protectLimit, control.StateDegraded)
+	if err != nil {
+		return err
+	}
+	t.Check(st.Tier == control.TierRegisters, "tier is registers: %s", st.Tier)
+	n, err := g.Run("nproc")
+	if err != nil {
+		return err
+	}
+	t.Check(n == fmt.Sprint(tierProcessors), "the guest has %d processors: %s", tierProcessors, n)
+	for cpu := range tierProcessors {
+		// The module attacks where insmod runs.
+		for _, mode := range []string{"star", "lstar"} {
+			out, err := g.Run(fmt.Sprintf("taskset %#x attack %s", 1<<cpu, mode))
+			if err != nil {
+				return err
+			}
+			v, err := parseVerdict(out)
+			if err != nil {
+				return err
+			}
+			t.Check(!v.Written, "attack %s on processor %d is blocked: before %#x, after %#x", mode, cpu, v.Before, v.After)
+		}
+	}
+	if err := g.denialHolds(); err != nil {
+		return err
+	}
+	if err := g.patchedInPeace(); err != nil {
+		return err
+	}
+	if err := g.foundLater(); err != nil {
+		return err
+	}
+	if err := g.doctor(control.TierRegisters, 7); err != nil {
+		return err
+	}
+	return t.Step("shutdown", g.Shutdown)
+}
+
+// ownPatches is each way in which the kernel patches its own code that a guest of
+// the lab can be made to take: static keys and static calls, a traced function,
+// probes, and a module's.
+var ownPatches = []struct{ what, command string }{
+	{"static keys", "echo 1 > /proc/sys/kernel/sched_schedstats; cat /proc/sys/kernel/sched_schedstats"},
+	{"tracefs", "mount -t tracefs none /sys/kernel/tracing 2>/dev/null; test -e /sys/kernel/tracing/kprobe_events && echo 1"},
+	{"a kprobe", "echo 'p:hvi vfs_read' > /sys/kernel/tracing/kprobe_events && echo 1 > /sys/kernel/tracing/events/kprobes/hvi/enable && echo 1"},
+	{"static calls of tracepoints", "echo 1 > /sys/kernel/tracing/events/sched/sched_switch/enable && echo 1"},
+	{"a traced function", "cd /sys/kernel/tracing && echo vfs_write > set_ftrace_filter && echo function > current_tracer && echo 1"},
+}
+
+// patchedInPeace has the kernel patch its code in each way it has, lets it be
+// compared as a whole, and wants no alarm.
+func (g *Guest) patchedInPeace() error {
+	t := g.t
+	before, err := g.Status()
+	if err != nil {
+		return err
+	}
+	for _, p := range ownPatches {
+		out, err := g.Run(p.command)
+		if err != nil {
+			return err
+		}
+		t.Check(lastWord(out) == "1", "the kernel patches itself for %s: %q", p.what, out)
+	}
+	err = t.Stays(foundLimit, "no patch of the kernel's own is taken for an attack", func() (bool, error) {
+		now, err := g.Status()
+		return guardStatus(now, "kernel-text").Events == guardStatus(before, "kernel-text").Events, err
+	})
+	t.Check(err == nil, "no patch of the kernel's own is taken for an attack: %v", err)
+	// Switched off again, which are other patches.
+	_, err = g.Run("cd /sys/kernel/tracing; echo nop > current_tracer; echo 0 > events/enable; echo > kprobe_events; echo 0 > /proc/sys/kernel/sched_schedstats; echo 1")
+	return err
+}
+
+func lastWord(s string) string {
+	f := strings.Fields(s)
+	if len(f) == 0 {
+		return ""
+	}
+	return f[len(f)-1]
+}
+
+// foundLater overwrites kernel text, which can't be prevented here, and wants it
+// found within the stated time, once, as found and not as blocked.
+func (g *Guest) foundLater() error {
+	t := g.t
+	before, err := g.Events()
+	if err != nil {
+		return err
+	}
+	v, err := g.Attack(Attack{Mode: "keep", Symbol: unwanted})
+	if err != nil {
+		return err
+	}
+	if !t.Check(v.Written, "without page access the write lands") {
+		return nil
+	}
+	start := time.Now()
+	var events []journal.Record
+	err = t.Eventually(foundLimit, "the change is found", func() (bool, error) {
+		all, err := g.Events()
+		if err != nil {
+			return false, err
+		}
+		events = all[len(before):]
+		return len(events) > 0, nil
+	})
+	if err != nil {
+		return err
+	}
+	t.Fact("scan.seconds", round(time.Since(start)))
+	r := events[0]
+	t.Fact("event.found", r)
+	t.Check(len(events) == 1, "it is told once: %d", len(events))
+	t.Check(r.Action == journal.Found && r.Guard == "kernel-text", "as found, by kernel-text: %s, %s", r.Action, r.Guard)
+	if m := r.Target.Memory; t.Check(m != nil, "with its place: %+v", r.Target) {
+		off := v.Address - uint64(m.Addr)
+		t.Check(off < 64 && off < uint64(len(r.Attempted.Bytes)) && r.Attempted.Bytes[off] == byte(v.Tried),
+			"which is that of the attack (%#x), with the byte written there (%#x): %s, %s", v.Address, v.Tried, r.Target, r.Attempted)
+	}
+	st, err := g.Status()
+	if err != nil {
+		return err
+	}
+	text := guardStatus(st, "kernel-text")
+	t.Check(text.Found == 1 && text.Blocked == 0, "status says found, and not blocked: %+v", text)
+	return nil
+}
