@@ -83,7 +83,9 @@ func (e *Engine) Look(ctx context.Context, id xen.DomID, f func(*linux.Reader) e
 	mem := newReading(ctx, d.left, e.opt.Hypervisor.OpenMemory(id))
 	k, err := d.find(mem, regs, e.opt.Identify)
 	if err == nil {
-		err = f(k.NewReader(regs))
+		r := k.NewReader(regs)
+		r.Follow(func() ([]x86.Registers, error) { return e.registers(info) })
+		err = f(r)
 	}
 	closeErr := mem.Close()
 	// A reader may have left out what it could not read any more.

@@ -159,6 +159,38 @@ func TestLookRefuses(t *testing.T) {
 	})
 }
 
+// TestCheckLooksAgain: what is suspicious in a guest that runs counts only if it
+// is still so after a while, with its registers read anew.
+func TestCheckLooksAgain(t *testing.T) {
+	w := unprotected(t, xentest.Spec{})
+	w.kernel()
+	odd := func(between func()) (found []string) {
+		bent := w.guest.Regs[0]
+		bent.LSTAR++
+		w.dom.SetRegisters(0, bent)
+		err := w.engine.Look(t.Context(), 7, func(r *linux.Reader) error {
+			between()
+			v, err := r.Check()
+			for _, f := range v.Findings {
+				if f.Check == "entry-points" {
+					found = append(found, string(f.Object))
+				}
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return found
+	}
+	if found := odd(func() { w.dom.SetRegisters(0, w.guest.Regs[0]) }); len(found) != 0 {
+		t.Errorf("an entry point that was elsewhere for a moment: %q", found)
+	}
+	if found := odd(func() {}); len(found) != 1 {
+		t.Errorf("an entry point that stays elsewhere: %q", found)
+	}
+}
+
 // readOn reads until that fails, which it must.
 func readOn(r *linux.Reader) error {
 	for {
