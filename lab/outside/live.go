@@ -484,4 +484,3 @@ type liveQuestion struct {
 	share int          // how often in a round
 	judge func(answer any) (report.Reading, []string)
 }
-
