@@ -10,6 +10,7 @@ import (
 	"github.com/xen-hvi/hvi/engine/guest/linux"
 	"github.com/xen-hvi/hvi/engine/guest/linux/linuxtest"
 	"github.com/xen-hvi/hvi/engine/inspect"
+	"github.com/xen-hvi/hvi/engine/x86"
 	"github.com/xen-hvi/hvi/engine/xen"
 	"github.com/xen-hvi/hvi/engine/xen/xentest"
 )
@@ -106,6 +107,36 @@ func TestLookFindsAnotherKernel(t *testing.T) {
 	w.run()
 	if k := w.kernel(); k.Banner != banner {
 		t.Errorf("after another kexec the kernel is %q", k.Banner)
+	}
+}
+
+// TestLookFollowsTheRegisters: the process whose page tables a vCPU used may have
+// ended before they are followed. That is no other kernel.
+func TestLookFollowsTheRegisters(t *testing.T) {
+	w := unprotected(t, xentest.Spec{})
+	asked := 0
+	outdated := func(times int) {
+		asked = 0
+		w.registers = func(r x86.Registers) x86.Registers {
+			if asked++; asked <= times {
+				r.CR3 = 0x3000 // a page of zeros
+			}
+			return r
+		}
+	}
+	outdated(1)
+	first := w.kernel()
+	if asked != 2 {
+		t.Errorf("the registers were read %d times until the kernel was found", asked)
+	}
+	outdated(2)
+	if again := w.kernel(); again.Symbols != first.Symbols || asked != 3 {
+		t.Errorf("the kernel was identified again, or the registers were read %d times", asked)
+	}
+	outdated(100)
+	var id *linux.IdentifyError
+	if err := w.engine.Look(t.Context(), 7, func(*linux.Reader) error { return nil }); !errors.As(err, &id) || asked != 3 {
+		t.Errorf("registers that lead nowhere, read %d times: %v", asked, err)
 	}
 }
 
