@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strconv"
 	"strings"
@@ -80,7 +81,7 @@ type live struct {
 	t      *scenario.T
 	name   string
 	guest  *specimen.Live
-	mem    *dump.Image
+	mem    *slowMemory
 	kernel *linux.Kernel
 	judge  *judge
 
@@ -89,6 +90,40 @@ type live struct {
 	// moved counts how often the registers of a vCPU led to page tables that were
 	// gone already.
 	moved int
+}
+
+// slowMemory makes a reader as slow as the guest, which an emulator makes some
+// fifty times slower than a processor: else the guest seems to stand still while
+// it is read, and nothing is shown.
+type slowMemory struct {
+	image *dump.Image
+	left  int // reads until the next pause
+}
+
+// Reads between two pauses, a random number up to this, and how long those are:
+// with the host's own delay, on average one to two microseconds for each read.
+const (
+	readsToPause = 128
+	readerPause  = 50 * time.Microsecond
+)
+
+func (m *slowMemory) pause() {
+	if m.left--; m.left < 0 {
+		m.left = rand.N(readsToPause)
+		time.Sleep(readerPause)
+	}
+}
+
+// ReadPhys implements guest.Memory.
+func (m *slowMemory) ReadPhys(pa x86.PhysAddr, buf []byte) error {
+	m.pause()
+	return m.image.ReadPhys(pa, buf)
+}
+
+// ReadPhysUint64 implements guest.WordReader.
+func (m *slowMemory) ReadPhysUint64(pa x86.PhysAddr) (uint64, error) {
+	m.pause()
+	return m.image.ReadPhysUint64(pa)
 }
 
 // liveRow is what is known of one view.
@@ -116,10 +151,12 @@ func readOne(t *scenario.T, env Env, run liveRun, v specimen.Variant) (err error
 	if err != nil {
 		return err
 	}
-	if l.mem, err = dump.OpenAs(path, dump.Raw); err != nil {
+	image, err := dump.OpenAs(path, dump.Raw)
+	if err != nil {
 		return err
 	}
-	defer l.mem.Close()
+	defer image.Close()
+	l.mem = &slowMemory{image: image}
 	out := &liveOutcome{Release: guest.Release, VCPUs: liveVCPUs, Views: l.rows, Boot: guest.Boot.Seconds()}
 	defer func() { t.Fact(l.name, out) }()
 
@@ -219,9 +256,11 @@ func (l *live) quiet() error {
 	if err != nil {
 		return err
 	}
-	if l.kernel, err = linux.FindWith(l.mem, regs, l.mem.Ranges(), linux.Options{}); err != nil {
+	k, err := linux.FindWith(l.mem.image, regs, l.mem.image.Ranges(), linux.Options{})
+	if err != nil {
 		return err
 	}
+	l.kernel = k.Over(l.mem)
 	if l.judge, err = newJudge(first, second, l.guest.Release); err != nil {
 		return err
 	}
