@@ -23,11 +23,13 @@ import (
 func linuxLive(env Env) scenario.Scenario {
 	return scenario.Scenario{
 		Name:    "linux-live",
-		Brief:   "A guest of 4 vCPUs under load is read 10,000 times while it runs, of each of three kernels: no wrong answer, and what hides is found",
+		Brief:   "A guest of 4 vCPUs under load is read 10,000 times while it runs, and two more kernels 2,500 times: no wrong answer, and what hides is found",
 		Timeout: 3 * time.Hour,
 		Run: func(t *scenario.T) error {
-			return readLive(t, env, liveRun{readings: 10_000, checks: 20}, []specimen.Variant{
-				{Kernel: image.Kernel{Name: "6.12-cloud"}}, {Kernel: image.Kernel{Name: "6.1-amd64"}, PTI: true}, {Kernel: image.Kernel{Name: "7.2-cloud"}},
+			return readLive(t, env, []liveRun{
+				{variant: liveVariant("6.12-cloud", false), readings: 10_000, checks: 20},
+				{variant: liveVariant("6.1-amd64", true), readings: 2_500, checks: 10},
+				{variant: liveVariant("7.2-cloud", false), readings: 2_500, checks: 10},
 			})
 		},
 	}
@@ -39,15 +41,22 @@ func linuxLiveQuick(env Env) scenario.Scenario {
 		Brief:   "The same of one kernel, read 500 times",
 		Timeout: 20 * time.Minute,
 		Run: func(t *scenario.T) error {
-			return readLive(t, env, liveRun{readings: 500, checks: 3}, []specimen.Variant{{Kernel: image.Kernel{Name: "6.12-cloud"}}})
+			return readLive(t, env, []liveRun{{variant: liveVariant("6.12-cloud", false), readings: 500, checks: 2}})
 		},
 	}
 }
 
-// liveRun says how much is asked of each guest.
+// liveRun says what is asked of a guest.
 type liveRun struct {
+	variant  specimen.Variant
 	readings int // under load, of all views together
 	checks   int // with a process and a module hidden
+}
+
+// liveVariant is a guest with a kernel, whose page tables are isolated if pti
+// says so. The kernel is complete when the scenario runs.
+func liveVariant(kernel string, pti bool) specimen.Variant {
+	return specimen.Variant{Kernel: image.Kernel{Name: kernel}, VCPUs: liveVCPUs, Memory: liveMemory, PTI: pti}
 }
 
 const (
@@ -60,17 +69,16 @@ const (
 	maxWrong = 20
 )
 
-// readLive reads one guest after the other. Of the variants only the kernel's
-// name counts and what the kernel is told.
-func readLive(t *scenario.T, env Env, run liveRun, list []specimen.Variant) error {
-	for _, v := range list {
-		k, ok := image.FindKernel(v.Kernel.Name)
+// readLive reads one guest after the other.
+func readLive(t *scenario.T, env Env, runs []liveRun) error {
+	for _, run := range runs {
+		k, ok := image.FindKernel(run.variant.Kernel.Name)
 		if !ok {
-			return fmt.Errorf("no kernel is called %s", v.Kernel.Name)
+			return fmt.Errorf("no kernel is called %s", run.variant.Kernel.Name)
 		}
-		v.Kernel, v.VCPUs, v.Memory = k, liveVCPUs, liveMemory
-		if err := readOne(t, env, run, v); err != nil {
-			return fmt.Errorf("%v: %w", v, err)
+		run.variant.Kernel = k
+		if err := readOne(t, env, run); err != nil {
+			return fmt.Errorf("%v: %w", run.variant, err)
 		}
 	}
 	return nil
@@ -139,7 +147,8 @@ type liveRow struct {
 	took []float64
 }
 
-func readOne(t *scenario.T, env Env, run liveRun, v specimen.Variant) (err error) {
+func readOne(t *scenario.T, env Env, run liveRun) (err error) {
+	v := run.variant
 	m := specimen.Maker{Builder: env.Builder, Show: func(line string) { t.Logf("%v| %s", v, line) }}
 	guest, err := m.Start(t.Context(), v)
 	if err != nil {
@@ -460,8 +469,10 @@ func (l *live) verdict(out *liveOutcome) {
 	}
 	l.t.Check(len(l.wrong) == 0, "%s: no answer was wrong: %d were, the first: %q", l.name, len(l.wrong), l.wrong[:min(len(l.wrong), 3)])
 	l.t.Check(retried > 0, "%s: readings met a change and were retried: %d", l.name, retried)
-	// To give no answer is no wrong one, but is of no use either.
-	l.t.Check((refused+incomplete)*50 <= out.Readings, "%s: of %d readings, %d had no answer and %d were incomplete: %v", l.name, out.Readings, refused, incomplete, reasons)
+	// To give no answer is no wrong one, but is of no use either. To say that
+	// something has ended meanwhile is right in a storm.
+	l.t.Check(refused*50 <= out.Readings && incomplete*5 <= out.Readings, "%s: of %d readings, %d had no answer and %d were incomplete: %v",
+		l.name, out.Readings, refused, incomplete, reasons)
 }
 
 // hidden has a process and a module hide and wants both to be found, each time,
