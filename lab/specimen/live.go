@@ -211,14 +211,20 @@ func (l *Live) Registers(ctx context.Context) ([]Registers, error) {
 		return nil, fmt.Errorf("QEMU's monitor shows %d vCPUs of %d", len(regs), len(l.perCPU))
 	}
 	for i := range regs {
-		if regs[i].GSBase != l.perCPU[i] {
-			regs[i].KernelGSBase = l.perCPU[i]
-		}
+		regs[i].addOther(l.perCPU[i])
 		if i < len(l.processors) {
 			regs[i].add(l.processors[i])
 		}
 	}
 	return regs, nil
+}
+
+// addOther fills in the GS base that SWAPGS would bring, of a vCPU whose kernel
+// uses perCPU: that, where the vCPU doesn't use it now.
+func (r *Registers) addOther(perCPU uint64) {
+	if r.GSBase != perCPU {
+		r.KernelGSBase = perCPU
+	}
 }
 
 // shown are the registers that QEMU's monitor shows.

@@ -145,3 +145,15 @@ func TestLines(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 }
+
+// TestAddOther: in user mode SWAPGS brings the kernel's GS base; in the kernel
+// what it would bring is not known.
+func TestAddOther(t *testing.T) {
+	const perCPU = 0xffff888012340000
+	for _, c := range []struct{ gs, want uint64 }{{0, perCPU}, {0x7f0000001000, perCPU}, {perCPU, 0}} {
+		r := Registers{GSBase: c.gs}
+		if r.addOther(perCPU); r.KernelGSBase != c.want || r.GSBase != c.gs {
+			t.Errorf("with GS base %#x: %#x and %#x", c.gs, r.GSBase, r.KernelGSBase)
+		}
+	}
+}
