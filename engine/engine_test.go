@@ -58,6 +58,8 @@ type world struct {
 	err    error
 	// resolving is called while what is declared is looked for, if it is set.
 	resolving func()
+	// registers changes what Xen says of a vCPU's, if it is set.
+	registers func(x86.Registers) x86.Registers
 }
 
 func declare(t *testing.T, mode string) engine.Declaration {
@@ -130,10 +132,24 @@ func newWorldOf(t *testing.T, guest linuxtest.Config, cfg xentest.Config, spec x
 	return w
 }
 
+// hypervisor is the fake Xen, of which a test may want a word first.
+type hypervisor struct {
+	engine.Hypervisor
+	w *world
+}
+
+func (h hypervisor) Registers(id xen.DomID, vcpu int) (x86.Registers, error) {
+	r, err := h.Hypervisor.Registers(id, vcpu)
+	if h.w.registers != nil {
+		r = h.w.registers(r)
+	}
+	return r, err
+}
+
 // newEngine makes an engine, as the next hvid has one.
 func (w *world) newEngine() *engine.Engine {
 	return engine.New(engine.Options{
-		Hypervisor: engine.OnXen(w.host), Mutator: mutate.New(w.host), LedgerDir: w.dir, Recorder: w.events,
+		Hypervisor: hypervisor{engine.OnXen(w.host), w}, Mutator: mutate.New(w.host), LedgerDir: w.dir, Recorder: w.events,
 		Resolve: func(xen.DomainInfo, string) (engine.Declaration, bool, error) {
 			if w.resolving != nil {
 				w.resolving()

@@ -74,16 +74,14 @@ func (e *Engine) Look(ctx context.Context, id xen.DomID, f func(*linux.Reader) e
 	case info.Type == xen.PV:
 		return ErrPVGuest
 	}
-	regs, err := e.registers(info)
-	if err != nil {
-		return err
-	}
 	// Opened for this reading alone: the guest may have exchanged pages since the
 	// last one, and a mapping that is kept would show the old ones.
 	mem := newReading(ctx, d.left, e.opt.Hypervisor.OpenMemory(id))
-	k, err := d.find(mem, regs, e.opt.Identify)
+	k, regs, err := e.find(d, info, mem)
 	if err == nil {
-		err = f(k.NewReader(regs))
+		r := k.NewReader(regs)
+		r.Follow(func() ([]x86.Registers, error) { return e.registers(info) })
+		err = f(r)
 	}
 	closeErr := mem.Close()
 	// A reader may have left out what it could not read any more.
@@ -109,30 +107,52 @@ func (e *Engine) registers(info xen.DomainInfo) ([]x86.Registers, error) {
 	return regs, nil
 }
 
-// find returns the domain's kernel: the one its session protects, the one found
-// by an earlier reading, or what the registers lead to now.
-func (d *domain) find(mem guest.Memory, regs []x86.Registers, with linux.Options) (*linux.Kernel, error) {
-	var known []*linux.Kernel
-	if s := d.current(); s != nil {
-		known = append(known, s.kernelRef.Load())
-	}
-	for _, k := range append(known, d.kernel.Load()) {
-		if k == nil {
+// maxFinds bounds how often a kernel is looked for: a vCPU's registers lead to
+// the page tables of a process that may have ended before they are followed.
+const maxFinds = 3
+
+// find returns the domain's kernel and the registers that led to it: the one its
+// session protects, the one found by an earlier reading, or what is found now.
+func (e *Engine) find(d *domain, info xen.DomainInfo, mem guest.Memory) (k *linux.Kernel, regs []x86.Registers, err error) {
+	for try := 1; ; try++ {
+		if regs, err = e.registers(info); err != nil {
+			return nil, nil, err
+		}
+		known := d.knownKernels()
+		for _, k := range known {
+			if k := k.Over(mem); k.RunsOn(&regs[0]) {
+				return k, regs, nil
+			}
+		}
+		if len(known) > 0 && try < maxFinds {
 			continue
 		}
-		if k := k.Over(mem); k.RunsOn(&regs[0]) {
-			return k, nil
+		if !x86.VirtAddr(regs[0].LSTAR).KernelHalf() {
+			return nil, nil, ErrNoKernelYet
+		}
+		k, err = linux.IdentifyWith(mem, regs[0], e.opt.Identify)
+		var not *linux.IdentifyError
+		switch {
+		case err == nil:
+			d.kernel.Store(k)
+			return k, regs, nil
+		case !errors.As(err, &not) || try >= maxFinds:
+			return nil, nil, err
 		}
 	}
-	if !x86.VirtAddr(regs[0].LSTAR).KernelHalf() {
-		return nil, ErrNoKernelYet
+}
+
+// knownKernels are those that were found in the domain before.
+func (d *domain) knownKernels() (known []*linux.Kernel) {
+	if s := d.current(); s != nil {
+		if k := s.kernelRef.Load(); k != nil {
+			known = append(known, k)
+		}
 	}
-	k, err := linux.IdentifyWith(mem, regs[0], with)
-	if err != nil {
-		return nil, err
+	if k := d.kernel.Load(); k != nil {
+		known = append(known, k)
 	}
-	d.kernel.Store(k)
-	return k, nil
+	return known
 }
 
 // reading is a domain's memory while somebody looks into it: reads fail when ctx

@@ -10,6 +10,7 @@ import (
 	"github.com/xen-hvi/hvi/engine/guest/linux"
 	"github.com/xen-hvi/hvi/engine/guest/linux/linuxtest"
 	"github.com/xen-hvi/hvi/engine/inspect"
+	"github.com/xen-hvi/hvi/engine/x86"
 	"github.com/xen-hvi/hvi/engine/xen"
 	"github.com/xen-hvi/hvi/engine/xen/xentest"
 )
@@ -109,6 +110,36 @@ func TestLookFindsAnotherKernel(t *testing.T) {
 	}
 }
 
+// TestLookFollowsTheRegisters: the process whose page tables a vCPU used may have
+// ended before they are followed. That is no other kernel.
+func TestLookFollowsTheRegisters(t *testing.T) {
+	w := unprotected(t, xentest.Spec{})
+	asked := 0
+	outdated := func(times int) {
+		asked = 0
+		w.registers = func(r x86.Registers) x86.Registers {
+			if asked++; asked <= times {
+				r.CR3 = 0x3000 // a page of zeros
+			}
+			return r
+		}
+	}
+	outdated(1)
+	first := w.kernel()
+	if asked != 2 {
+		t.Errorf("the registers were read %d times until the kernel was found", asked)
+	}
+	outdated(2)
+	if again := w.kernel(); again.Symbols != first.Symbols || asked != 3 {
+		t.Errorf("the kernel was identified again, or the registers were read %d times", asked)
+	}
+	outdated(100)
+	var id *linux.IdentifyError
+	if err := w.engine.Look(t.Context(), 7, func(*linux.Reader) error { return nil }); !errors.As(err, &id) || asked != 3 {
+		t.Errorf("registers that lead nowhere, read %d times: %v", asked, err)
+	}
+}
+
 func TestLookRefuses(t *testing.T) {
 	nothing := func(*linux.Reader) error { return nil }
 	t.Run("a PV guest", func(t *testing.T) {
@@ -157,6 +188,38 @@ func TestLookRefuses(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// TestCheckLooksAgain: what is suspicious in a guest that runs counts only if it
+// is still so after a while, with its registers read anew.
+func TestCheckLooksAgain(t *testing.T) {
+	w := unprotected(t, xentest.Spec{})
+	w.kernel()
+	odd := func(between func()) (found []string) {
+		bent := w.guest.Regs[0]
+		bent.LSTAR++
+		w.dom.SetRegisters(0, bent)
+		err := w.engine.Look(t.Context(), 7, func(r *linux.Reader) error {
+			between()
+			v, err := r.Check()
+			for _, f := range v.Findings {
+				if f.Check == "entry-points" {
+					found = append(found, string(f.Object))
+				}
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return found
+	}
+	if found := odd(func() { w.dom.SetRegisters(0, w.guest.Regs[0]) }); len(found) != 0 {
+		t.Errorf("an entry point that was elsewhere for a moment: %q", found)
+	}
+	if found := odd(func() {}); len(found) != 1 {
+		t.Errorf("an entry point that stays elsewhere: %q", found)
+	}
 }
 
 // readOn reads until that fails, which it must.

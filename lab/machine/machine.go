@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -117,6 +118,21 @@ func (w lockedWriter) Write(p []byte) (int, error) {
 
 // Pid returns the emulator's process id.
 func (m *Machine) Pid() int { return m.cmd.Process.Pid }
+
+// Memory returns a file that is the memory of a [PC] that is Shared, byte n of
+// it at address n. It can be opened as long as the emulator runs.
+func (m *Machine) Memory() (string, error) {
+	open, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", m.Pid()))
+	if err != nil {
+		return "", err
+	}
+	for _, fd := range open {
+		if name, err := os.Readlink(fd); err == nil && strings.HasPrefix(name, "/memfd:memory-backend") {
+			return fd, nil
+		}
+	}
+	return "", errors.New("the emulator shares no memory")
+}
 
 // Exited is closed when the emulator has ended and all it said has been passed
 // on.

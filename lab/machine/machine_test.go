@@ -157,3 +157,10 @@ func TestXenArgs(t *testing.T) {
 		t.Errorf("dom0: %s", Dom0Args())
 	}
 }
+
+func TestMemoryOfOneThatSharesNone(t *testing.T) {
+	m, _, _ := start(t.Context(), t, sh("exec sleep 1000"))
+	if name, err := m.Memory(); err == nil {
+		t.Errorf("%s is its memory", name)
+	}
+}

@@ -22,6 +22,7 @@ type PC struct {
 	CPU    string
 	VCPUs  int
 	Memory int      // MiB, less than 2048: then it is one piece from address 0
+	Shared bool     // others may map its memory while it runs: [Machine.Memory]
 	Disks  []string // raw files, written to; the guest's /dev/vda and so on
 }
 
@@ -35,8 +36,15 @@ const (
 // guest has to tell goes to its disks and its second serial port.
 func (p PC) Command() Command {
 	c := qemu(p.Tree, p.Program, p.Dir)
+	board := "q35"
+	if p.Shared {
+		// Of no file system: nothing is written back, and it is gone with the last
+		// who has it open.
+		board += ",memory-backend=ram"
+		c.Args = append(c.Args, "-object", "memory-backend-memfd,id=ram,share=on,size="+strconv.Itoa(p.Memory)+"M")
+	}
 	c.Args = append(c.Args,
-		"-M", "q35", "-accel", "tcg,thread=multi,tb-size=256", "-cpu", p.CPU,
+		"-M", board, "-accel", "tcg,thread=multi,tb-size=256", "-cpu", p.CPU,
 		"-smp", strconv.Itoa(p.VCPUs), "-m", strconv.Itoa(p.Memory),
 		"-kernel", p.Kernel, "-append", p.Args, "-initrd", comma.Replace(p.Ramdisk),
 		"-serial", "file:"+ConsolePath,

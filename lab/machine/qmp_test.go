@@ -105,3 +105,15 @@ func TestPC(t *testing.T) {
 		t.Errorf("it runs in %s", c.Dir)
 	}
 }
+
+func TestPCSharesItsMemory(t *testing.T) {
+	args := strings.Join(PC{Memory: 512, Shared: true}.Command().Args, " ")
+	for _, want := range []string{"-object memory-backend-memfd,id=ram,share=on,size=512M", "-M q35,memory-backend=ram", "-m 512"} {
+		if !strings.Contains(args, want) {
+			t.Errorf("%s is not in %s", want, args)
+		}
+	}
+	if args := strings.Join(PC{Memory: 512}.Command().Args, " "); strings.Contains(args, "memory-backend") {
+		t.Errorf("a machine that shares nothing: %s", args)
+	}
+}

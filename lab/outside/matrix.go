@@ -127,67 +127,94 @@ func (r *row) fill(t *scenario.T, h *hvictl, s specimen.Specimen) error {
 	t.Check(err == nil, "%s: its type information, %d bytes, is the guest's own: %v", name, btf, err)
 
 	for _, v := range views {
-		got, err := v.ask(t.Context(), h, s.Core())
+		got, reading, err := v.ask(t.Context(), h, s.Core())
 		if !t.Check(err == nil, "%s: hvictl answers %s: %v", name, v.name, err) {
 			continue
 		}
-		r.Missing = append(r.Missing, got.missing...)
-		keep(v.name, compare(v.truth(say.before), v.truth(say.after), got.view, v.rest))
+		r.Missing = append(r.Missing, reading.Incomplete...)
+		keep(v.name, compare(v.truth(say.before), v.truth(say.after), got, v.rest))
 	}
 	r.maps(t, h, s, say, keep)
 	r.info(t, h, s, say)
 	return r.check(t, h, s)
 }
 
-// answer is what hvi said to one question.
-type answer struct {
-	view    view
-	missing []string
-}
-
 // views are the questions whose answers are lists.
-var views = []struct {
-	name  string
-	truth func(witness.Report) view
-	ask   func(ctx context.Context, h *hvictl, file string) (answer, error)
-	rest  func(record) bool
-}{
-	{"ps", processView, ask(seenProcesses, "ps"), worker},
-	{"threads", threadView, ask(seenProcesses, "ps", "--threads"), worker},
-	{"modules", moduleView, ask(seenModules, "modules"), nil},
-	{"sockets", socketView, ask(surely(seenSockets), "sockets"), ownerless},
-	{"dmesg", logView, ask(surely(seenLog), "dmesg"), nil},
-	{"mounts", func(r witness.Report) view { return mountView(r, fmt.Sprintf("proc/%d/mountinfo", witnessPID)) },
-		ask(surely(seenMounts), "mounts"), nil},
-	{"programs", func(r witness.Report) view {
-		s, err := r.State()
-		if err != nil {
-			return nil
-		}
-		return programView(s)
-	}, ask(surely(seenPrograms), "programs"), nil},
+var views = []listView{
+	{"ps", []string{"ps"}, processView, list[report.Process](seenProcesses), worker},
+	{"threads", []string{"ps", "--threads"}, threadView, list[report.Process](seenProcesses), worker},
+	{"modules", []string{"modules"}, moduleView, list[report.Module](seenModules), nil},
+	{"sockets", []string{"sockets"}, socketView, surely(seenSockets), ownerless},
+	{"dmesg", []string{"dmesg"}, logView, surely(seenLog), nil},
+	{"mounts", []string{"mounts"}, witnessMounts, surely(seenMounts), nil},
+	{"programs", []string{"programs"}, loadedPrograms, surely(seenPrograms), nil},
 }
 
-// ask returns a function that asks hvictl a question and makes a view of the
-// list that it answers.
-func ask[T any](see func([]T) (view, error), command ...string) func(context.Context, *hvictl, string) (answer, error) {
-	return func(ctx context.Context, h *hvictl, file string) (answer, error) {
-		var list report.List[T]
-		code, err := h.inspect(ctx, &list, file, command...)
-		if err != nil {
-			return answer{}, err
-		}
-		if code != 0 {
-			return answer{}, fmt.Errorf("exit code %d", code)
-		}
-		v, err := see(list.Items)
-		return answer{v, list.Reading.Incomplete}, err
+// listView is a question whose answer is a list.
+type listView struct {
+	name    string
+	command []string // of hvictl
+	// truth is what the guest says, answer makes the same of what hvi does, and
+	// rest says of a thing that the guest shows at no time whether that is right.
+	truth  func(witness.Report) view
+	answer answer
+	rest   func(record) bool
+}
+
+// ask asks hvictl about an image.
+func (v listView) ask(ctx context.Context, h *hvictl, file string) (view, report.Reading, error) {
+	into := v.answer.empty()
+	code, err := h.inspect(ctx, into, file, v.command...)
+	if err != nil {
+		return nil, report.Reading{}, err
 	}
+	if code != 0 {
+		return nil, report.Reading{}, fmt.Errorf("exit code %d", code)
+	}
+	return v.answer.see(into)
+}
+
+// answer makes a view of what hvi says.
+type answer interface {
+	// empty is what an answer is decoded into.
+	empty() any
+	see(answer any) (view, report.Reading, error)
+}
+
+// list is for a report.List[T].
+type list[T any] func([]T) (view, error)
+
+func (list[T]) empty() any { return new(report.List[T]) }
+
+func (l list[T]) see(answer any) (view, report.Reading, error) {
+	a, ok := answer.(*report.List[T])
+	if !ok {
+		return nil, report.Reading{}, fmt.Errorf("the answer is a %T", answer)
+	}
+	v, err := l(a.Items)
+	return v, a.Reading, err
 }
 
 // surely is for what can't fail.
-func surely[T any](see func([]T) view) func([]T) (view, error) {
+func surely[T any](see func([]T) view) list[T] {
 	return func(items []T) (view, error) { return see(items), nil }
+}
+
+func witnessMounts(r witness.Report) view {
+	return mountView(r, fmt.Sprintf("proc/%d/mountinfo", witnessPID))
+}
+
+func loadedPrograms(r witness.Report) view {
+	s, err := r.State()
+	if err != nil {
+		return nil
+	}
+	return programView(s)
+}
+
+// mapsOf is the question for the memory of one process.
+func mapsOf(pid int) listView {
+	return listView{"maps", []string{"maps", strconv.Itoa(pid)}, func(r witness.Report) view { return mapView(r, pid) }, surely(seenMaps), nil}
 }
 
 // maps compares the memory of some processes.
@@ -198,12 +225,13 @@ func (r *row) maps(t *scenario.T, h *hvictl, s specimen.Specimen, say truth, kee
 	}
 	for _, role := range []string{"maps", "yes", "gone", "odd-path", "namespaces", "threads"} {
 		pid := state.Roles[role]
-		got, err := ask(surely(seenMaps), "maps", strconv.Itoa(pid))(t.Context(), h, s.Core())
+		v := mapsOf(pid)
+		got, reading, err := v.ask(t.Context(), h, s.Core())
 		if !t.Check(err == nil, "%v: hvictl answers maps of %s: %v", s.Variant, role, err) {
 			continue
 		}
-		r.Missing = append(r.Missing, got.missing...)
-		keep("maps "+role, compare(mapView(say.before, pid), mapView(say.after, pid), got.view, nil))
+		r.Missing = append(r.Missing, reading.Incomplete...)
+		keep("maps "+role, compare(v.truth(say.before), v.truth(say.after), got, nil))
 	}
 }
 

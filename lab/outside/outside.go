@@ -18,6 +18,8 @@ func Scenarios(env Env) []scenario.Scenario {
 	all := []scenario.Scenario{
 		linuxHidden(env),
 		linuxHiddenQuick(env),
+		linuxLive(env),
+		linuxLiveQuick(env),
 		linuxMatrix(env),
 		linuxMatrixQuick(env),
 	}

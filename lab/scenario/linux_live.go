@@ -16,43 +16,41 @@ import (
 
 func init() {
 	Register(Scenario{
-		Name:       "linux-live",
-		Brief:      "A guest of 4 vCPUs under load is read 10,000 times: no wrong answer, and what hides in it is found",
-		Emulator:   QEMU,
-		Processors: liveProcessors,
-		Timeout:    3 * time.Hour,
-		Run:        func(t *T) error { return linuxLive(t, 10_000) },
+		Name:     "linux-live-xen",
+		Brief:    "A guest of 2 vCPUs under load, on Xen, is read 200 times: no wrong answer, and what hides in it is found",
+		Emulator: QEMU,
+		Timeout:  liveTimeout,
+		Run:      func(t *T) error { return linuxLive(t, liveReadings) },
 	})
 	Register(Scenario{
-		Name:       "linux-live-quick",
-		Brief:      "The same, read 300 times",
-		Emulator:   QEMU,
-		Processors: liveProcessors,
-		Timeout:    40 * time.Minute,
-		Run:        func(t *T) error { return linuxLive(t, 300) },
-	})
-	Register(Scenario{
-		Name:        "linux-live-next",
-		Brief:       "The same with the next Debian's kernel, read 1,000 times",
+		Name:        "linux-live-xen-next",
+		Brief:       "The same with the next Debian's kernel",
 		Emulator:    QEMU,
-		Processors:  liveProcessors,
 		GuestKernel: "7.2-cloud",
-		Timeout:     time.Hour,
-		Run:         func(t *T) error { return linuxLive(t, 1_000) },
+		Timeout:     liveTimeout,
+		Run:         func(t *T) error { return linuxLive(t, liveReadings) },
 	})
 }
 
-// liveProcessors are as many as the guest has, for Linux has all of its
-// processors spin until the last one has come to the same place (stop_machine):
-// where two have to stand for four, that takes a minute each time.
-const liveProcessors = 4
+// How much is asked of a machine within a machine: the guest runs some hundred
+// times slower than a real one. That the reader is right about a guest of four
+// vCPUs in a storm is shown by linux-live, without Xen.
+const (
+	liveVCPUs    = 2
+	liveReadings = 200
+	liveTimeout  = 40 * time.Minute
+	// liveBootLimit is how long the guest may take to boot: Linux has all of its
+	// processors spin until the last one has come to the same place
+	// (stop_machine), and the emulator lets them wait for one another.
+	liveBootLimit = 12 * time.Minute
+	// liveAlone is how long the guest bears its load before the first reading, in
+	// the guest's own seconds: where that alone ends it, nothing is said of
+	// reading.
+	liveAlone = 30
+)
 
-// liveBootLimit is how long the guest may take to boot, for the same reason.
-// Seen: 2 minutes, and more on a busy host.
-const liveBootLimit = 12 * time.Minute
-
-// liveArgs keep the guest from finding out, in the same way, that an emulated
-// processor's clock is not to be trusted.
+// liveArgs keep the guest from finding out that an emulated processor's clock is
+// not to be trusted, which has it stop all of them.
 var liveArgs = []string{"clocksource=xen", "tsc=nowatchdog", "nowatchdog"}
 
 // liveProcesses is the number of processes that live from before the first
@@ -65,9 +63,9 @@ const liveSetup = `mkdir -p /k && for i in 1 2 3 4 5; do ` +
 	`printf '#!/bin/sh\necho $$ >/k/pid-'$i'\nwhile :; do sleep 100000; done\n' >/k/known-$i; chmod 755 /k/known-$i; /k/known-$i </dev/null >/dev/null 2>&1 & done; ` +
 	`insmod /lib/loop.ko; while [ "$(cat /k/pid-* 2>/dev/null | wc -l)" -lt 5 ]; do sleep 1; done; cat /k/pid-*`
 
-// liveLoad is a storm of processes that end at once, and a module that comes
-// and goes. It ends when the guest's `load` does.
-const liveLoad = `for i in 1 2 3; do (while [ -e /tmp/load ]; do /bin/true & /bin/true & wait; done) </dev/null >/dev/null 2>&1 & done; ` +
+// liveLoad are processes that end at once, and a module that comes and goes. It
+// ends when the guest's `load` does.
+const liveLoad = `(while [ -e /tmp/load ]; do /bin/true & /bin/true & wait; done) </dev/null >/dev/null 2>&1 & ` +
 	`(while [ -e /tmp/load ]; do insmod /lib/fat.ko; rmmod fat; done) </dev/null >/dev/null 2>&1 &`
 
 // live is a guest that is read while it works.
@@ -89,7 +87,7 @@ func linuxLive(t *T, reads int) error {
 	if _, err := t.StartHVID(); err != nil {
 		return err
 	}
-	g, err := t.StartGuest(GuestConfig{Name: "live", VCPUs: liveProcessors, Memory: 256, KernelArgs: liveArgs})
+	g, err := t.StartGuest(GuestConfig{Name: "live", VCPUs: liveVCPUs, Memory: 256, KernelArgs: liveArgs})
 	if err != nil {
 		return err
 	}
@@ -116,6 +114,9 @@ func linuxLive(t *T, reads int) error {
 	if err := t.Step("quiet", l.quiet); err != nil {
 		return err
 	}
+	if err := t.Step("alone", l.alone); err != nil {
+		return err
+	}
 	if err := t.Step("load", func() error { return l.underLoad(reads) }); err != nil {
 		return err
 	}
@@ -136,7 +137,130 @@ func (l *live) quiet() error {
 	}
 	l.t.Fact("known", len(l.known))
 	l.processes(ps)
+	l.t.Check(len(l.wrong) == 0, "no process is what it can't be: %q", l.wrong)
+	if err := l.ownWords(); err != nil {
+		return err
+	}
 	return l.verdict(false)
+}
+
+// ownWords compares views with what the guest says itself, before and after:
+// what it says both times was so in between.
+func (l *live) ownWords() error {
+	var ps report.List[report.Process]
+	var mods report.List[report.Module]
+	var mounts report.List[report.Mount]
+	var log report.List[report.LogRecord]
+	for _, v := range []struct {
+		kind  inspect.Kind
+		asks  string // of the guest: a line for each thing
+		into  any
+		lines func() []string
+		more  func(line string) bool // what the guest doesn't show
+	}{
+		{inspect.Processes, `cat /proc/[0-9]*/stat | sed 's/^\([0-9]*\) (\(.*\)) . \([0-9]*\) .*/\1 \3 \2/'`, &ps, func() (out []string) {
+			for _, p := range ps.Items {
+				out = append(out, fmt.Sprintf("%d %d %s", p.PID, p.PPID, p.Comm))
+			}
+			return out
+		}, func(line string) bool { return strings.Contains(line, " 2 kworker/") }},
+		{inspect.Modules, `cut -d" " -f1-3 /proc/modules`, &mods, func() (out []string) {
+			for _, m := range mods.Items {
+				out = append(out, fmt.Sprintf("%s %d %d", m.Name, m.Size, m.Refcount))
+			}
+			return out
+		}, nil},
+		{inspect.Mounts, `sed 's/^\([0-9]*\) \([0-9]*\) \([^ ]*\) [^ ]* \([^ ]*\) .* - \([^ ]*\) .*/\1 \2 \3 \4 \5/' /proc/1/mountinfo`, &mounts, func() (out []string) {
+			for _, m := range mounts.Items {
+				out = append(out, fmt.Sprintf("%d %d %s %s %s", m.ID, m.Parent, m.Device, m.Point, m.Type))
+			}
+			return out
+		}, nil},
+		{inspect.Log, `dmesg | sed 's/^\[ *\([0-9.]*\)\] .*/\1/'`, &log, func() (out []string) {
+			for _, r := range log.Items {
+				us := r.Nanoseconds / 1000
+				out = append(out, fmt.Sprintf("%d.%06d", us/1e6, us%1e6))
+			}
+			return out
+		}, func(string) bool { return true }}, // lines of one record
+	} {
+		before, err := l.g.Run(v.asks)
+		if err != nil {
+			return err
+		}
+		if err := l.ask(v.kind, v.into); err != nil {
+			return err
+		}
+		after, err := l.g.Run(v.asks)
+		if err != nil {
+			return err
+		}
+		split := func(s string) (out []string) {
+			for line := range strings.SplitSeq(strings.TrimSpace(s), "\n") {
+				if v.kind == inspect.Processes {
+					line = taskName(line)
+				}
+				out = append(out, line)
+			}
+			return out
+		}
+		was, is, got := split(before), split(after), v.lines()
+		var wrong []string
+		same := 0
+		for _, line := range was {
+			if !slices.Contains(is, line) || v.kind == inspect.Processes && own(line) {
+				continue
+			}
+			if same++; !slices.Contains(got, line) {
+				wrong = append(wrong, "missing: "+line)
+			}
+		}
+		for _, line := range got {
+			if !slices.Contains(was, line) && !slices.Contains(is, line) && (v.more == nil || !v.more(line)) {
+				wrong = append(wrong, "not the guest's: "+line)
+			}
+		}
+		l.t.Check(same > 0 && len(wrong) == 0, "%s is what the guest says: %d the same, %q", v.kind, same, wrong)
+	}
+	return nil
+}
+
+// taskName cuts a name at the end of a line as long as a task's can be. /proc
+// shows a kernel thread's in full, and what a worker works on behind its own.
+func taskName(line string) string {
+	f := strings.SplitN(line, " ", 3)
+	if len(f) < 3 {
+		return line
+	}
+	if pool, work, ok := strings.Cut(f[2], ":"); ok && strings.HasPrefix(pool, "kworker/") {
+		if i := strings.IndexAny(work, "-+"); i > 0 {
+			f[2] = pool + ":" + work[:i]
+		}
+	}
+	const most = 15 // TASK_COMM_LEN, less the zero
+	f[2] = f[2][:min(len(f[2]), most)]
+	return strings.Join(f, " ")
+}
+
+// own says of a line about a process that it is the very one that wrote it.
+func own(line string) bool { return strings.HasSuffix(line, " cat") || strings.HasSuffix(line, " sed") }
+
+// alone has the guest bear its load without being read.
+func (l *live) alone() error {
+	if err := l.startLoad(); err != nil {
+		return err
+	}
+	out, err := l.g.Run(fmt.Sprintf("sleep %d; sed -n 's/^processes //p' /proc/stat", liveAlone))
+	l.t.Fact("tasks_before_reading", strings.TrimSpace(out))
+	return err
+}
+
+func (l *live) startLoad() error {
+	if err := l.g.Load(true); err != nil {
+		return err
+	}
+	_, err := l.g.Run(liveLoad)
+	return err
 }
 
 // liveKinds is in what turn it is read. To check costs more than the others.
@@ -147,19 +271,13 @@ var liveKinds = []inspect.Kind{
 
 // underLoad reads it again and again while it is busy.
 func (l *live) underLoad(reads int) error {
-	if err := l.g.Load(true); err != nil {
-		return err
-	}
-	if _, err := l.g.Run(liveLoad); err != nil {
-		return err
-	}
 	start := time.Now()
 	done := 0
 	for done < reads && len(l.wrong) <= 20 {
 		if err := l.read(liveKinds[done%len(liveKinds)]); err != nil {
 			return err
 		}
-		if done++; done%500 == 0 {
+		if done++; done%50 == 0 {
 			l.t.Logf("%d readings, %d of them retried, %v refused", done, l.retried, l.refused)
 		}
 	}
@@ -178,8 +296,12 @@ func (l *live) underLoad(reads int) error {
 	l.t.Check(len(l.wrong) == 0, "no reading was wrong: %d were, the first: %q", len(l.wrong), l.wrong[:min(len(l.wrong), 3)])
 	// To refuse is no wrong answer, but neither is it one.
 	l.t.Check(refused*10 <= done, "%d of %d readings were refused: %v", refused, done, l.refused)
-	l.t.Check(l.retried > 0, "readings met a change and were retried: %d of them, %d times in all", l.retried, l.retries)
-	return l.g.Load(false)
+	if err := l.g.Load(false); err != nil {
+		return err
+	}
+	out, err := l.g.Run("sed -n 's/^processes //p' /proc/stat")
+	l.t.Fact("tasks_after_reading", strings.TrimSpace(out))
+	return err
 }
 
 // read reads once. Only what ends the scenario is an error.

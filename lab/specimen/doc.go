@@ -8,6 +8,8 @@
 // Then it may run on and report once more, because a kernel is never quite at
 // rest: what both reports say was so in between.
 //
+// A [Live] is such a guest while it runs.
+//
 // Specimens are artifacts of the cache: made once for each kernel, program and
 // variant, and never changed.
 package specimen

@@ -12,8 +12,9 @@ import (
 	"github.com/xen-hvi/hvi/lab/witness"
 )
 
-// registers are a vCPU's, by the names that x86.Registers gives them.
-type registers struct {
+// Registers are a vCPU's, with the members of x86.Registers, to which they can be
+// converted.
+type Registers struct {
 	RAX, RBX, RCX, RDX uint64
 	RSI, RDI, RBP, RSP uint64
 	R8, R9, R10, R11   uint64
@@ -34,7 +35,7 @@ type registers struct {
 }
 
 // add fills in what QEMU's monitor doesn't show. It is the same from boot on.
-func (r *registers) add(p witness.Processor) {
+func (r *Registers) add(p witness.Processor) {
 	r.STAR, r.LSTAR, r.CSTAR, r.SFMask = p.STAR, p.LSTAR, p.CSTAR, p.SFMask
 	r.SysenterCS, r.SysenterESP, r.SysenterEIP = p.SysenterCS, p.SysenterESP, p.SysenterEIP
 }
@@ -100,13 +101,13 @@ var (
 )
 
 // parseRegisters reads the text of `info registers -a`.
-func parseRegisters(text string) ([]registers, error) {
-	var out []registers
+func parseRegisters(text string) ([]Registers, error) {
+	var out []Registers
 	for _, part := range perProcessor.Split(text, -1) {
 		if strings.TrimSpace(part) == "" {
 			continue
 		}
-		var r registers
+		var r Registers
 		plain := map[string]*uint64{
 			"RAX": &r.RAX, "RBX": &r.RBX, "RCX": &r.RCX, "RDX": &r.RDX, "RSI": &r.RSI, "RDI": &r.RDI, "RBP": &r.RBP, "RSP": &r.RSP,
 			"R8": &r.R8, "R9": &r.R9, "R10": &r.R10, "R11": &r.R11, "R12": &r.R12, "R13": &r.R13, "R14": &r.R14, "R15": &r.R15,

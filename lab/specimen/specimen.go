@@ -126,6 +126,9 @@ const (
 	quietAfter   = 300 * time.Millisecond
 )
 
+// reportSize is that of a disk for a report. Those of Debian's kernels have 25 MB.
+const reportSize = 64 << 20
+
 // namePrefix begins the names of specimens in the cache.
 const namePrefix = "specimen-"
 
@@ -177,23 +180,12 @@ func (m Maker) take(ctx context.Context, dir string, v Variant, w image.Witness,
 	defer os.RemoveAll(run)
 	disks := []string{filepath.Join(run, "before"), filepath.Join(run, "after")}
 	for _, d := range disks {
-		if err := sparse(d, 64<<20); err != nil {
+		if err := sparse(d, reportSize); err != nil {
 			return err
 		}
 	}
-	args := "console=ttyS0 rdinit=/init panic=-1 loglevel=5 net.ifnames=0"
-	if v.PTI {
-		args += " pti=on"
-	}
-	cpu := "qemu64"
-	if v.LA57 {
-		cpu = "max"
-	}
-	pc := machine.PC{
-		Tree: q.Tree, Program: q.Program, Dir: run,
-		Kernel: w.Kernel, Args: args, Ramdisk: w.Ramdisk,
-		CPU: cpu, VCPUs: v.vcpus(), Memory: v.memory(), Disks: disks,
-	}
+	pc := v.pc(w, q)
+	pc.Dir, pc.Disks = run, disks
 	console, err := os.Create(filepath.Join(dir, "console.log"))
 	if err != nil {
 		return err
@@ -220,6 +212,23 @@ func (m Maker) take(ctx context.Context, dir string, v Variant, w image.Witness,
 		return fmt.Errorf("specimen %v: %w\n%s\n%s", v, err, guest.Log(), text[max(0, len(text)-4000):])
 	}
 	return nil
+}
+
+// pc is the machine of a guest, but for its folder and its disks.
+func (v Variant) pc(w image.Witness, q image.QEMU) machine.PC {
+	args := "console=ttyS0 rdinit=/init panic=-1 loglevel=5 net.ifnames=0"
+	if v.PTI {
+		args += " pti=on"
+	}
+	cpu := "qemu64"
+	if v.LA57 {
+		cpu = "max"
+	}
+	return machine.PC{
+		Tree: q.Tree, Program: q.Program,
+		Kernel: w.Kernel, Args: args, Ramdisk: w.Ramdisk,
+		CPU: cpu, VCPUs: v.vcpus(), Memory: v.memory(),
+	}
 }
 
 // talk leads the guest through its life.
@@ -363,7 +372,7 @@ func (l *lines) Write(p []byte) (int, error) {
 
 // description is what the tests of engine/guest/linux read.
 type description struct {
-	Regs     []registers `json:"regs"`
+	Regs     []Registers `json:"regs"`
 	Image    string      `json:"image"`
 	Kallsyms string      `json:"kallsyms"`
 	BTF      string      `json:"btf"`

@@ -60,7 +60,7 @@ func TestParseRegisters(t *testing.T) {
 	if err != nil || len(got) != 2 {
 		t.Fatalf("%d processors, %v", len(got), err)
 	}
-	want := registers{
+	want := Registers{
 		RAX: 0xb, RBX: 0x5e22c0, RCX: 0x34d060a0, RDX: 0x34d0609f, RSI: 0x5e22c0, RDI: 0x5c0d6d, RBP: 0x5c0d6d, RSP: 0x7fff7b9ee938,
 		R8: 0x7fff7b9ee7a0, R10: 0x1000, R11: 0x202, R12: 0x7fff7b9eea28, R13: 1, R15: 1,
 		RIP: 0x401118, RFLAGS: 0x202, CR0: 0x80050033, CR2: 0x7fd4e0b5b000, CR3: 0x2f42000, CR4: 0x6b0, EFER: 0xd01,
@@ -143,5 +143,17 @@ func TestLines(t *testing.T) {
 	}
 	if strings.Join(got, "|") != "one|two" {
 		t.Errorf("%q", got)
+	}
+}
+
+// TestAddOther: in user mode SWAPGS brings the kernel's GS base; in the kernel
+// what it would bring is not known.
+func TestAddOther(t *testing.T) {
+	const perCPU = 0xffff888012340000
+	for _, c := range []struct{ gs, want uint64 }{{0, perCPU}, {0x7f0000001000, perCPU}, {perCPU, 0}} {
+		r := Registers{GSBase: c.gs}
+		if r.addOther(perCPU); r.KernelGSBase != c.want || r.GSBase != c.gs {
+			t.Errorf("with GS base %#x: %#x and %#x", c.gs, r.GSBase, r.KernelGSBase)
+		}
 	}
 }

@@ -319,6 +319,7 @@ func (s *State) kprobe() {
 //
 //	report PATH     writes a report to a disk
 //	load NAME ARGS  loads a module of ModuleDir
+//	run COMMAND     has a shell do something, and says what it printed
 //	log             says what the lab's own modules logged, lines joined by "; "
 //	settle          waits until the kernel is at rest
 //	off             ends the guest
@@ -351,6 +352,12 @@ func (s *State) obey(line string) (string, error) {
 	case "load":
 		name, args, _ := strings.Cut(rest, " ")
 		return "", load(name, args)
+	case "run":
+		out, err := exec.Command("/bin/sh", "-c", rest).CombinedOutput()
+		if err != nil {
+			err = fmt.Errorf("%w: %s", err, bytes.TrimSpace(out))
+		}
+		return string(bytes.TrimSpace(out)), err
 	case "log":
 		return strings.Join(marked(), "\n"), nil
 	case "settle":

@@ -155,8 +155,7 @@ func (c *census) look() (map[x86.VirtAddr][]string, error) {
 			}
 			switch {
 			case errors.Is(err, errTorn):
-				c.r.retries++
-				c.r.tlb.Flush()
+				c.r.again(try)
 				continue
 			case errors.Is(err, ErrUnsupported):
 				c.r.missing("hidden-processes: %s: %v", s.where, err)

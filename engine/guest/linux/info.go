@@ -136,7 +136,7 @@ func (r *Reader) uptime(out *report.Info) error {
 		off = (max(o.Seqcount.Size, 1) + 7) &^ 7
 	}
 	var tk object
-	for range maxRetries {
+	for n := range maxRetries {
 		before, err := r.as.ReadUint32(at)
 		if err != nil {
 			return err
@@ -153,9 +153,9 @@ func (r *Reader) uptime(out *report.Info) error {
 			out.Uptime = float64(ns) / 1e9
 			return nil
 		}
-		r.retries++
+		r.again(n + 1)
 	}
-	return tooOften("the clock")
+	return tooOften("the clock", maxRetries)
 }
 
 func (r *Reader) taints(out *report.Info) error {

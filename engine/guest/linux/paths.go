@@ -146,7 +146,7 @@ func (p *pathReader) read(at, root path) ([]byte, error) {
 		"mount.mnt", o.Mount.VFS, "mount.mnt_root", o.Mount.Root, "mount.mnt_parent", o.Mount.Parent, "mount.mnt_mountpoint", o.Mount.Point); err != nil {
 		return nil, err
 	}
-	for range maxPathRetries {
+	for n := range maxPathRetries {
 		before, err := p.sequence()
 		if err != nil {
 			return nil, err
@@ -162,7 +162,7 @@ func (p *pathReader) read(at, root path) ([]byte, error) {
 		if before == after && err != nil && !errors.Is(err, errTorn) {
 			return nil, err
 		}
-		p.r.retries++
+		p.r.again(n + 1)
 	}
 	return nil, errTorn
 }

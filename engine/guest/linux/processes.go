@@ -249,7 +249,7 @@ func (t *taskReader) tellMissing() {
 // before. It is errEnded if the task isn't on its list then.
 func (t *taskReader) read(task x86.VirtAddr, node int) (report.Process, error) {
 	r := t.r
-	for range maxTaskRetries {
+	for n := range maxTaskRetries {
 		noExe, noCGroup, noCred := t.noExe, t.noCGroup, t.noCred
 		p, err := t.once(task)
 		if err == nil {
@@ -263,10 +263,9 @@ func (t *taskReader) read(task x86.VirtAddr, node int) (report.Process, error) {
 			return p, err
 		}
 		t.noExe, t.noCGroup, t.noCred = noExe, noCGroup, noCred
-		r.retries++
-		r.tlb.Flush()
+		r.again(n + 1)
 	}
-	return report.Process{}, tooOften(fmt.Sprintf("the task at %v", task))
+	return report.Process{}, tooOften(fmt.Sprintf("the task at %v", task), maxTaskRetries)
 }
 
 // unchanged is errTorn unless what the task has is what it had when it was

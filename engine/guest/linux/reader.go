@@ -33,6 +33,7 @@ type Reader struct {
 	wait      func(time.Duration)
 
 	retries    int
+	waited     time.Duration // for what is read again, in this reading
 	incomplete []string
 
 	look
@@ -73,10 +74,34 @@ var errTorn = errors.New("changed while it was read")
 // no more attention than this.
 const maxRetries = 64
 
+// Time between attempts, in a guest that runs. What is between two states stays
+// so while its processor waits for a turn on a busy host, tens of milliseconds,
+// and 64 attempts take one. After quickAttempts pauses grow, and all of a
+// reading's together are no longer than readingPatience.
+const (
+	quickAttempts   = 8
+	shortestPause   = 50 * time.Microsecond
+	longestBreak    = 10 * time.Millisecond
+	readingPatience = time.Second
+)
+
+// again is to be called before something is read again, with how often it has
+// been read, and lets time pass if that is often.
+func (r *Reader) again(attempts int) {
+	r.retries++
+	r.tlb.Flush()
+	if r.wait == nil || attempts < quickAttempts || r.waited >= readingPatience {
+		return
+	}
+	d := min(shortestPause<<min(attempts-quickAttempts, 16), longestBreak)
+	r.waited += d
+	r.wait(d)
+}
+
 // reading runs f, one report's reading, from a clean state and fills in how it
 // went. Every method that makes a report begins with it.
 func (r *Reader) reading(out *report.Reading, f func() error) error {
-	r.retries, r.incomplete = 0, nil
+	r.retries, r.waited, r.incomplete = 0, 0, nil
 	r.beginLook()
 	start := time.Now()
 	err := f()
@@ -88,20 +113,20 @@ func (r *Reader) reading(out *report.Reading, f func() error) error {
 // time it is called. what is for the error, in the kernel's words.
 func (r *Reader) consistently(what string, f func() error) error {
 	noted := len(r.incomplete)
-	for range maxRetries {
-		r.tlb.Flush()
+	r.tlb.Flush()
+	for n := range maxRetries {
 		r.incomplete = r.incomplete[:noted]
 		err := f()
 		if !errors.Is(err, errTorn) {
 			return err
 		}
-		r.retries++
+		r.again(n + 1)
 	}
-	return tooOften(what)
+	return tooOften(what, maxRetries)
 }
 
-func tooOften(what string) error {
-	return &ReadError{What: what, Got: fmt.Sprintf("a change in each of %d attempts", maxRetries), Err: ErrImplausible}
+func tooOften(what string, attempts int) error {
+	return &ReadError{What: what, Got: fmt.Sprintf("a change in each of %d attempts", attempts), Err: ErrImplausible}
 }
 
 func tooMany(what string, most int) error {

@@ -57,15 +57,15 @@ func (r *Reader) EachTask(f func(*Task)) error {
 
 // processes fills r.tasks from the kernel's list.
 func (r *Reader) processes() error {
-	for n := 0; n < maxRetries; n++ {
-		r.tlb.Flush()
+	r.tlb.Flush()
+	for n := range maxRetries {
 		err := r.processesOnce()
 		if !errors.Is(err, errTorn) {
 			return err
 		}
-		r.retries++
+		r.again(n + 1)
 	}
-	return tooOften("the list of processes")
+	return tooOften("the list of processes", maxRetries)
 }
 
 // processesOnce is one attempt. A task is copied before its successor is looked
@@ -212,7 +212,7 @@ func (r *Reader) everyTask() ([]x86.VirtAddr, error) {
 // threadList returns the threads of a process, none if it has ended.
 func (r *Reader) threadList(task x86.VirtAddr) ([]x86.VirtAddr, error) {
 	var out []x86.VirtAddr
-	for range maxRetries {
+	for n := range maxRetries {
 		out = out[:0]
 		err := r.threadsOf(task, func(thread x86.VirtAddr) error {
 			out = append(out, thread)
@@ -224,9 +224,9 @@ func (r *Reader) threadList(task x86.VirtAddr) ([]x86.VirtAddr, error) {
 		if !r.linked(task + x86.VirtAddr(r.k.Offsets.Task.Tasks)) {
 			return nil, nil
 		}
-		r.retries++
+		r.again(n + 1)
 	}
-	return nil, tooOften("the threads of a process")
+	return nil, tooOften("the threads of a process", maxRetries)
 }
 
 // linked says whether a node is on a list: its neighbours lead to it.

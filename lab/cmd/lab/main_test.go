@@ -25,6 +25,13 @@ func TestList(t *testing.T) {
 	if len(lines) != len(scenarios(nil)) || len(lines) <= len(scenario.All()) || !strings.Contains(out.String(), "boot-intel") {
 		t.Errorf("%s", out.String())
 	}
+	names := map[string]bool{}
+	for _, s := range scenarios(nil) {
+		if names[s.Name] {
+			t.Errorf("two scenarios are called %s", s.Name)
+		}
+		names[s.Name] = true
+	}
 }
 
 func TestRunUnknown(t *testing.T) {
