@@ -333,8 +333,6 @@ func (d *domain) snapshot() Status {
 // attach starts a session. The caller holds d.busy.
 func (e *Engine) attach(d *domain, decl Declaration) error {
 	held := d.ledger != nil
-	// Held for want of protection, which an attempt that fails does not bring.
-	kept := held && d.ledger.Has(ledger.OpHold)
 	if e.isClosing() {
 		// Close lets the domain go, unless that must not be.
 		if held && decl.Spec.RequireAttach {
@@ -368,7 +366,7 @@ func (e *Engine) attach(d *domain, decl Declaration) error {
 	s := newSession(e.opt.Hypervisor, d.ledger, e.opt.Recorder, e.opt.Log, d.info, d.snapshot().Name, decl)
 	s.identifyWith = e.opt.Identify
 	// Who runs already is not stopped for it.
-	s.holdOnFailure = kept || held && decl.Spec.RequireAttach
+	s.holdOnFailure = held && decl.Spec.RequireAttach
 	d.ledger = nil
 	d.mu.Lock()
 	d.session, d.declared = s, &decl
@@ -633,6 +631,11 @@ func (e *Engine) Attach(ctx context.Context, id xen.DomID, decl Declaration) err
 	}
 	if !d.isDecided() {
 		return fmt.Errorf("domain %d: %w", id, ErrTooEarly)
+	}
+	if d.ledger != nil && d.ledger.Has(ledger.OpHold) {
+		// Held for want of protection, which an attempt that fails doesn't bring,
+		// whatever it asked for.
+		decl.Spec.RequireAttach = true
 	}
 	d.since = time.Now()
 	return e.attach(d, decl)
