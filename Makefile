@@ -10,12 +10,12 @@ VERSION ?=
 # shares a machine runs in this order; the machines that take longest come first.
 # Beside them, on demand: the same roads on the other processor (package-xl-intel,
 # package-libvirt-intel, xl-roads-intel, xl-roads-amd), parts of those
-# (package-units, package-metadata-intel), and what takes long by itself:
+# (package-units, package-metadata-intel), and what takes long by itself: tiers-amd,
 # linux-matrix and linux-hidden, which take each kernel's memory, linux-live, which
 # reads a guest that works, without Xen, and linux-live-xen and -xen-next, which do
 # so under Xen.
 DEMO  ?= demo
-SUITE ?= $(QEMU_DEBIAN) $(BOCHS) $(QEMU) $(BOCHS_DEBIAN) $(HOST)
+SUITE ?= $(BOCHS_DEBIAN) $(BOCHS) $(QEMU_DEBIAN) $(QEMU) $(HOST)
 BOCHS ?= boot-intel demo skeleton-intel metrics guest-pti guards-off hvid-stopped hvid-killed bad-input first-instruction
 QEMU  ?= boot-amd skeleton-amd cycles
 HOST  ?= linux-matrix-quick linux-hidden-quick linux-live-quick
