@@ -28,7 +28,7 @@ func init() {
 		Brief:    "The same on Intel",
 		Emulator: Bochs,
 		System:   Debian,
-		Timeout:  40 * time.Minute,
+		Timeout:  90 * time.Minute,
 		Run:      func(t *T) error { return packageXL(t, true, everyPackageRoad...) },
 	})
 	Register(Scenario{
@@ -37,9 +37,15 @@ func init() {
 		Emulator: QEMU,
 		System:   Debian,
 		Timeout:  20 * time.Minute,
-		Run: func(t *T) error {
-			return packageXL(t, false, (*roads).xendomains, (*roads).xendomainsBesideLibvirt, (*roads).held)
-		},
+		Run:      func(t *T) error { return packageXL(t, false, unitRoads...) },
+	})
+	Register(Scenario{
+		Name:     "package-units-intel",
+		Brief:    "The same on Intel",
+		Emulator: Bochs,
+		System:   Debian,
+		Timeout:  60 * time.Minute,
+		Run:      func(t *T) error { return packageXL(t, true, unitRoads...) },
 	})
 }
 
@@ -48,6 +54,9 @@ var everyPackageRoad = []func(*roads){
 	(*roads).protected, (*roads).creations, (*roads).lives, (*roads).endings, (*roads).softReset,
 	(*roads).hvm, (*roads).gates, (*roads).held, (*roads).xendomains, (*roads).xendomainsBesideLibvirt, (*roads).names,
 }
+
+// unitRoads are those that go by systemd's units.
+var unitRoads = []func(*roads){(*roads).xendomains, (*roads).xendomainsBesideLibvirt, (*roads).held}
 
 // packageXL installs the package and takes roads with the hvid that systemd runs.
 func packageXL(t *T, intel bool, parts ...func(*roads)) error {
