@@ -109,9 +109,9 @@ type slowMemory struct {
 }
 
 // Reads between two pauses, a random number up to this, and how long those are:
-// with the host's own delay, on average about a microsecond for each read.
+// with the host's own delay, on average about a quarter of a microsecond for each read.
 const (
-	readsToPause = 256
+	readsToPause = 1024
 	readerPause  = 50 * time.Microsecond
 )
 
