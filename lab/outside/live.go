@@ -100,9 +100,9 @@ type live struct {
 	moved int
 }
 
-// slowMemory makes a reader as slow as the guest, which an emulator makes some
-// fifty times slower than a processor: else the guest seems to stand still while
-// it is read, and nothing is shown.
+// slowMemory slows a reader down towards the pace of the guest, which an emulator
+// makes some fifty times slower than a processor: else the guest seems to stand
+// still while it is read, and nothing is shown.
 type slowMemory struct {
 	image *dump.Image
 	left  int // reads until the next pause
