@@ -249,18 +249,19 @@ func (l *live) ask(kind inspect.Kind, args inspect.Args) (any, error) {
 
 // identify finds the kernel from nothing. The page tables that it starts from may
 // be a process's that ends: hvid tries three times, too.
-func (l *live) identify() (k *linux.Kernel, err error) {
-	for range 3 {
+func (l *live) identify() (*linux.Kernel, error) {
+	for try := 1; ; try++ {
 		regs, err := l.registers()
 		if err != nil {
 			return nil, err
 		}
-		if k, err = linux.Identify(l.mem, regs[0]); err == nil {
-			return k, nil
+		k, err := linux.Identify(l.mem, regs[0])
+		if err == nil || try == 3 {
+			return k, err
 		}
+		l.t.Logf("%s: attempt %d to identify: %v", l.name, try, err)
 		l.moved++
 	}
-	return nil, err
 }
 
 // quiet has the guest say what it is made of, twice, and finds its kernel.
