@@ -116,11 +116,8 @@ const (
 // chooses between 4 and 5 levels. An efer of 0 means unknown, and is taken as
 // having NXE, as every 64-bit kernel sets it.
 func NewAddressSpace(mem Memory, cr3, cr4, efer uint64) AddressSpace {
-	as := AddressSpace{mem: mem, root: cr3 & x86.CR3AddrMask, half: 1 << 47}
-	as.words, _ = mem.(WordReader)
-	if d, ok := mem.(DirectReader); ok {
-		as.direct = d.Direct()
-	}
+	as := AddressSpace{root: cr3 & x86.CR3AddrMask, half: 1 << 47}
+	as.setMemory(mem)
 	if cr4&x86.CR4LA57 != 0 {
 		as.root |= 5
 		as.half = 1 << 56
@@ -141,9 +138,17 @@ func (as AddressSpace) WithRoot(root x86.PhysAddr) AddressSpace {
 
 // WithMemory returns the same page tables in another Memory, without a TLB.
 func (as AddressSpace) WithMemory(mem Memory) AddressSpace {
-	as.mem, as.tlb = mem, nil
-	as.words, _ = mem.(WordReader)
+	as.tlb = nil
+	as.setMemory(mem)
 	return as
+}
+
+func (as *AddressSpace) setMemory(mem Memory) {
+	as.mem, as.direct = mem, nil
+	as.words, _ = mem.(WordReader)
+	if d, ok := mem.(DirectReader); ok {
+		as.direct = d.Direct()
+	}
 }
 
 // Root is the physical address of the top-level table.

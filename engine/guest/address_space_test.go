@@ -318,3 +318,19 @@ func FuzzTranslate(f *testing.F) {
 		}
 	})
 }
+
+// TestWithMemory: all is read of the new memory, words too.
+func TestWithMemory(t *testing.T) {
+	b := build(4)
+	as := b.AddressSpace()
+	other := bytes.Clone(b.Mem)
+	binary.LittleEndian.PutUint64(other[0x200000:], 2)
+	for name, mem := range map[string]guest.Memory{"an image": guest.NewRawImage(other), "no image": plain{guest.NewRawImage(other)}} {
+		as := as.WithMemory(mem)
+		word, err := as.ReadUint64(kernelVA)
+		buf := make([]byte, 8)
+		if err2 := as.Read(kernelVA, buf); err != nil || err2 != nil || word != 2 || binary.LittleEndian.Uint64(buf) != 2 {
+			t.Errorf("%s: %#x and %x, %v, %v", name, word, buf, err, err2)
+		}
+	}
+}

@@ -100,18 +100,18 @@ type live struct {
 	moved int
 }
 
-// slowMemory makes a reader as slow as the guest, which an emulator makes some
-// fifty times slower than a processor: else the guest seems to stand still while
-// it is read, and nothing is shown.
+// slowMemory slows a reader down towards the pace of the guest, which an emulator
+// makes some fifty times slower than a processor: else the guest seems to stand
+// still while it is read, and nothing is shown.
 type slowMemory struct {
 	image *dump.Image
 	left  int // reads until the next pause
 }
 
 // Reads between two pauses, a random number up to this, and how long those are:
-// with the host's own delay, on average one to two microseconds for each read.
+// with the host's own delay, on average about a quarter of a microsecond for each read.
 const (
-	readsToPause = 128
+	readsToPause = 1024
 	readerPause  = 50 * time.Microsecond
 )
 
@@ -228,11 +228,7 @@ func (l *live) registers() ([]x86.Registers, error) {
 func (l *live) ask(kind inspect.Kind, args inspect.Args) (any, error) {
 	q, ok := inspect.Find(kind)
 	if !ok { // what hvid does the first time
-		regs, err := l.registers()
-		if err != nil {
-			return nil, err
-		}
-		return linux.Identify(l.mem, regs[0])
+		return l.identify()
 	}
 	for try := 1; ; try++ {
 		regs, err := l.registers()
@@ -248,6 +244,23 @@ func (l *live) ask(kind inspect.Kind, args inspect.Args) (any, error) {
 		r := l.kernel.NewReader(regs)
 		r.Follow(l.registers)
 		return q.Ask(r, args)
+	}
+}
+
+// identify finds the kernel from nothing. The page tables that it starts from may
+// be a process's that ends: hvid tries three times, too.
+func (l *live) identify() (*linux.Kernel, error) {
+	for try := 1; ; try++ {
+		regs, err := l.registers()
+		if err != nil {
+			return nil, err
+		}
+		k, err := linux.Identify(l.mem, regs[0])
+		if err == nil || try == 3 {
+			return k, err
+		}
+		l.t.Logf("%s: attempt %d to identify: %v", l.name, try, err)
+		l.moved++
 	}
 }
 
@@ -469,9 +482,8 @@ func (l *live) verdict(out *liveOutcome) {
 	}
 	l.t.Check(len(l.wrong) == 0, "%s: no answer was wrong: %d were, the first: %q", l.name, len(l.wrong), l.wrong[:min(len(l.wrong), 3)])
 	l.t.Check(retried > 0, "%s: readings met a change and were retried: %d", l.name, retried)
-	// To give no answer is no wrong one, but is of no use either. To say that
-	// something has ended meanwhile is right in a storm.
-	l.t.Check(refused*50 <= out.Readings && incomplete*5 <= out.Readings, "%s: of %d readings, %d had no answer and %d were incomplete: %v",
+	// To give no answer is no wrong one, but is of no use either.
+	l.t.Check((refused+incomplete)*50 <= out.Readings, "%s: of %d readings, %d had no answer and %d were incomplete: %v",
 		l.name, out.Readings, refused, incomplete, reasons)
 }
 

@@ -20,7 +20,7 @@ const (
 	// changed what it has: its program, its credentials.
 	maxTaskRetries = 16
 	// maxRounds bounds how often all processes are read again because some
-	// have ended while they were read.
+	// became others while they were read.
 	maxRounds = 3
 	// maxCGroupLinks bounds the hierarchies that a process is in: 1 and at
 	// most one for each controller and name.
@@ -158,8 +158,9 @@ func noProcess(pid int32) error {
 }
 
 // listTasks reports the tasks that find finds, each linked by the member at
-// offset node. What ends while it is read makes it begin anew, a few times: a
-// process may have handed on its number.
+// offset node. What ends while it is read is left out, as it would be a moment
+// later. But a process may have handed on its number, to the thread that runs
+// another program: then all are read anew, a few times.
 func (r *Reader) listTasks(find func() ([]x86.VirtAddr, error), node int) (report.List[report.Process], error) {
 	out := report.List[report.Process]{Items: []report.Process{}}
 	err := r.reading(&out.Reading, func() error {
@@ -170,31 +171,63 @@ func (r *Reader) listTasks(find func() ([]x86.VirtAddr, error), node int) (repor
 				return err
 			}
 			out.Items = out.Items[:0]
-			ended := 0
+			ended, found := map[x86.VirtAddr]bool{}, map[int32]bool{}
+			unsure := 0 // numbers that are there twice, or are another's now
 			for _, task := range tasks {
 				p, err := t.read(task, node)
 				switch {
-				case err == nil:
-					out.Items = append(out.Items, p)
 				case errors.Is(err, errEnded):
-					ended++
-				default:
+					ended[task] = true
+				case err != nil:
 					return err
+				case found[p.PID]:
+					unsure++
+				default:
+					found[p.PID] = true
+					out.Items = append(out.Items, p)
 				}
 			}
-			if ended == 0 {
+			handedOn, err := r.handedOn(ended)
+			if err != nil {
+				return err
+			}
+			if unsure += handedOn; unsure == 0 {
 				break
 			}
 			if round == maxRounds {
-				r.missing("%d tasks that ended while they were read", ended)
+				r.missing("%d processes that became others while they were read", unsure)
 				break
 			}
-			r.retries++
+			r.again(round)
 		}
 		t.tellMissing()
 		return nil
 	})
 	return out, err
+}
+
+// handedOn counts the numbers of processes that have ended which are numbers of
+// processes now. The walk of all processes that the reading began with knows
+// them.
+func (r *Reader) handedOn(ended map[x86.VirtAddr]bool) (n int, err error) {
+	numbers := map[int32]bool{}
+	for i := range r.tasks {
+		if ended[r.tasks[i].Addr] {
+			numbers[r.tasks[i].PID] = true
+		}
+	}
+	if len(numbers) == 0 {
+		return 0, nil
+	}
+	if err := r.processes(); err != nil {
+		return 0, err
+	}
+	for i := range r.tasks {
+		if numbers[r.tasks[i].PID] {
+			n++
+		}
+	}
+	return n, nil
 }
 
 // errEnded: a task is no longer on the list it was found on.

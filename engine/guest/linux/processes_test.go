@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/xen-hvi/hvi/engine/guest"
 	"github.com/xen-hvi/hvi/engine/guest/linux/linuxtest"
 	"github.com/xen-hvi/hvi/engine/guest/report"
 	"github.com/xen-hvi/hvi/engine/x86"
@@ -513,4 +514,103 @@ func FuzzProcesses(f *testing.F) {
 			t.Errorf("%+v, %v", v, err)
 		}
 	})
+}
+
+// moving is memory in which something happens once, when it is read at an
+// address.
+type moving struct {
+	guest.Memory
+	at   x86.PhysAddr
+	then func()
+}
+
+func (m *moving) ReadPhys(pa x86.PhysAddr, buf []byte) error {
+	if then := m.then; then != nil && m.at >= pa && m.at < pa+x86.PhysAddr(len(buf)) {
+		m.then = nil
+		then()
+	}
+	return m.Memory.ReadPhys(pa, buf)
+}
+
+// movingGuest is processGuest, of which then happens when the reader is at va.
+func movingGuest(t *testing.T, n int, va func(*linuxtest.Processes) x86.VirtAddr, then func(*linuxtest.Processes)) (*linuxtest.Processes, *Reader) {
+	t.Helper()
+	p, r := processGuest(t, n)
+	at, err := r.as.Translate(va(p))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p, r.k.Over(&moving{p.Memory(), at.Phys, func() { then(p) }}).NewReader(p.Regs)
+}
+
+// end takes a process off the list as the kernel does (list_del_rcu): it still
+// leads on.
+func end(p *linuxtest.Processes, task x86.VirtAddr) {
+	const poison = 0xdead_0000_0000_0122 // LIST_POISON2
+	node := task + linuxtest.TaskTasks
+	next := p.Load(node)
+	p.Unlink(node)
+	p.WriteUint64(node, uint64(next))
+	p.WriteUint64(node+8, poison)
+}
+
+// TestProcessesThatEnd: who ends while all are read is not there, and nothing is
+// missing then, unless another has its number now.
+func TestProcessesThatEnd(t *testing.T) {
+	const which, other = 5, 2
+	cred := func(p *linuxtest.Processes) x86.VirtAddr { return p.Tasks[which] + linuxtest.TaskCred }
+	numbers := func(l report.List[report.Process]) (out []int32) {
+		for _, p := range l.Items {
+			out = append(out, p.PID)
+		}
+		slices.Sort(out)
+		return out
+	}
+	_, ending := movingGuest(t, 9, cred, func(p *linuxtest.Processes) { end(p, p.Tasks[which]) })
+	got, err := ending.Processes()
+	if err != nil || len(got.Items) != 8 || slices.Contains(numbers(got), which+1) || got.Reading.Retries != 0 || got.Reading.Incomplete != nil {
+		t.Errorf("one that ends: %v, %+v, %v", numbers(got), got.Reading, err)
+	}
+	_, handing := movingGuest(t, 9, cred, func(p *linuxtest.Processes) {
+		end(p, p.Tasks[which])
+		p.WriteUint32(p.Tasks[other]+linuxtest.TaskPID, which+1)
+		p.WriteUint32(p.Tasks[other]+linuxtest.TaskTGID, which+1)
+	})
+	got, err = handing.Processes()
+	if err != nil || len(got.Items) != 8 || !slices.Contains(numbers(got), which+1) || slices.Contains(numbers(got), other+1) || got.Reading.Retries != 1 {
+		t.Errorf("one that hands on its number: %v, %+v, %v", numbers(got), got.Reading, err)
+	}
+	// A number that two have at any time is said to be odd.
+	p, r := processGuest(t, 9)
+	p.WriteUint32(p.Tasks[other]+linuxtest.TaskPID, which+1)
+	got, err = r.Processes()
+	if err != nil || len(got.Items) != 8 || got.Reading.Retries != maxRounds-1 || len(got.Reading.Incomplete) != 1 {
+		t.Errorf("one number of two: %v, %+v, %v", numbers(got), got.Reading, err)
+	}
+}
+
+// TestThreadsOfACopy: a task that a fork has just made, at the address of one that
+// has ended, leads to its parent's threads for a moment.
+func TestThreadsOfACopy(t *testing.T) {
+	const ends, parent = 6, 4
+	_, r := movingGuest(t, 9, func(p *linuxtest.Processes) x86.VirtAddr { return p.Tasks[ends] + linuxtest.TaskSignal }, func(p *linuxtest.Processes) {
+		end(p, p.Tasks[ends])
+		for _, at := range []x86.VirtAddr{linuxtest.TaskSignal, linuxtest.TaskThreadNode, linuxtest.TaskTasks} {
+			p.WriteUint64(p.Tasks[ends]+at, uint64(p.Load(p.Tasks[parent]+at)))
+		}
+	})
+	got, err := r.Threads(0)
+	if err != nil || got.Reading.Incomplete != nil || got.Reading.Retries != 0 {
+		t.Fatalf("%+v, %v", got.Reading, err)
+	}
+	seen := map[int32]bool{}
+	for _, p := range got.Items {
+		if seen[p.PID] {
+			t.Errorf("thread %d is there twice", p.PID)
+		}
+		seen[p.PID] = true
+	}
+	if len(seen) != 8 || seen[ends+1] {
+		t.Errorf("%v", seen)
+	}
 }

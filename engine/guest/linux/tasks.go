@@ -209,15 +209,22 @@ func (r *Reader) everyTask() ([]x86.VirtAddr, error) {
 	return out, nil
 }
 
-// threadList returns the threads of a process, none if it has ended.
+// threadList returns the threads of a process, none if it has ended. The task
+// itself is one of them: one that a fork has just copied to the memory of one
+// that has ended leads to the threads of its parent for a moment.
 func (r *Reader) threadList(task x86.VirtAddr) ([]x86.VirtAddr, error) {
 	var out []x86.VirtAddr
 	for n := range maxRetries {
 		out = out[:0]
+		among := false
 		err := r.threadsOf(task, func(thread x86.VirtAddr) error {
 			out = append(out, thread)
+			among = among || thread == task
 			return nil
 		})
+		if err == nil && !among {
+			err = errTorn
+		}
 		if !errors.Is(err, errTorn) {
 			return out, err
 		}
