@@ -24,7 +24,7 @@ func init() {
 	})
 	Register(Scenario{
 		Name:     "skeleton-amd",
-		Brief:    "The same on AMD, where Xen has no per-page access: syscall-entry blocks, kernel-text says why it cannot, and finds a change later",
+		Brief:    "The same on AMD, without per-page access: syscall-entry blocks, kernel-text finds a change later",
 		Emulator: QEMU,
 		Timeout:  15 * time.Minute,
 		Run:      skeletonAMD,

@@ -12,7 +12,7 @@ import (
 func init() {
 	Register(Scenario{
 		Name:       "tiers-amd",
-		Brief:      "A guest of 4 vCPUs on AMD: registers are guarded on each, kernel text is compared, and what patches it is no alarm",
+		Brief:      "A guest of 4 vCPUs on AMD: registers guarded on each, kernel text compared, its own patches no alarm",
 		Emulator:   QEMU,
 		Processors: tierProcessors,
 		Timeout:    40 * time.Minute,
