@@ -64,15 +64,19 @@ func (s *Session) rearm() error {
 	}
 	// From here on the old set's counters are in the status.
 	s.setRef.Store(nil)
-	if err := s.ledger.Undo(ledger.OpAccess, ledger.OpMonitor); err != nil {
+	if err := s.ledger.Undo(ledger.OpAccess, ledger.OpViews, ledger.OpMonitor); err != nil {
 		return fail(err)
 	}
+	s.set.UseView(noView)
 	// Events that were under way when the domain was paused are still the old
 	// set's to judge.
 	ctx, cancel := context.WithTimeout(context.Background(), quietLimit)
 	s.waitQuiet(ctx)
 	cancel()
 	s.recordRest()
+	if err := s.ledger.Undo(ledger.OpSteps); err != nil {
+		return fail(err)
+	}
 	if err := s.arm(); err != nil {
 		return errors.Join(err, s.withdraw(StateFailed, false))
 	}

@@ -48,7 +48,7 @@ func (s *Session) withdraw(final State, hold bool) error {
 	if s.server != nil {
 		s.stages.set(letPass{})
 	}
-	errs = append(errs, s.ledger.Undo(ledger.OpAccess, ledger.OpMonitor))
+	errs = append(errs, s.ledger.Undo(ledger.OpAccess, ledger.OpViews, ledger.OpMonitor))
 	if s.server != nil {
 		for _, m := range s.heldMoments() {
 			s.server.Release(m.vcpu, vmevent.Continue)
@@ -63,10 +63,10 @@ func (s *Session) withdraw(final State, hold bool) error {
 		cancel()
 		errs = append(errs, s.closeRing())
 	} else {
-		errs = append(errs, s.ledger.Undo(ledger.OpRing))
+		errs = append(errs, s.ledger.Undo(ledger.OpSteps, ledger.OpRing))
 	}
 	s.recordRest()
-	errs = append(errs, s.ledger.Undo(ledger.OpDeferWrites, ledger.OpRingPage), s.unmap())
+	errs = append(errs, s.ledger.Undo(ledger.OpDeferWrites, ledger.OpPagingPool, ledger.OpRingPage), s.unmap())
 	hold = hold && errors.Join(errs...) == nil
 	if hold {
 		errs = append(errs, s.holdOn())
@@ -154,7 +154,8 @@ func (s *Session) closeRing() error {
 		late := s.server.Total() != before && try < disableTries
 		var err error
 		if !late {
-			err = s.ledger.Undo(ledger.OpRing)
+			// Steps last: those under way have ended with the answers.
+			err = errors.Join(s.ledger.Undo(ledger.OpSteps), s.ledger.Undo(ledger.OpRing))
 			if err == nil || !errors.Is(err, syscall.EBUSY) || try == disableTries {
 				return errors.Join(stopErr, err)
 			}

@@ -53,6 +53,7 @@ const (
 // Operations of DomctlShadowOp.
 const (
 	ShadowOpGetAllocation = 30 // XEN_DOMCTL_SHADOW_OP_GET_ALLOCATION
+	ShadowOpSetAllocation = 31 // XEN_DOMCTL_SHADOW_OP_SET_ALLOCATION
 )
 
 // Bits of GetDomainInfo.Flags.

@@ -156,7 +156,7 @@ type ShadowOp struct {
 	Size int // bytes
 
 	Op int `xen:"op"` // u32
-	MB int `xen:"mb"` // u32, the paging pool in MiB, with ShadowOpGetAllocation
+	MB int `xen:"mb"` // u32, the paging pool in MiB, with ShadowOp*Allocation
 }
 
 // GetDomainState is XEN_DOMCTL_get_domain_state, the one operation with interface version 0.

@@ -79,7 +79,13 @@ type Domain struct {
 	eachRep        bool
 	altp2mActive   bool
 	lostDenials    int
+	views          []*view // view 0 is the host's and nil
+	pool           uint64  // the paging pool in bytes
+	view           uint16  // that all vCPUs are in
 }
+
+// view is one of a domain's views: the frames whose access is not rwx.
+type view struct{ access map[uint64]uint8 }
 
 type vcpu struct {
 	regs       x86.Registers
@@ -134,6 +140,7 @@ func (h *Hypervisor) AddDomain(s Spec) *Domain {
 		access:        map[uint64]uint8{},
 		defaultAccess: abi.AccessRWX,
 		monitored:     map[string]MonitorState{},
+		pool:          s.PagingPool,
 	}
 	for range s.VCPUs {
 		if !s.NoVCPUs {
@@ -331,6 +338,33 @@ func (d *Domain) AltP2MActive() bool {
 	return d.altp2mActive
 }
 
+// View returns the view that the vCPUs are in, 0 for the host's.
+func (d *Domain) View() uint16 {
+	defer d.lock()()
+	return d.view
+}
+
+// ViewRestricted returns the frames of a view whose access is not rwx, in order.
+func (d *Domain) ViewRestricted(view uint16) []x86.GFN {
+	defer d.lock()()
+	var out []x86.GFN
+	if int(view) < len(d.views) && d.views[view] != nil {
+		for f, a := range d.views[view].access {
+			if a != abi.AccessRWX {
+				out = append(out, x86.GFN(f))
+			}
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// PagingPool returns the size of the paging pool in bytes.
+func (d *Domain) PagingPool() uint64 {
+	defer d.lock()()
+	return d.pool
+}
+
 // Param returns an HVM parameter.
 func (d *Domain) Param(index uint32) uint64 {
 	defer d.lock()()
@@ -355,6 +389,8 @@ func (d *Domain) Clean() []string {
 	add(d.defaultAccess != abi.AccessRWX, "default access %d", d.defaultAccess)
 	add(d.accessRequired, "access required")
 	add(d.altp2mActive, "altp2m active")
+	add(d.view != 0, "vCPUs are in view %d", d.view)
+	add(d.pool != d.spec.PagingPool, "%d bytes of paging pool, were %d", d.pool, d.spec.PagingPool)
 	add(d.mappedPages > 0, "%d pages mapped", d.mappedPages)
 	n := 0
 	for _, a := range d.access {

@@ -192,7 +192,7 @@ var structs = []structSpec{
 		doc: "is XEN_DOMCTL_shadow_op.",
 		fields: []fieldSpec{
 			{"Op", "op", 4, ""},
-			{"MB", "mb", 4, "the paging pool in MiB, with ShadowOpGetAllocation"},
+			{"MB", "mb", 4, "the paging pool in MiB, with ShadowOp*Allocation"},
 		},
 	},
 	{
@@ -551,6 +551,7 @@ var constants = []constGroup{
 	}},
 	{"Operations of DomctlShadowOp.", []constSpec{
 		{"ShadowOpGetAllocation", "XEN_DOMCTL_SHADOW_OP_GET_ALLOCATION"},
+		{"ShadowOpSetAllocation", "XEN_DOMCTL_SHADOW_OP_SET_ALLOCATION"},
 	}},
 	{"Bits of GetDomainInfo.Flags.", []constSpec{
 		{"DomInfDying", "XEN_DOMINF_dying"},

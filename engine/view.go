@@ -1,0 +1,81 @@
+package engine
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/xen-hvi/hvi/engine/ledger"
+	"github.com/xen-hvi/hvi/engine/x86"
+)
+
+// The guards' pages are restricted in a view of their own where the domain can
+// have views: all vCPUs run in it, and what a guard lets through is stepped
+// over in the host's view, which restricts nothing.
+
+// noView is the number of the host's view, which is no view of ours.
+const noView = 0
+
+// openView makes the view in which pages will be restricted, with the domain
+// paused. Where that fails it leaves nothing behind, and the status says why
+// the tier is the one below.
+func (s *Session) openView() (view uint16) {
+	if s.Status().Tier != TierViews {
+		return noView
+	}
+	err := s.growPool()
+	if err == nil {
+		err = s.ledger.EnableSteps(s.info.VCPUs)
+	}
+	if err == nil {
+		err = s.ledger.EnableViews()
+	}
+	if err == nil {
+		view, err = s.ledger.CreateView()
+	}
+	if err == nil && view == noView {
+		err = errors.New("Xen made a view and called it 0, which is the host's")
+	}
+	if err != nil {
+		s.closeView(err)
+		return noView
+	}
+	return view
+}
+
+// closeView gives up the view, with the domain paused, because of an error.
+func (s *Session) closeView(why error) {
+	err := s.ledger.Undo(ledger.OpViews, ledger.OpSteps, ledger.OpPagingPool)
+	s.update(func(st *Status) {
+		st.Tier, st.TierReason = TierAccess, fmt.Sprintf("no view could be made: %v", errors.Join(why, err))
+	})
+	s.log.Warn("views are given up", "err", errors.Join(why, err))
+}
+
+// poolSlack is how many pages of the paging pool are left to what is no second
+// level table of memory: the processors' own, and those of special pages.
+const poolSlack = 64
+
+// growPool makes sure that the paging pool holds the tables of two full views,
+// the host's and ours. Xen crashes a domain that runs in a view for which there
+// is no page left.
+func (s *Session) growPool() error {
+	have, err := s.hv.PagingPool(s.info.ID)
+	if err != nil {
+		return err
+	}
+	if want := viewTables(s.info.MaxPages)*2 + poolSlack; have < want*x86.PageSize {
+		return s.ledger.GrowPagingPool(have, want*x86.PageSize)
+	}
+	return nil
+}
+
+// viewTables is how many pages of tables a view of n frames takes, each mapped
+// by itself.
+func viewTables(n uint64) uint64 {
+	total := uint64(0)
+	for level := 0; level < 4; level++ {
+		n = (n + 511) / 512
+		total += n
+	}
+	return total
+}

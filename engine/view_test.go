@@ -1,0 +1,162 @@
+package engine_test
+
+import (
+	"encoding/binary"
+	"log/slog"
+	"strings"
+	"testing"
+
+	"github.com/xen-hvi/hvi/engine"
+	"github.com/xen-hvi/hvi/engine/guest/linux/linuxtest"
+	"github.com/xen-hvi/hvi/engine/x86"
+	"github.com/xen-hvi/hvi/engine/xen"
+	"github.com/xen-hvi/hvi/engine/xen/abi"
+	"github.com/xen-hvi/hvi/engine/xen/mutate"
+	"github.com/xen-hvi/hvi/engine/xen/xentest"
+)
+
+var withViews = xentest.Spec{Pauses: 1, VCPUs: 2, AltP2M: xen.AltP2MExternal, PagingPool: 1 << 20}
+
+// inView sets the view of an event.
+func (w *world) inView(view uint16, fill func(put func(int, uint64))) func(func(int, uint64)) {
+	return func(put func(int, uint64)) {
+		fill(put)
+		put(w.layout.VMEvent.OffAltP2MIdx, uint64(view))
+	}
+}
+
+// writeTextIn is a store into kernel text by a module, in a view. It returns
+// the whole answer.
+func (w *world) writeTextIn(view uint16) []byte {
+	l := &w.layout.VMEvent.MemAccess
+	return w.ask(abi.VMEventReasonMemAccess, w.inView(view, func(put func(int, uint64)) {
+		put(l.GFN, uint64((w.guest.PhysBase + 0x2000).GFN()))
+		put(l.Offset, 0x10)
+		put(l.Flags, abi.MemAccessR|abi.MemAccessW)
+	}))
+}
+
+// TestViews guards a guest in a view of its own, on every release: the host's
+// stays free, what is let through is stepped over there, and nothing of it is
+// left.
+func TestViews(t *testing.T) {
+	for _, rel := range abi.Releases() {
+		t.Run(rel.String(), func(t *testing.T) {
+			w := newWorld(t, xentest.Config{Release: xen.Release{Major: rel.Major, Minor: rel.Minor}, AltP2M: true}, withViews)
+			w.decl = declare(t, "observe")
+			w.appear()
+			w.boot()
+			st := w.status()
+			if st.State != engine.StateProtecting || st.Tier != engine.TierViews {
+				t.Fatalf("%s, tier %s (%s), %+v", st.State, st.Tier, st.TierReason, st.Failure)
+			}
+			if r := w.dom.Restricted(); len(r) != 0 {
+				t.Errorf("restricted for everybody: %v", r)
+			}
+			if v, r := w.dom.View(), w.dom.ViewRestricted(1); v != 1 || len(r) != linuxtest.TextSize/x86.PageSize {
+				t.Errorf("vCPUs are in view %d, which restricts %v", v, r)
+			}
+			a, l := w.writeTextIn(1), &w.layout.VMEvent
+			flags := binary.LittleEndian.Uint32(a[l.OffFlags:])
+			if in := binary.LittleEndian.Uint16(a[l.OffAltP2MIdx:]); in != 0 {
+				t.Errorf("the step is made in view %d", in)
+			}
+			if w.layout.Has.FastSingleStep {
+				if back := binary.LittleEndian.Uint16(a[l.FastSingleStep.P2MIdx:]); flags != abi.VMEventFlagVCPUPaused|abi.VMEventFlagAlternateP2M|abi.VMEventFlagFastSingleStep || back != 1 {
+					t.Errorf("answered with flags %#x, back to view %d", flags, back)
+				}
+			} else {
+				const toggle = abi.VMEventFlagVCPUPaused | abi.VMEventFlagAlternateP2M | abi.VMEventFlagToggleSingleStep
+				if flags != toggle {
+					t.Errorf("answered with flags %#x", flags)
+				}
+				a = w.ask(abi.VMEventReasonSingleStep, w.inView(0, func(func(int, uint64)) {}))
+				if f, in := binary.LittleEndian.Uint32(a[l.OffFlags:]), binary.LittleEndian.Uint16(a[l.OffAltP2MIdx:]); f != toggle || in != 1 {
+					t.Errorf("the step's end answered with flags %#x, view %d", f, in)
+				}
+			}
+			<-w.events.got
+
+			if err := w.engine.Apply(t.Context(), w.info, declare(t, "enforce")); err != nil {
+				t.Fatal(err)
+			}
+			if v := w.dom.View(); v != 1 {
+				t.Errorf("with another policy vCPUs are in view %d", v)
+			}
+			a = w.writeTextIn(1)
+			if f := binary.LittleEndian.Uint32(a[l.OffFlags:]); f != abi.VMEventFlagVCPUPaused|abi.VMEventFlagEmulate|abi.VMEventFlagEmulateNoWrite {
+				t.Errorf("an attack was answered with flags %#x", f)
+			}
+			<-w.events.got
+			w.dom.Shutdown(abi.ShutdownPoweroff)
+			w.engine.ShutDown(w.info)
+			w.checkClean(1)
+		})
+	}
+}
+
+// TestNoView falls back to the host's view where a view can't be had, says why,
+// and leaves nothing of the attempt.
+func TestNoView(t *testing.T) {
+	for _, op := range []string{
+		"domctl(get_paging_mempool_size)", "altp2m(set_domain_state)", "altp2m(create_p2m)",
+		"altp2m(set_mem_access_multi)", "altp2m(switch_p2m)",
+	} {
+		t.Run(op, func(t *testing.T) {
+			w := newWorld(t, xentest.Config{AltP2M: true}, withViews)
+			w.appear()
+			w.xen.FailNext(op, 12) // ENOMEM
+			w.boot()
+			st := w.status()
+			if st.State != engine.StateProtecting || st.Tier != engine.TierAccess || !strings.Contains(st.TierReason, op) {
+				t.Errorf("%s, tier %s (%s), %+v", st.State, st.Tier, st.TierReason, st.Failure)
+			}
+			if r := w.dom.Restricted(); len(r) != linuxtest.TextSize/x86.PageSize || w.dom.AltP2MActive() || w.dom.View() != 0 {
+				t.Errorf("%d frames restricted, views %v, in view %d", len(r), w.dom.AltP2MActive(), w.dom.View())
+			}
+			if f := w.writeText(); f != abi.VMEventFlagVCPUPaused|abi.VMEventFlagEmulate|abi.VMEventFlagEmulateNoWrite {
+				t.Errorf("an attack was answered with flags %#x", f)
+			}
+			<-w.events.got
+			w.dom.Shutdown(abi.ShutdownPoweroff)
+			w.engine.ShutDown(w.info)
+			w.checkClean(1)
+		})
+	}
+}
+
+// TestSmallPool raises a paging pool that a second view would exhaust, and
+// gives the surplus back.
+func TestSmallPool(t *testing.T) {
+	spec := withViews
+	spec.PagingPool = 64 << 10
+	w := newWorld(t, xentest.Config{AltP2M: true}, spec)
+	w.appear()
+	w.boot()
+	if st := w.status(); st.Tier != engine.TierViews {
+		t.Fatalf("tier %s (%s)", st.Tier, st.TierReason)
+	}
+	// 8,192 frames take 16 pages of tables and 3 above them, in each of two
+	// views.
+	if got := w.dom.PagingPool(); got < 2*19*x86.PageSize || got > 1<<20 {
+		t.Errorf("a pool of %d bytes", got)
+	}
+	w.dom.Shutdown(abi.ShutdownPoweroff)
+	w.engine.ShutDown(w.info)
+	w.checkClean(1)
+}
+
+// TestRecoverViews finds what a dead hvid left in a domain with views.
+func TestRecoverViews(t *testing.T) {
+	spec := withViews
+	spec.Pauses = 0
+	w := newWorld(t, xentest.Config{AltP2M: true}, spec)
+	w.dieWithEvent(1)
+	if w.dom.View() != 1 {
+		t.Fatal("the vCPUs are in no view that could be left")
+	}
+	if _, err := engine.Recover(engine.OnXen(w.host), mutate.New(w.host), w.dir, false, slog.New(slog.DiscardHandler)); err != nil {
+		t.Fatal(err)
+	}
+	w.checkClean(0)
+}
