@@ -126,6 +126,8 @@ func Probe(hv Hypervisor, info xen.DomainInfo) (tier Tier, reason string) {
 	switch {
 	case err != nil:
 		return TierAccess, err.Error()
+	case a.Mode == xen.AltP2MDisabled && !hv.Layout().Has.AltP2MFixedAtCreate:
+		return TierViews, "" // we may set it ourselves
 	case a.Mode != xen.AltP2MExternal:
 		return TierAccess, fmt.Sprintf("altp2m of the domain is %s: set altp2m=\"external\" in its xl config", a.Mode)
 	}

@@ -66,7 +66,7 @@ func (s *Session) withdraw(final State, hold bool) error {
 		errs = append(errs, s.ledger.Undo(ledger.OpSteps, ledger.OpRing))
 	}
 	s.recordRest()
-	errs = append(errs, s.ledger.Undo(ledger.OpDeferWrites, ledger.OpPagingPool, ledger.OpRingPage), s.unmap())
+	errs = append(errs, s.ledger.Undo(ledger.OpDeferWrites, ledger.OpAllowViews, ledger.OpPagingPool, ledger.OpRingPage), s.unmap())
 	hold = hold && errors.Join(errs...) == nil
 	if hold {
 		errs = append(errs, s.holdOn())

@@ -6,6 +6,7 @@ import (
 
 	"github.com/xen-hvi/hvi/engine/ledger"
 	"github.com/xen-hvi/hvi/engine/x86"
+	"github.com/xen-hvi/hvi/engine/xen"
 )
 
 // The guards' pages are restricted in a view of their own where the domain can
@@ -22,7 +23,10 @@ func (s *Session) openView() (view uint16) {
 	if s.Status().Tier != TierViews {
 		return noView
 	}
-	err := s.growPool()
+	err := s.allowViews()
+	if err == nil {
+		err = s.growPool()
+	}
 	if err == nil {
 		err = s.ledger.EnableSteps(s.info.VCPUs)
 	}
@@ -44,11 +48,22 @@ func (s *Session) openView() (view uint16) {
 
 // closeView gives up the view, with the domain paused, because of an error.
 func (s *Session) closeView(why error) {
-	err := s.ledger.Undo(ledger.OpViews, ledger.OpSteps, ledger.OpPagingPool)
+	err := s.ledger.Undo(ledger.OpViews, ledger.OpAllowViews, ledger.OpSteps, ledger.OpPagingPool)
 	s.update(func(st *Status) {
 		st.Tier, st.TierReason = TierAccess, fmt.Sprintf("no view could be made: %v", errors.Join(why, err))
 	})
 	s.log.Warn("views are given up", "err", errors.Join(why, err))
+}
+
+// allowViews says that we may use views, where the toolstack did not say and
+// Xen still lets it be said: libvirt has no word for it, and before Xen 4.19 a
+// domain's mode could be set after its creation.
+func (s *Session) allowViews() error {
+	a, err := s.hv.AltP2M(s.info.ID)
+	if err == nil && a.Mode == xen.AltP2MDisabled {
+		err = s.ledger.AllowViews()
+	}
+	return err
 }
 
 // poolSlack is how many pages of the paging pool are left to what is no second

@@ -2,6 +2,7 @@ package engine_test
 
 import (
 	"encoding/binary"
+	"fmt"
 	"log/slog"
 	"strings"
 	"testing"
@@ -88,6 +89,40 @@ func TestViews(t *testing.T) {
 				t.Errorf("an attack was answered with flags %#x", f)
 			}
 			<-w.events.got
+			w.dom.Shutdown(abi.ShutdownPoweroff)
+			w.engine.ShutDown(w.info)
+			w.checkClean(1)
+		})
+	}
+}
+
+// TestAllowViews sets altp2m where the toolstack did not, as far as Xen permits
+// it, and says what to do where it doesn't.
+func TestAllowViews(t *testing.T) {
+	for _, c := range []struct {
+		rel  xen.Release
+		mode xen.AltP2MMode
+		tier engine.Tier
+	}{
+		{xen.Release{Major: 4, Minor: 11}, xen.AltP2MDisabled, engine.TierViews},
+		{xen.Release{Major: 4, Minor: 18}, xen.AltP2MDisabled, engine.TierViews},
+		{xen.Release{Major: 4, Minor: 18}, xen.AltP2MMixed, engine.TierAccess},
+		{xen.Release{Major: 4, Minor: 19}, xen.AltP2MDisabled, engine.TierAccess},
+		{xen.Release{Major: 4, Minor: 20}, xen.AltP2MExternal, engine.TierViews},
+	} {
+		t.Run(fmt.Sprintf("%d.%d %s", c.rel.Major, c.rel.Minor, c.mode), func(t *testing.T) {
+			spec := withViews
+			spec.AltP2M = c.mode
+			w := newWorld(t, xentest.Config{Release: c.rel, AltP2M: true}, spec)
+			w.appear()
+			w.boot()
+			st := w.status()
+			if st.State != engine.StateProtecting || st.Tier != c.tier || (c.tier == engine.TierAccess) != strings.Contains(st.TierReason, "external") {
+				t.Errorf("%s, tier %s (%s), %+v", st.State, st.Tier, st.TierReason, st.Failure)
+			}
+			if got := w.dom.View() == 1; got != (c.tier == engine.TierViews) {
+				t.Errorf("in view %d", w.dom.View())
+			}
 			w.dom.Shutdown(abi.ShutdownPoweroff)
 			w.engine.ShutDown(w.info)
 			w.checkClean(1)

@@ -43,6 +43,10 @@ const (
 	// OpPagingPool is more memory for the domain's page tables. Its undo
 	// gives the surplus back.
 	OpPagingPool Op = "paging-pool"
+	// OpAllowViews is altp2m's mode set to external, where the toolstack left
+	// it disabled. Xen has no undo for it: the domain keeps a permission of
+	// which nobody makes use.
+	OpAllowViews Op = "allow-views"
 	// OpSteps is single steps permitted. Its undo ends those under way.
 	OpSteps Op = "steps"
 	// OpViews is altp2m switched on, with all views made since, their access

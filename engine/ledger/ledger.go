@@ -41,6 +41,7 @@ type Mutator interface {
 	SetMemAccess(dom xen.DomID, access xen.Access, first x86.GFN, n uint64) error
 	SingleStep(dom xen.DomID, vcpu int, on bool) error
 	SetPagingPool(dom xen.DomID, bytes uint64) error
+	SetHVMParam(dom xen.DomID, param uint32, value uint64) error
 	AltP2MSetState(dom xen.DomID, on bool) error
 	CreateView(dom xen.DomID) (view uint16, err error)
 	SetViewAccess(dom xen.DomID, view uint16, access xen.Access, first x86.GFN, n uint64) error
@@ -305,6 +306,15 @@ func (l *Ledger) EnableSteps(vcpus int) error {
 // singleStep is the event that ends a step.
 var singleStep = MonitorOp{Event: abi.MonitorEventSingleStep, On: true}
 
+// AllowViews has the control domain, and nobody else, use views of a domain
+// whose toolstack did not say. Xen lets it be said once; it stays so as long as
+// the domain is there.
+func (l *Ledger) AllowViews() error {
+	return l.do(Entry{Op: OpAllowViews}, func() error {
+		return l.xen.SetHVMParam(l.domain, abi.HVMParamAltP2M, abi.AltP2MModeExternal)
+	})
+}
+
 // EnableViews switches a domain's views on.
 func (l *Ledger) EnableViews() error {
 	return l.do(Entry{Op: OpViews}, func() error { return l.xen.AltP2MSetState(l.domain, true) })
@@ -425,8 +435,9 @@ func (l *Ledger) undo(e Entry) error {
 		err = l.endSteps(int(e.Count))
 	case OpPagingPool:
 		err = l.xen.SetPagingPool(l.domain, e.Bytes)
-	case OpDeferWrites, OpResume:
-		// Goes with the ring; is done by whoever says so.
+	case OpDeferWrites, OpResume, OpAllowViews:
+		// Goes with the ring; is done by whoever says so; stays, and changes
+		// nothing by itself.
 	case OpAccess:
 		err = l.xen.SetMemAccess(l.domain, xen.AccessRWX, x86.GFN(e.GFN), e.Count)
 	default:

@@ -52,8 +52,11 @@ func (c *calls) SingleStep(d xen.DomID, vcpu int, on bool) error {
 	return c.do("single-step %d %v", vcpu, on)
 }
 func (c *calls) SetPagingPool(d xen.DomID, bytes uint64) error { return c.do("pool %d", bytes) }
-func (c *calls) AltP2MSetState(d xen.DomID, on bool) error     { return c.do("views %v", on) }
-func (c *calls) CreateView(d xen.DomID) (uint16, error)        { return 1, c.do("create view") }
+func (c *calls) SetHVMParam(d xen.DomID, param uint32, v uint64) error {
+	return c.do("param %d %d", param, v)
+}
+func (c *calls) AltP2MSetState(d xen.DomID, on bool) error { return c.do("views %v", on) }
+func (c *calls) CreateView(d xen.DomID) (uint16, error)    { return 1, c.do("create view") }
 func (c *calls) SetViewAccess(d xen.DomID, v uint16, a xen.Access, first x86.GFN, n uint64) error {
 	return c.do("access in view %d %s %s %d", v, a, first, n)
 }
@@ -163,7 +166,7 @@ func TestViews(t *testing.T) {
 	}
 	view := uint16(0)
 	for i, err := range []error{
-		l.GrowPagingPool(4096, 8192), l.EnableSteps(2), l.EnableViews(),
+		l.GrowPagingPool(4096, 8192), l.EnableSteps(2), l.AllowViews(), l.EnableViews(),
 		func() (err error) { view, err = l.CreateView(); return err }(),
 		l.RestrictView(1, xen.AccessRX, 0x1000, 3586), l.SwitchView(1),
 	} {
@@ -175,7 +178,7 @@ func TestViews(t *testing.T) {
 		t.Errorf("view %d", view)
 	}
 	c.made = nil
-	if err := l.Undo(ledger.OpViews, ledger.OpSteps, ledger.OpPagingPool); err != nil {
+	if err := l.Undo(ledger.OpViews, ledger.OpAllowViews, ledger.OpSteps, ledger.OpPagingPool); err != nil {
 		t.Fatal(err)
 	}
 	if want := []string{"views false", "single-step 0 false", "single-step 1 false", "monitor 0x0 false", "pool 4096"}; !slices.Equal(c.made, want) {
