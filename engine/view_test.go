@@ -181,6 +181,35 @@ func TestSmallPool(t *testing.T) {
 	w.checkClean(1)
 }
 
+// TestBuildingDomain protects a guest that was seen first when it had neither
+// vCPUs nor memory, as toolstacks make them, and detaches with one of its vCPUs
+// in the middle of a step: what was seen first says neither how many steps are
+// to be ended nor how large a view is.
+func TestBuildingDomain(t *testing.T) {
+	spec := withViews
+	spec.PagingPool = 64 << 10
+	w := newWorld(t, xentest.Config{AltP2M: true}, spec)
+	w.decl = declare(t, "observe")
+	w.info.VCPUs, w.info.OnlineVCPUs, w.info.Pages, w.info.MaxPages = 0, 0, 0, 0
+	w.appear()
+	w.boot()
+	st := w.status()
+	if st.Tier != engine.TierViews || st.Info.VCPUs != 2 || st.Info.MaxPages == 0 {
+		t.Fatalf("tier %s (%s), %+v", st.Tier, st.TierReason, st.Info)
+	}
+	if got := w.dom.PagingPool(); got < 2*4*x86.PageSize {
+		t.Errorf("a pool of %d bytes", got)
+	}
+	w.writeTextIn(1)
+	<-w.events.got
+	if !w.dom.SingleStepping(0) {
+		t.Fatal("vCPU 0 makes no step that could be left")
+	}
+	w.dom.Shutdown(abi.ShutdownPoweroff)
+	w.engine.ShutDown(w.info)
+	w.checkClean(1)
+}
+
 // TestRecoverViews finds what a dead hvid left in a domain with views.
 func TestRecoverViews(t *testing.T) {
 	spec := withViews

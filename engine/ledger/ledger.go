@@ -182,6 +182,8 @@ func parse(data []byte) (*Ledger, error) {
 			return nil, fmt.Errorf("line %d: no entry", n)
 		case ln.Phase == phaseIntent && ln.Entry.Op == OpMonitor && ln.Entry.Monitor == nil:
 			return nil, fmt.Errorf("line %d: no monitor operation", n)
+		case ln.Phase == phaseIntent && ln.Entry.Op == OpSteps && ln.Entry.Count > maxVCPUs:
+			return nil, fmt.Errorf("line %d: single steps of %d vCPUs", n, ln.Entry.Count)
 		case ln.Phase == phaseIntent:
 			l.open = append(l.open, *ln.Entry)
 			l.seq = max(l.seq, ln.Entry.Seq)
@@ -298,8 +300,17 @@ func (l *Ledger) GrowPagingPool(was, bytes uint64) error {
 	return l.do(Entry{Op: OpPagingPool, Bytes: was}, func() error { return l.xen.SetPagingPool(l.domain, bytes) })
 }
 
-// EnableSteps lets answers ask for single steps on a domain's vCPUs.
+// maxVCPUs is more vCPUs than Xen gives any domain (HVM_MAX_VCPUS is 128 up to
+// 4.22): a larger number is no number of vCPUs, and to go through it would take
+// for ever.
+const maxVCPUs = 4096
+
+// EnableSteps lets answers ask for single steps on a domain's vCPUs, of which
+// there is at least one.
 func (l *Ledger) EnableSteps(vcpus int) error {
+	if vcpus < 1 || vcpus > maxVCPUs {
+		return fmt.Errorf("ledger: single steps for the %d vCPUs of domain %d: it has between 1 and %d", vcpus, l.domain, maxVCPUs)
+	}
 	return l.do(Entry{Op: OpSteps, Count: uint64(vcpus)}, func() error { return l.xen.Monitor(l.domain, singleStep) })
 }
 

@@ -164,6 +164,11 @@ func TestViews(t *testing.T) {
 	if err := errors.Join(l.RestrictView(1, xen.AccessRX, 1, 1), l.SwitchView(1)); err == nil || len(c.made) != 0 {
 		t.Errorf("views are changed before they are on: %v, %q", err, c.made)
 	}
+	for _, n := range []int{0, 4097, 1 << 32} {
+		if err := l.EnableSteps(n); err == nil || len(c.made) != 0 {
+			t.Errorf("steps of %d vCPUs are permitted: %v, %q", n, err, c.made)
+		}
+	}
 	view := uint16(0)
 	for i, err := range []error{
 		l.GrowPagingPool(4096, 8192), l.EnableSteps(2), l.AllowViews(), l.EnableViews(),
@@ -313,6 +318,7 @@ func TestTornFile(t *testing.T) {
 		{"damaged middle", head + "garbage\n" + pause, 0, true},
 		{"later version", `{"v":2,"domid":5,"uuid":"01020304-0000-0000-0000-000000000000"}` + "\n", 0, true},
 		{"no entry", head + `{"phase":"intent"}` + "\n", 0, true},
+		{"too many steps", head + `{"phase":"intent","entry":{"seq":1,"op":"steps","count":4294967296}}` + "\n", 0, true},
 		{"unknown phase", head + `{"phase":"maybe","entry":{"seq":1,"op":"pause"}}` + "\n", 0, true},
 		{"bad uuid", `{"v":1,"domid":5,"uuid":"x"}` + "\n", 0, true},
 	} {

@@ -97,6 +97,11 @@ func TestDomains(t *testing.T) {
 			t.Errorf("dom0 is %v", d.Type)
 		}
 
+		building := hv.AddDomain(xentest.Spec{ID: 9, Type: xen.PVH, NoVCPUs: true})
+		if d, err := h.Domain(building.ID()); err != nil || d.VCPUs != 0 || d.OnlineVCPUs != 0 {
+			t.Errorf("a domain without vCPUs has %d, %d of them online, %v", d.VCPUs, d.OnlineVCPUs, err)
+		}
+
 		// Before 4.18, Xen answers with domain 7 here.
 		for _, id := range []xen.DomID{1, 5, 8, xen.NoDomain} {
 			_, err := h.Domain(id)

@@ -91,6 +91,7 @@ type vcpu struct {
 	regs       x86.Registers
 	offline    bool
 	singleStep bool
+	fastStep   bool // singleStep is for one instruction
 	eventPause int
 	injected   *Injected
 	// leaving is how often Xen will be asked before the vCPU has left its

@@ -150,7 +150,7 @@ func (h *Hypervisor) domctl(c *caller, addr uint64) error {
 		case abi.DebugOpSingleStepOn:
 			d.vcpus[v].singleStep = true
 		case abi.DebugOpSingleStepOff:
-			d.vcpus[v].singleStep = false
+			d.vcpus[v].singleStep, d.vcpus[v].fastStep = false, false
 		default:
 			return unix.ENOSYS
 		}
