@@ -42,6 +42,7 @@ func (s *Session) apply(decl Declaration) error {
 		}
 		if s.set != nil {
 			st.Stray, st.Unrecorded = before.Stray, before.Unrecorded-s.unrecorded.Load()
+			st.Stepped, st.Emulated = before.Stepped, before.Emulated
 		}
 	})
 	s.log.Info("new policy", "mode", s.policy.Mode.String(), "source", decl.Source)

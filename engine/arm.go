@@ -59,14 +59,17 @@ func (s *Session) arm() error {
 			view = noView
 		}
 	}
+	views := newViewStatus(view)
 	for _, a := range set.Armed() {
 		if err := s.enforce(a, view); err != nil {
 			s.setGuard(a.Guard.Name, GuardDegraded, err.Error())
 			continue
 		}
 		s.setGuard(a.Guard.Name, GuardArmed, "")
+		views.restrict(a)
 	}
 	s.startScans()
+	s.update(func(st *Status) { st.Views = views })
 	if err := s.ledger.Unpause(); err != nil {
 		return fail(err)
 	}

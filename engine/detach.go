@@ -49,6 +49,7 @@ func (s *Session) withdraw(final State, hold bool) error {
 		s.stages.set(letPass{})
 	}
 	errs = append(errs, s.ledger.Undo(ledger.OpAccess, ledger.OpViews, ledger.OpMonitor))
+	s.update(func(st *Status) { st.Views = nil })
 	if s.server != nil {
 		for _, m := range s.heldMoments() {
 			s.server.Release(m.vcpu, vmevent.Continue)

@@ -118,6 +118,8 @@ func (s *Session) Status() Status {
 	if set := s.setRef.Load(); set != nil {
 		st.Stray += set.Stray()
 		st.Unrecorded += set.Unrecorded() + s.unrecorded.Load()
+		st.Stepped += set.Stepped()
+		st.Emulated += set.Emulated()
 		for _, a := range set.Armed() {
 			for i := range st.Guards {
 				if g := &st.Guards[i]; g.Name == a.Guard.Name {

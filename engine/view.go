@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/xen-hvi/hvi/engine/guard"
 	"github.com/xen-hvi/hvi/engine/ledger"
+	"github.com/xen-hvi/hvi/engine/policy"
 	"github.com/xen-hvi/hvi/engine/x86"
 	"github.com/xen-hvi/hvi/engine/xen"
 )
@@ -12,6 +14,45 @@ import (
 // The guards' pages are restricted in a view of their own where the domain can
 // have views: all vCPUs run in it, and what a guard lets through is stepped
 // over in the host's view, which restricts nothing.
+
+// ViewStatus is one translation of a domain's memory.
+type ViewStatus struct {
+	// ID is Xen's number of it; 0 is the host's, which a domain without altp2m
+	// has as well.
+	ID uint16
+	// Current says that the vCPUs run in it, but for one that makes a step in
+	// the host's.
+	Current bool
+	// Restricted are the frames that may not be accessed freely.
+	Restricted []RestrictedFrames
+}
+
+// RestrictedFrames are frames in a row with less than full access.
+type RestrictedFrames struct {
+	First  x86.GFN
+	Count  uint64
+	Access xen.Access // what they permit
+	Guard  policy.GuardName
+}
+
+// viewsStatus are a domain's views; the last one is the current.
+type viewsStatus []ViewStatus
+
+// newViewStatus tells of the host's view, and of one of ours if there is one.
+func newViewStatus(view uint16) viewsStatus {
+	if view == noView {
+		return viewsStatus{{ID: noView, Current: true}}
+	}
+	return viewsStatus{{ID: noView}, {ID: view, Current: true}}
+}
+
+// restrict notes what a guard watches in the current view.
+func (v viewsStatus) restrict(a *guard.Armed) {
+	current := &v[len(v)-1]
+	for _, f := range a.Watch.Frames {
+		current.Restricted = append(current.Restricted, RestrictedFrames{First: f.First, Count: f.N, Access: a.Watch.Access, Guard: a.Guard.Name})
+	}
+}
 
 // noView is the number of the host's view, which is no view of ours.
 const noView = 0

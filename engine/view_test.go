@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"log/slog"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -57,6 +58,13 @@ func TestViews(t *testing.T) {
 			if v, r := w.dom.View(), w.dom.ViewRestricted(1); v != 1 || len(r) != linuxtest.TextSize/x86.PageSize {
 				t.Errorf("vCPUs are in view %d, which restricts %v", v, r)
 			}
+			host := engine.ViewStatus{ID: 0}
+			ours := engine.ViewStatus{ID: 1, Current: true, Restricted: []engine.RestrictedFrames{{
+				First: w.guest.PhysBase.GFN(), Count: linuxtest.TextSize / x86.PageSize, Access: xen.AccessRX, Guard: "kernel-text",
+			}}}
+			if want := []engine.ViewStatus{host, ours}; !reflect.DeepEqual(st.Views, want) {
+				t.Errorf("views %+v, want %+v", st.Views, want)
+			}
 			a, l := w.writeTextIn(1), &w.layout.VMEvent
 			flags := binary.LittleEndian.Uint32(a[l.OffFlags:])
 			if in := binary.LittleEndian.Uint16(a[l.OffAltP2MIdx:]); in != 0 {
@@ -89,9 +97,15 @@ func TestViews(t *testing.T) {
 				t.Errorf("an attack was answered with flags %#x", f)
 			}
 			<-w.events.got
+			if st := w.status(); st.Stepped != 1 || st.Emulated != 0 || len(st.Views) != 2 {
+				t.Errorf("%d accesses stepped over, %d emulated, views %+v", st.Stepped, st.Emulated, st.Views)
+			}
 			w.dom.Shutdown(abi.ShutdownPoweroff)
 			w.engine.ShutDown(w.info)
 			w.checkClean(1)
+			if st := w.status(); len(st.Views) != 0 {
+				t.Errorf("detached with views %+v", st.Views)
+			}
 		})
 	}
 }

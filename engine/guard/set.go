@@ -43,6 +43,9 @@ type Set struct {
 	// view is the one whose pages are restricted, 0 where the host's are.
 	view atomic.Uint32
 
+	// stepped and emulated count the accesses let through, by how.
+	stepped, emulated atomic.Uint64
+
 	// scratch is the ring thread's, so that evidence needs no heap.
 	scratch    Evidence
 	queue      chan Evidence
@@ -126,8 +129,26 @@ func (s *Set) Unrecorded() uint64 { return s.unrecorded.Load() }
 // Stray returns how many events no guard of the set had asked for.
 func (s *Set) Stray() uint64 { return s.stray.Load() }
 
+// Stepped returns how many accesses were let through by a step in the host's
+// view.
+func (s *Set) Stepped() uint64 { return s.stepped.Load() }
+
+// Emulated returns how many accesses were let through by Xen's emulator.
+func (s *Set) Emulated() uint64 { return s.emulated.Load() }
+
 // HandleEvent judges an event on the ring thread.
 func (s *Set) HandleEvent(ev *vmevent.Event) vmevent.Verdict {
+	v := s.decide(ev)
+	switch {
+	case v&vmevent.Step != 0:
+		s.stepped.Add(1)
+	case v&vmevent.Emulate != 0:
+		s.emulated.Add(1)
+	}
+	return v
+}
+
+func (s *Set) decide(ev *vmevent.Event) vmevent.Verdict {
 	var index uint8
 	switch ev.Reason {
 	case vmevent.ReasonMemAccess:

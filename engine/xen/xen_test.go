@@ -17,6 +17,7 @@ import (
 	"github.com/xen-hvi/hvi/engine/x86"
 	"github.com/xen-hvi/hvi/engine/xen"
 	"github.com/xen-hvi/hvi/engine/xen/abi"
+	"github.com/xen-hvi/hvi/engine/xen/mutate"
 	"github.com/xen-hvi/hvi/engine/xen/xentest"
 )
 
@@ -301,6 +302,49 @@ func TestMemAccess(t *testing.T) {
 }
 
 // TestListened: who listens is seen without listening.
+// TestViewAccess reads the access of frames in a view of their own.
+func TestViewAccess(t *testing.T) {
+	eachRelease(t, func(t *testing.T, r xen.Release) {
+		hv, h := open(t, xentest.Config{Release: r, AltP2M: true})
+		hv.AddDomain(xentest.Spec{ID: 1, Type: xen.PVH, AltP2M: xen.AltP2MExternal})
+		if _, err := h.ViewAccess(1, 1, 0x10); !errors.Is(err, xen.ErrNotSupported) {
+			t.Errorf("without views: %v", err)
+		}
+		if !h.Layout().Has.AltP2MGetMemAccess {
+			return
+		}
+		m := mutate.New(h)
+		if err := m.AltP2MSetState(1, true); err != nil {
+			t.Fatal(err)
+		}
+		view, err := m.CreateView(1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := m.SetViewAccess(1, view, xen.AccessRX, 0x10, 2); err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range []struct {
+			view uint16
+			gfn  x86.GFN
+			want xen.Access
+		}{{view, 0x10, xen.AccessRX}, {view, 0x11, xen.AccessRX}, {0, 0x10, xen.AccessRWX}} {
+			if a, err := h.ViewAccess(1, c.view, c.gfn); err != nil || a != c.want {
+				t.Errorf("gfn %v in view %d: %v, %v", c.gfn, c.view, a, err)
+			}
+		}
+		if _, err := h.ViewAccess(1, view, 0x12); !errors.Is(err, xen.ErrNoPage) {
+			t.Errorf("a frame that is not in the view: %v", err)
+		}
+		if _, err := h.ViewAccess(1, 7, 0x10); !errors.Is(err, unix.EINVAL) {
+			t.Errorf("no such view: %v", err)
+		}
+		if _, err := h.ViewAccess(9, 0, 0); !errors.Is(err, xen.ErrNoDomain) {
+			t.Errorf("no domain: %v", err)
+		}
+	})
+}
+
 func TestListened(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r xen.Release) {
 		hv, h := open(t, xentest.Config{Release: r})

@@ -765,6 +765,7 @@ var altP2MNames = map[uint32]string{
 	abi.AltP2MCreateP2M:         "altp2m(create_p2m)",
 	abi.AltP2MSwitchP2M:         "altp2m(switch_p2m)",
 	abi.AltP2MSetMemAccessMulti: "altp2m(set_mem_access_multi)",
+	abi.AltP2MGetMemAccess:      "altp2m(get_mem_access)",
 }
 
 // maxViews is MAX_ALTP2M, with the host's.
@@ -801,6 +802,21 @@ func (d *Domain) altP2M(c *caller, cmd uint32, p handle) error {
 			return unix.EINVAL
 		}
 		d.view = p.u16(f.ViewView)
+		return nil
+	case abi.AltP2MGetMemAccess:
+		i, pfn := int(p.u16(f.MemAccessView)), p.u64(f.MemAccessGFN)
+		if i >= len(d.views) {
+			return unix.EINVAL
+		}
+		access, set := d.accessOf(pfn), true
+		if i > 0 {
+			// A page that nobody has touched in the view is not in it.
+			access, set = d.views[i].access[pfn]
+		}
+		if _, ok := d.mem.frames[pfn]; !ok || !set {
+			return unix.ESRCH
+		}
+		p.put(f.MemAccessAccess, 2, uint64(access))
 		return nil
 	case abi.AltP2MSetMemAccessMulti:
 		i, n := int(p.u16(f.MemAccessMultiView)), int(p.u32(f.MemAccessMultiNr))
