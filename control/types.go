@@ -252,6 +252,9 @@ type Counters struct {
 	// single step in the host's view, or Xen's emulator.
 	Stepped  uint64 `json:"stepped"`
 	Emulated uint64 `json:"emulated"`
+	// Restored counts frames that were restricted again after Xen had dropped
+	// their restriction.
+	Restored uint64 `json:"restored"`
 }
 
 // AttachRequest asks for a domain's protection. An empty one means the policy

@@ -63,6 +63,7 @@ func (s *Session) rearm() error {
 	if err := s.ledger.Pause(); err != nil {
 		return fail(err)
 	}
+	s.unwatchView()
 	// From here on the old set's counters are in the status.
 	s.setRef.Store(nil)
 	if err := s.ledger.Undo(ledger.OpAccess, ledger.OpViews, ledger.OpMonitor); err != nil {

@@ -70,6 +70,7 @@ func (s *Session) arm() error {
 	}
 	s.startScans()
 	s.update(func(st *Status) { st.Views = views })
+	s.watchView(views)
 	if err := s.ledger.Unpause(); err != nil {
 		return fail(err)
 	}

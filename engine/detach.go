@@ -48,6 +48,7 @@ func (s *Session) withdraw(final State, hold bool) error {
 	if s.server != nil {
 		s.stages.set(letPass{})
 	}
+	s.unwatchView()
 	errs = append(errs, s.ledger.Undo(ledger.OpAccess, ledger.OpViews, ledger.OpMonitor))
 	s.update(func(st *Status) { st.Views = nil })
 	if s.server != nil {
@@ -196,6 +197,7 @@ func gone(hv Hypervisor, was xen.DomainInfo) bool {
 // took with it.
 func (s *Session) forget(final State) error {
 	var errs []error
+	s.unwatchView()
 	if s.server != nil {
 		// Stop's error is that of a channel whose other end is gone.
 		_ = s.server.Stop()

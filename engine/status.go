@@ -120,6 +120,9 @@ type Status struct {
 	// Stepped and Emulated count the accesses to restricted pages that were let
 	// through: by a step in the host's view, and by Xen's emulator.
 	Stepped, Emulated uint64
+	// Restored counts frames that were restricted again after Xen had dropped
+	// their restriction in a view.
+	Restored uint64
 	// Events counts requests read from the ring, Stray those nobody asked
 	// for, Unrecorded violations acted upon without a record.
 	Events, Stray, Unrecorded uint64

@@ -46,9 +46,11 @@ func newViewStatus(view uint16) viewsStatus {
 	return viewsStatus{{ID: noView}, {ID: view, Current: true}}
 }
 
+func (v viewsStatus) current() *ViewStatus { return &v[len(v)-1] }
+
 // restrict notes what a guard watches in the current view.
 func (v viewsStatus) restrict(a *guard.Armed) {
-	current := &v[len(v)-1]
+	current := v.current()
 	for _, f := range a.Watch.Frames {
 		current.Restricted = append(current.Restricted, RestrictedFrames{First: f.First, Count: f.N, Access: a.Watch.Access, Guard: a.Guard.Name})
 	}
@@ -111,15 +113,19 @@ func (s *Session) allowViews() error {
 // level table of memory: the processors' own, and those of special pages.
 const poolSlack = 64
 
-// growPool makes sure that the paging pool holds the tables of two full views,
-// the host's and ours. Xen crashes a domain that runs in a view for which there
-// is no page left.
+// translations is how many tables of all memory there are once a guest has been
+// all over it in both views: the host's p2m, the view 0 that repeats it while
+// views are on, and ours.
+const translations = 3
+
+// growPool makes sure that the paging pool holds the tables of all translations.
+// Xen crashes a domain that runs in a view for which there is no page left.
 func (s *Session) growPool() error {
 	have, err := s.hv.PagingPool(s.info.ID)
 	if err != nil {
 		return err
 	}
-	if want := viewTables(s.info.MaxPages)*2 + poolSlack; have < want*x86.PageSize {
+	if want := viewTables(s.info.MaxPages)*translations + poolSlack; have < want*x86.PageSize {
 		return s.ledger.GrowPagingPool(have, want*x86.PageSize)
 	}
 	return nil

@@ -282,7 +282,7 @@ func domainStatus(st engine.Status) control.DomainStatus {
 		Guards:     []control.GuardStatus{},
 		AttachedAt: st.AttachedAt, PolicySource: st.PolicySource, PolicyFrom: control.PolicyFrom(st.PolicyFrom),
 		RequireAttach: st.Policy.RequireAttach, Held: st.Held,
-		Counters: control.Counters{RingEvents: st.Events, RecordsLost: st.Unrecorded, Stepped: st.Stepped, Emulated: st.Emulated},
+		Counters: control.Counters{RingEvents: st.Events, RecordsLost: st.Unrecorded, Stepped: st.Stepped, Emulated: st.Emulated, Restored: st.Restored},
 		Views:    views(st.Views),
 	}
 	if !st.AttachedAt.IsZero() {

@@ -10,6 +10,7 @@ import (
 	"github.com/xen-hvi/hvi/control"
 	"github.com/xen-hvi/hvi/engine/x86"
 	"github.com/xen-hvi/hvi/engine/xen"
+	"github.com/xen-hvi/hvi/engine/xen/mutate"
 )
 
 func init() {
@@ -181,6 +182,38 @@ func (g *Guest) observed(mode string, each uint64) error {
 	return nil
 }
 
+// restores changes a guarded frame in the host's view, whereupon Xen drops its
+// restriction in the guest's, and waits until hvid has put it in force again.
+func (g *Guest) restores(h *xen.Host, st control.DomainStatus) error {
+	t, dom, v := g.t, xen.DomID(g.ID), st.Views[1]
+	gfn := v.Restricted[0].First
+	if err := mutate.New(h).SetMemAccess(dom, xen.AccessRWX, gfn, 1); err != nil {
+		return err
+	}
+	access, err := h.ViewAccess(dom, v.ID, gfn)
+	if err != nil {
+		return err
+	}
+	t.Check(access == xen.AccessRWX, "a change in the host's view takes a restriction away in the guest's: %s", access)
+	if err := t.Step("restore", func() error {
+		return t.Eventually(restoreLimit, "hvid has restricted the page again", func() (bool, error) {
+			st, err = g.Status()
+			return st.Counters.Restored > 0, err
+		})
+	}); err != nil {
+		return err
+	}
+	t.Fact("restored_frames", st.Counters.Restored)
+	if access, err = h.ViewAccess(dom, v.ID, gfn); err != nil {
+		return err
+	}
+	t.Check(st.Counters.Restored == 1 && access == xen.AccessRX, "hvid has noticed and put it back: %d frames, now %s", st.Counters.Restored, access)
+	return nil
+}
+
+// restoreLimit is twice what hvid takes at most to look at a view again.
+const restoreLimit = 20 * time.Second
+
 // cost measures what one write costs that is let through, against a guest
 // without protection, and leaves the guest detached.
 func (g *Guest) cost() error {
@@ -226,6 +259,9 @@ func guardedInView(t *T) error {
 	}
 	t.Check(strings.Contains(out.Stdout, "kernel-text") && strings.Contains(out.Stdout, "r-x"), "hvictl views shows them:\n%s", out.Stdout)
 	if err := g.observed("text", 2); err != nil {
+		return err
+	}
+	if err := g.restores(h, st); err != nil {
 		return err
 	}
 	// Each turn of a repeated instruction is a write, and a step, of its own.

@@ -150,7 +150,7 @@ func fakeDomains() []control.DomainStatus {
 				{Name: "syscall-entry", Action: "alert", State: control.GuardArmed, Events: 1},
 			},
 			AttachedAt: noon.Add(-3*time.Hour - 12*time.Minute), AttachPC: &pc, PolicySource: "xl.cfg:/etc/xen/web1.cfg",
-			Counters: control.Counters{RingEvents: 4099, Alerted: 1, Blocked: 2, Stepped: 4096},
+			Counters: control.Counters{RingEvents: 4099, Alerted: 1, Blocked: 2, Stepped: 4096, Restored: 3},
 			Views: []control.View{
 				{ID: 0, Restricted: []control.RestrictedFrames{}},
 				{ID: 1, Current: true, Restricted: []control.RestrictedFrames{

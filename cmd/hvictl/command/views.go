@@ -45,6 +45,7 @@ domain, and 3 if hvid is not reachable.`,
 				return a.json(viewsReport{
 					ID: d.ID, UUID: d.UUID, Name: d.Name.String(), Tier: d.Tier, TierReason: d.TierReason,
 					Views: append([]control.View{}, d.Views...), Stepped: d.Counters.Stepped, Emulated: d.Counters.Emulated,
+					Restored: d.Counters.Restored,
 				})
 			}
 			a.viewsTable(d)
@@ -63,6 +64,7 @@ type viewsReport struct {
 	Views      []control.View `json:"views"`
 	Stepped    uint64         `json:"stepped"`
 	Emulated   uint64         `json:"emulated"`
+	Restored   uint64         `json:"restored"`
 }
 
 func (a *app) viewsTable(d control.DomainStatus) {
@@ -91,4 +93,7 @@ func (a *app) viewsTable(d control.DomainStatus) {
 	fmt.Fprintln(a.out)
 	a.table(a.out, "", []string{"VIEW", "VCPUS", "FIRST", "FRAMES", "ACCESS", "GUARD"}, rows)
 	fmt.Fprintf(a.out, "\nLet through: %d in a step of the processor, %d by Xen's emulator.\n", d.Counters.Stepped, d.Counters.Emulated)
+	if n := d.Counters.Restored; n > 0 {
+		fmt.Fprintf(a.out, "Restricted again after Xen had dropped it: %d.\n", n)
+	}
 }

@@ -360,6 +360,13 @@ func (d *Domain) ViewRestricted(view uint16) []x86.GFN {
 	return out
 }
 
+// SetViewAccess changes a frame's access in a view behind hvi's back, as Xen does
+// when the frame changes in the host's.
+func (d *Domain) SetViewAccess(view uint16, gfn x86.GFN, access uint8) {
+	defer d.lock()()
+	d.views[view].access[uint64(gfn)] = access
+}
+
 // PagingPool returns the size of the paging pool in bytes.
 func (d *Domain) PagingPool() uint64 {
 	defer d.lock()()
