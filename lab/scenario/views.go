@@ -10,7 +10,6 @@ import (
 	"github.com/xen-hvi/hvi/control"
 	"github.com/xen-hvi/hvi/engine/x86"
 	"github.com/xen-hvi/hvi/engine/xen"
-	"github.com/xen-hvi/hvi/engine/xen/mutate"
 )
 
 func init() {
@@ -187,7 +186,7 @@ func (g *Guest) observed(mode string, each uint64) error {
 func (g *Guest) restores(h *xen.Host, st control.DomainStatus) error {
 	t, dom, v := g.t, xen.DomID(g.ID), st.Views[1]
 	gfn := v.Restricted[0].First
-	if err := mutate.New(h).SetMemAccess(dom, xen.AccessRWX, gfn, 1); err != nil {
+	if err := t.touch(h, g.ID, gfn); err != nil {
 		return err
 	}
 	access, err := h.ViewAccess(dom, v.ID, gfn)

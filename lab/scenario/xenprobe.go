@@ -144,6 +144,24 @@ func (t *T) steps(h *xen.Host, info xen.DomainInfo) (uint64, error) {
 	return server.Total(), errors.Join(err, server.Stop(), channel.Close(), r.close())
 }
 
+// touch writes the entry of a frame in the host's view anew, as it is: any access
+// permitted.
+func (t *T) touch(h *xen.Host, id int, gfn x86.GFN) error {
+	info, err := h.Domain(xen.DomID(id))
+	if err != nil {
+		return err
+	}
+	dir, err := t.TempDir()
+	if err != nil {
+		return err
+	}
+	l, err := ledger.Open(dir, info.ID, info.UUID, mutate.New(h))
+	if err != nil {
+		return err
+	}
+	return errors.Join(l.Restrict(xen.AccessRWX, gfn, 1), l.Undo(ledger.OpAccess), l.Close())
+}
+
 // connectRing enables the monitor ring of a domain. Nothing is monitored, so
 // nothing needs an answer.
 func (t *T) connectRing(h *xen.Host, info xen.DomainInfo) (disconnect func() error, err error) {
