@@ -146,7 +146,14 @@ func Probe(hv Hypervisor, info xen.DomainInfo) (tier Tier, reason string) {
 	case err != nil:
 		return TierAccess, err.Error()
 	case a.Mode == xen.AltP2MDisabled && !hv.Layout().Has.AltP2MFixedAtCreate:
-		return TierViews, "" // we may set it ourselves
+		// We may set it ourselves, but for a domain for which toolstacks refuse it.
+		switch n, err := hv.OnDemand(info.ID); {
+		case err != nil:
+			return TierAccess, err.Error()
+		case n > 0:
+			return TierAccess, fmt.Sprintf("%d pages of the domain are populated on demand, which does not go with altp2m: set memory and maxmem alike", n)
+		}
+		return TierViews, ""
 	case a.Mode != xen.AltP2MExternal:
 		return TierAccess, fmt.Sprintf("altp2m of the domain is %s: set altp2m=\"external\" in its xl config", a.Mode)
 	}

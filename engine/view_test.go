@@ -114,24 +114,27 @@ func TestViews(t *testing.T) {
 // it, and says what to do where it doesn't.
 func TestAllowViews(t *testing.T) {
 	for _, c := range []struct {
-		rel  xen.Release
-		mode xen.AltP2MMode
-		tier engine.Tier
+		rel    xen.Release
+		mode   xen.AltP2MMode
+		demand uint64
+		tier   engine.Tier
+		why    string
 	}{
-		{xen.Release{Major: 4, Minor: 11}, xen.AltP2MDisabled, engine.TierViews},
-		{xen.Release{Major: 4, Minor: 18}, xen.AltP2MDisabled, engine.TierViews},
-		{xen.Release{Major: 4, Minor: 18}, xen.AltP2MMixed, engine.TierAccess},
-		{xen.Release{Major: 4, Minor: 19}, xen.AltP2MDisabled, engine.TierAccess},
-		{xen.Release{Major: 4, Minor: 20}, xen.AltP2MExternal, engine.TierViews},
+		{xen.Release{Major: 4, Minor: 11}, xen.AltP2MDisabled, 0, engine.TierViews, ""},
+		{xen.Release{Major: 4, Minor: 18}, xen.AltP2MDisabled, 0, engine.TierViews, ""},
+		{xen.Release{Major: 4, Minor: 18}, xen.AltP2MDisabled, 512, engine.TierAccess, "on demand"},
+		{xen.Release{Major: 4, Minor: 18}, xen.AltP2MMixed, 0, engine.TierAccess, "external"},
+		{xen.Release{Major: 4, Minor: 19}, xen.AltP2MDisabled, 0, engine.TierAccess, "external"},
+		{xen.Release{Major: 4, Minor: 20}, xen.AltP2MExternal, 0, engine.TierViews, ""},
 	} {
-		t.Run(fmt.Sprintf("%d.%d %s", c.rel.Major, c.rel.Minor, c.mode), func(t *testing.T) {
+		t.Run(fmt.Sprintf("%d.%d %s %d", c.rel.Major, c.rel.Minor, c.mode, c.demand), func(t *testing.T) {
 			spec := withViews
-			spec.AltP2M = c.mode
+			spec.AltP2M, spec.OnDemand = c.mode, c.demand
 			w := newWorld(t, xentest.Config{Release: c.rel, AltP2M: true}, spec)
 			w.appear()
 			w.boot()
 			st := w.status()
-			if st.State != engine.StateProtecting || st.Tier != c.tier || (c.tier == engine.TierAccess) != strings.Contains(st.TierReason, "external") {
+			if st.State != engine.StateProtecting || st.Tier != c.tier || !strings.Contains(st.TierReason, c.why) || (c.why == "") != (st.TierReason == "") {
 				t.Errorf("%s, tier %s (%s), %+v", st.State, st.Tier, st.TierReason, st.Failure)
 			}
 			if got := w.dom.View() == 1; got != (c.tier == engine.TierViews) {

@@ -155,6 +155,27 @@ func (h *Host) MaxGFN(dom DomID) (x86.GFN, error) {
 	return x86.GFN(n), nil
 }
 
+// OnDemand returns how many frames of a domain get a page only when they are
+// touched first: those of a guest that was started with less memory than it may
+// have. PV domains have none, and Xen refuses the question (EINVAL).
+func (h *Host) OnDemand(dom DomID) (uint64, error) {
+	const op = "memory_op(get_pod_target)"
+	if h.closed.Load() {
+		return 0, ErrClosed
+	}
+	l := &h.c.Layout.PoDTarget
+	b, err := h.c.Alloc(l.Size)
+	if err != nil {
+		return 0, h.fail(op, dom, err)
+	}
+	defer b.Free()
+	b.PutU16(l.DomID, uint16(dom))
+	if _, err := h.c.MemoryOp(abi.MemGetPoDTarget, b); err != nil {
+		return 0, h.fail(op, dom, err)
+	}
+	return b.U64(l.PoDEntries), nil
+}
+
 // PageType is what lies behind a guest frame.
 type PageType uint32
 

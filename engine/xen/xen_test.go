@@ -209,9 +209,12 @@ func TestVCPURunning(t *testing.T) {
 func TestReads(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r xen.Release) {
 		hv, h := open(t, xentest.Config{Release: r, AltP2M: true})
-		d := hv.AddDomain(xentest.Spec{ID: 1, Type: xen.PVH, AltP2M: xen.AltP2MExternal})
+		d := hv.AddDomain(xentest.Spec{ID: 1, Type: xen.PVH, AltP2M: xen.AltP2MExternal, OnDemand: 7})
 		if g, err := h.RingFrame(1); err != nil || g != xentest.DefaultRingFrame {
 			t.Errorf("RingFrame = %v, %v", g, err)
+		}
+		if n, err := h.OnDemand(1); err != nil || n != 7 {
+			t.Errorf("OnDemand = %d, %v", n, err)
 		}
 		if g, err := h.MaxGFN(1); err != nil || g != xentest.DefaultRingFrame {
 			t.Errorf("MaxGFN = %v, %v", g, err)

@@ -208,6 +208,7 @@ const (
 	MemDecreaseReservation = 1  // XENMEM_decrease_reservation
 	MemPopulatePhysmap     = 6  // XENMEM_populate_physmap
 	MemMaximumGPFN         = 14 // XENMEM_maximum_gpfn
+	MemGetPoDTarget        = 17 // XENMEM_get_pod_target
 	MemAccessOpCmd         = 21 // XENMEM_access_op
 	MemAccessOpSet         = 0  // XENMEM_access_op_set_access
 	MemAccessOpGet         = 1  // XENMEM_access_op_get_access

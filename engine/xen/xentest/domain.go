@@ -31,6 +31,8 @@ type Spec struct {
 	NoHAP bool
 	// PagingPool is the size of the memory for its page tables, in bytes.
 	PagingPool uint64
+	// OnDemand is how many frames get a page when they are touched first.
+	OnDemand uint64
 	// Pauses is what the toolstack holds: 1 for a domain that was created
 	// and not started yet.
 	Pauses int

@@ -547,6 +547,24 @@ func (h *Hypervisor) memoryOp(c *caller, cmd, addr uint64) (int64, error) {
 			return 0, err
 		}
 		return int64(d.mem.max), nil
+	case abi.MemGetPoDTarget:
+		p, err := c.at(addr, l.PoDTarget.Size)
+		if err != nil {
+			return 0, err
+		}
+		id := xen.DomID(p.u16(l.PoDTarget.DomID))
+		if err := h.begin("memory_op(get_pod_target)", id); err != nil {
+			return 0, err
+		}
+		d, err := h.live(id)
+		if err != nil {
+			return 0, err
+		}
+		if !d.hvm() {
+			return 0, unix.EINVAL
+		}
+		p.put(l.PoDTarget.PoDEntries, 8, d.spec.OnDemand)
+		return 0, nil
 	case abi.MemPopulatePhysmap, abi.MemDecreaseReservation:
 		f := &l.MemoryReservation
 		p, err := c.at(addr, f.Size)

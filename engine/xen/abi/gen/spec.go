@@ -304,6 +304,14 @@ var structs = []structSpec{
 		},
 	},
 	{
+		name: "PoDTarget", xen: "struct xen_pod_target", sized: true,
+		doc: "is XENMEM_get_pod_target.",
+		fields: []fieldSpec{
+			{"PoDEntries", "pod_entries", 8, "frames that get a page when they are touched first"},
+			{"DomID", "domid", 2, ""},
+		},
+	},
+	{
 		name: "DMOp", xen: "struct xen_dm_op", sized: true,
 		doc: "is the envelope of every device model operation.",
 		fields: []fieldSpec{
@@ -678,6 +686,7 @@ var constants = []constGroup{
 		{"MemDecreaseReservation", "XENMEM_decrease_reservation"},
 		{"MemPopulatePhysmap", "XENMEM_populate_physmap"},
 		{"MemMaximumGPFN", "XENMEM_maximum_gpfn"},
+		{"MemGetPoDTarget", "XENMEM_get_pod_target"},
 		{"MemAccessOpCmd", "XENMEM_access_op"},
 		{"MemAccessOpSet", "XENMEM_access_op_set_access"},
 		{"MemAccessOpGet", "XENMEM_access_op_get_access"},
