@@ -294,6 +294,11 @@ func guardedInView(t *T) error {
 	t.Fact("restored_pages", left.frames-left.restricted)
 	t.Check(left.restricted == 0 && left.frames > 0, "detached, none of its pages is restricted: %d of %d", left.restricted, left.frames)
 	t.Check(!left.views && left.steps == 0 && !left.paused, "no view is left, no step, no pause: %v, %d, %v", left.views, left.steps, left.paused)
+	seen, err := t.stepsIfLeft(h, g.ID)
+	if err != nil {
+		return err
+	}
+	t.Check(seen > 0, "a vCPU left stepping would have been seen: %d steps", seen)
 	if err := g.Shutdown(); err != nil {
 		return err
 	}

@@ -144,6 +144,21 @@ func (t *T) steps(h *xen.Host, info xen.DomainInfo) (uint64, error) {
 	return server.Total(), errors.Join(err, server.Stop(), channel.Close(), r.close())
 }
 
+// stepsIfLeft returns what steps sees of a domain whose vCPU 0 was left stepping.
+// Afterwards it steps no more.
+func (t *T) stepsIfLeft(h *xen.Host, id int) (n uint64, err error) {
+	info, err := h.Domain(xen.DomID(id))
+	if err != nil {
+		return 0, err
+	}
+	m := mutate.New(h)
+	if err := m.SingleStep(info.ID, 0, true); err != nil {
+		return 0, err
+	}
+	n, err = t.steps(h, info)
+	return n, errors.Join(err, m.SingleStep(info.ID, 0, false))
+}
+
 // touch writes the entry of a frame in the host's view anew, as it is: any access
 // permitted.
 func (t *T) touch(h *xen.Host, id int, gfn x86.GFN) error {
