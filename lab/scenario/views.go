@@ -22,7 +22,7 @@ func init() {
 	})
 	Register(Scenario{
 		Name:     "views-none",
-		Brief:    "The control: without altp2m the same pages are restricted for everybody, and Xen's emulator lets accesses through",
+		Brief:    "The control: without altp2m pages are restricted for everybody, and Xen's emulator lets writes through",
 		Emulator: Bochs,
 		Timeout:  20 * time.Minute,
 		Run:      guardedWithoutView,
