@@ -239,7 +239,9 @@ func guardedInView(t *T) error {
 		return err
 	}
 	c := enforce
-	c.Lines = []string{`introspection = 1`} // observe
+	// To observe; and a paging pool that is too small for two views.
+	c.Lines = []string{`introspection = 1`, `shadow_memory = 1`}
+	const pool = 1 << 20
 	g, st, err := t.protectedGuest(c, control.StateProtecting)
 	if err != nil {
 		return err
@@ -252,6 +254,11 @@ func guardedInView(t *T) error {
 	if err := g.checkViews(st); err != nil {
 		return err
 	}
+	grown, err := h.PagingPool(xen.DomID(g.ID))
+	if err != nil {
+		return err
+	}
+	t.Check(grown > pool, "its paging pool was raised to hold the views: %d bytes", grown)
 	out, err := t.Exec("hvictl", "views", g.Name)
 	if err != nil {
 		return err
@@ -287,6 +294,10 @@ func guardedInView(t *T) error {
 	if err := g.cost(); err != nil {
 		return err
 	}
+	// A guest that does nothing makes no step either.
+	if err := g.Load(true); err != nil {
+		return err
+	}
 	left, err := t.leftovers(g.ID)
 	if err != nil {
 		return err
@@ -294,11 +305,15 @@ func guardedInView(t *T) error {
 	t.Fact("restored_pages", left.frames-left.restricted)
 	t.Check(left.restricted == 0 && left.frames > 0, "detached, none of its pages is restricted: %d of %d", left.restricted, left.frames)
 	t.Check(!left.views && left.steps == 0 && !left.paused, "no view is left, no step, no pause: %v, %d, %v", left.views, left.steps, left.paused)
+	t.Check(left.pool == pool, "and its paging pool is what it was: %d bytes", left.pool)
 	seen, err := t.stepsIfLeft(h, g.ID)
 	if err != nil {
 		return err
 	}
 	t.Check(seen > 0, "a vCPU left stepping would have been seen: %d steps", seen)
+	if err := g.Load(false); err != nil {
+		return err
+	}
 	if err := g.Shutdown(); err != nil {
 		return err
 	}

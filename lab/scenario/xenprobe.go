@@ -16,13 +16,13 @@ import (
 
 // leftovers is what of a domain's state Xen itself says.
 type leftovers struct {
-	paused     bool // by a toolstack or hvi
-	frames     int  // looked at
-	restricted int  // of them, those that may not be read, written and executed
-	views      bool // the domain's views are switched on
-	pool       uint64
+	paused     bool   // by a toolstack or hvi
+	frames     int    // looked at
+	restricted int    // of them, those that may not be read, written and executed
+	views      bool   // the domain's views are switched on
+	pool       uint64 // the paging pool, in bytes
 	// steps is how many instructions its vCPUs reported one by one, in a moment
-	// in which nobody had asked them to.
+	// in which nobody had asked them to. It says something of a guest that works.
 	steps uint64
 }
 
