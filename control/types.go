@@ -155,6 +155,33 @@ type DomainStatus struct {
 	// Held says why hvid keeps the domain paused, where it does.
 	Held     string   `json:"held,omitempty"`
 	Counters Counters `json:"counters"`
+	// Views are the translations of the domain's memory that hvi has a hand in,
+	// the host's first. There are none while no guard is armed.
+	Views []View `json:"views,omitempty"`
+}
+
+// View is one translation of a domain's physical memory.
+type View struct {
+	// ID is Xen's number of it. 0 is the host's, which a domain without altp2m
+	// has as well.
+	ID uint16 `json:"id"`
+	// Current says that the vCPUs run in it, but for one that makes a single
+	// step in the host's.
+	Current bool `json:"current"`
+	// Restricted are the frames that may not be accessed freely.
+	Restricted []RestrictedFrames `json:"restricted"`
+}
+
+// RestrictedFrames are page frames in a row with less than full access.
+type RestrictedFrames struct {
+	// First is the number of the first guest physical page frame, Count how
+	// many there are, of 4 KiB each.
+	First x86.GFN `json:"first"`
+	Count uint64  `json:"count"`
+	// Access is what they permit: "r-x".
+	Access string `json:"access"`
+	// Guard is whose they are.
+	Guard string `json:"guard"`
 }
 
 // GuestKernel is the operating system kernel found in a guest. All of it comes
@@ -220,6 +247,14 @@ type Counters struct {
 	Found   uint64 `json:"found"`
 	// RecordsLost counts violations whose record could not be kept.
 	RecordsLost uint64 `json:"records_lost"`
+	// Stepped and Emulated count the accesses to restricted frames that were
+	// let through, by who carried the instruction out: the processor, in a
+	// single step in the host's view, or Xen's emulator.
+	Stepped  uint64 `json:"stepped"`
+	Emulated uint64 `json:"emulated"`
+	// Restored counts frames that were restricted again after Xen had dropped
+	// their restriction.
+	Restored uint64 `json:"restored"`
 }
 
 // AttachRequest asks for a domain's protection. An empty one means the policy

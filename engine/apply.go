@@ -42,6 +42,7 @@ func (s *Session) apply(decl Declaration) error {
 		}
 		if s.set != nil {
 			st.Stray, st.Unrecorded = before.Stray, before.Unrecorded-s.unrecorded.Load()
+			st.Stepped, st.Emulated = before.Stepped, before.Emulated
 		}
 	})
 	s.log.Info("new policy", "mode", s.policy.Mode.String(), "source", decl.Source)
@@ -62,17 +63,22 @@ func (s *Session) rearm() error {
 	if err := s.ledger.Pause(); err != nil {
 		return fail(err)
 	}
+	s.unwatchView()
 	// From here on the old set's counters are in the status.
 	s.setRef.Store(nil)
-	if err := s.ledger.Undo(ledger.OpAccess, ledger.OpMonitor); err != nil {
+	if err := s.ledger.Undo(ledger.OpAccess, ledger.OpViews, ledger.OpMonitor); err != nil {
 		return fail(err)
 	}
+	s.set.UseView(noView)
 	// Events that were under way when the domain was paused are still the old
 	// set's to judge.
 	ctx, cancel := context.WithTimeout(context.Background(), quietLimit)
 	s.waitQuiet(ctx)
 	cancel()
 	s.recordRest()
+	if err := s.ledger.Undo(ledger.OpSteps); err != nil {
+		return fail(err)
+	}
 	if err := s.arm(); err != nil {
 		return errors.Join(err, s.withdraw(StateFailed, false))
 	}

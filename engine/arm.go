@@ -52,14 +52,25 @@ func (s *Session) arm() error {
 			break
 		}
 	}
+	view := s.openView()
+	if view != noView {
+		if err := s.enforceIn(view, set); err != nil {
+			s.closeView(err)
+			view = noView
+		}
+	}
+	views := newViewStatus(view)
 	for _, a := range set.Armed() {
-		if err := s.enforce(a); err != nil {
+		if err := s.enforce(a, view); err != nil {
 			s.setGuard(a.Guard.Name, GuardDegraded, err.Error())
 			continue
 		}
 		s.setGuard(a.Guard.Name, GuardArmed, "")
+		views.restrict(a)
 	}
 	s.startScans()
+	s.update(func(st *Status) { st.Views = views })
+	s.watchView(views)
 	if err := s.ledger.Unpause(); err != nil {
 		return fail(err)
 	}
@@ -73,11 +84,32 @@ func (s *Session) arm() error {
 	return nil
 }
 
-// enforce asks Xen for what a guard watches.
-func (s *Session) enforce(a *guard.Armed) error {
-	for _, f := range a.Watch.Frames {
-		if err := s.ledger.Restrict(a.Watch.Access, f.First, f.N); err != nil {
-			return err
+// enforceIn restricts what all guards watch in a view and puts the domain into
+// it. An error leaves the view in parts, to be closed.
+func (s *Session) enforceIn(view uint16, set *guard.Set) error {
+	for _, a := range set.Armed() {
+		for _, f := range a.Watch.Frames {
+			if err := s.ledger.RestrictView(view, a.Watch.Access, f.First, f.N); err != nil {
+				return err
+			}
+		}
+	}
+	set.UseView(view)
+	if err := s.ledger.SwitchView(view); err != nil {
+		set.UseView(noView)
+		return err
+	}
+	return nil
+}
+
+// enforce asks Xen for what a guard watches, but for pages that are restricted
+// in a view already.
+func (s *Session) enforce(a *guard.Armed, view uint16) error {
+	if view == noView {
+		for _, f := range a.Watch.Frames {
+			if err := s.ledger.Restrict(a.Watch.Access, f.First, f.N); err != nil {
+				return err
+			}
 		}
 	}
 	for _, msr := range a.Watch.MSRs {

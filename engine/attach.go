@@ -57,6 +57,9 @@ func (s *Session) connect() error {
 	if err != nil {
 		return fail(enableFix(err), err)
 	}
+	if err := s.lookAgain(); err != nil {
+		return fail("", err)
+	}
 	if err := s.ledger.ReleaseRingPage(); err != nil {
 		return fail("", err)
 	}
@@ -76,6 +79,22 @@ func (s *Session) connect() error {
 	})
 	s.probe()
 	s.setState(StateAttached)
+	return nil
+}
+
+// lookAgain asks Xen anew what the domain is like. It may have been seen first
+// when its toolstack had given it neither vCPUs nor memory; a domain to whose
+// ring one can connect is whole.
+func (s *Session) lookAgain() error {
+	now, err := s.hv.Domain(s.info.ID)
+	if err != nil {
+		return err
+	}
+	if now.UUID != s.info.UUID {
+		return fmt.Errorf("domain %d: %w", s.info.ID, xen.ErrNoDomain)
+	}
+	s.info = now
+	s.update(func(st *Status) { st.Info = now })
 	return nil
 }
 
@@ -126,6 +145,15 @@ func Probe(hv Hypervisor, info xen.DomainInfo) (tier Tier, reason string) {
 	switch {
 	case err != nil:
 		return TierAccess, err.Error()
+	case a.Mode == xen.AltP2MDisabled && !hv.Layout().Has.AltP2MFixedAtCreate:
+		// We may set it ourselves, but for a domain for which toolstacks refuse it.
+		switch n, err := hv.OnDemand(info.ID); {
+		case err != nil:
+			return TierAccess, err.Error()
+		case n > 0:
+			return TierAccess, fmt.Sprintf("%d pages of the domain are populated on demand, which does not go with altp2m: set memory and maxmem alike", n)
+		}
+		return TierViews, ""
 	case a.Mode != xen.AltP2MExternal:
 		return TierAccess, fmt.Sprintf("altp2m of the domain is %s: set altp2m=\"external\" in its xl config", a.Mode)
 	}

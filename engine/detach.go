@@ -48,7 +48,9 @@ func (s *Session) withdraw(final State, hold bool) error {
 	if s.server != nil {
 		s.stages.set(letPass{})
 	}
-	errs = append(errs, s.ledger.Undo(ledger.OpAccess, ledger.OpMonitor))
+	s.unwatchView()
+	errs = append(errs, s.ledger.Undo(ledger.OpAccess, ledger.OpViews, ledger.OpMonitor))
+	s.update(func(st *Status) { st.Views = nil })
 	if s.server != nil {
 		for _, m := range s.heldMoments() {
 			s.server.Release(m.vcpu, vmevent.Continue)
@@ -63,10 +65,10 @@ func (s *Session) withdraw(final State, hold bool) error {
 		cancel()
 		errs = append(errs, s.closeRing())
 	} else {
-		errs = append(errs, s.ledger.Undo(ledger.OpRing))
+		errs = append(errs, s.ledger.Undo(ledger.OpSteps, ledger.OpRing))
 	}
 	s.recordRest()
-	errs = append(errs, s.ledger.Undo(ledger.OpDeferWrites, ledger.OpRingPage), s.unmap())
+	errs = append(errs, s.ledger.Undo(ledger.OpDeferWrites, ledger.OpAllowViews, ledger.OpPagingPool, ledger.OpRingPage), s.unmap())
 	hold = hold && errors.Join(errs...) == nil
 	if hold {
 		errs = append(errs, s.holdOn())
@@ -154,7 +156,8 @@ func (s *Session) closeRing() error {
 		late := s.server.Total() != before && try < disableTries
 		var err error
 		if !late {
-			err = s.ledger.Undo(ledger.OpRing)
+			// Steps last: those under way have ended with the answers.
+			err = errors.Join(s.ledger.Undo(ledger.OpSteps), s.ledger.Undo(ledger.OpRing))
 			if err == nil || !errors.Is(err, syscall.EBUSY) || try == disableTries {
 				return errors.Join(stopErr, err)
 			}
@@ -194,6 +197,7 @@ func gone(hv Hypervisor, was xen.DomainInfo) bool {
 // took with it.
 func (s *Session) forget(final State) error {
 	var errs []error
+	s.unwatchView()
 	if s.server != nil {
 		// Stop's error is that of a channel whose other end is gone.
 		_ = s.server.Stop()

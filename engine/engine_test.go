@@ -195,6 +195,26 @@ func (w *world) status() engine.Status {
 // returns.
 func (w *world) send(reason uint32, regs x86.Registers, fill func(put func(off int, v uint64))) uint32 {
 	w.t.Helper()
+	if a := w.sendEvent(reason, regs, fill); a != nil {
+		return binary.LittleEndian.Uint32(a[w.layout.VMEvent.OffFlags:])
+	}
+	return 0
+}
+
+// ask is send that returns the whole answer, for an event of the guest's kernel.
+func (w *world) ask(reason uint32, fill func(put func(off int, v uint64))) []byte {
+	w.t.Helper()
+	regs := w.guest.Regs[0]
+	regs.RIP = uint64(w.guest.Base + linuxtest.Data)
+	a := w.sendEvent(reason, regs, fill)
+	if a == nil {
+		w.t.Fatal("the event was not answered")
+	}
+	return a
+}
+
+func (w *world) sendEvent(reason uint32, regs x86.Registers, fill func(put func(off int, v uint64))) []byte {
+	w.t.Helper()
 	l := &w.layout.VMEvent
 	e := make([]byte, l.Size)
 	put := func(off int, v uint64) { binary.LittleEndian.PutUint64(e[off:], v) }
@@ -213,10 +233,10 @@ func (w *world) send(reason uint32, regs x86.Registers, fill func(put func(off i
 	}
 	for range w.dom.Answered() {
 		if r := w.dom.Responses(); len(r) > 0 {
-			return binary.LittleEndian.Uint32(r[0][l.OffFlags:])
+			return r[0]
 		}
 	}
-	return 0
+	return nil
 }
 
 func (w *world) writeMSR(msr uint32, old, value uint64) uint32 {
@@ -841,6 +861,15 @@ func (w *world) dieWithEvent(vcpu uint32) {
 		dead.Restrict(xen.AccessRX, 0x10, 5), dead.Pause(),
 	} {
 		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if a, err := hv.AltP2M(7); err == nil && a.Mode == xen.AltP2MExternal {
+		if err := errors.Join(dead.GrowPagingPool(1<<20, 2<<20), dead.EnableSteps(w.info.VCPUs), dead.EnableViews()); err != nil {
+			t.Fatal(err)
+		}
+		view, err := dead.CreateView()
+		if err := errors.Join(err, dead.RestrictView(view, xen.AccessRX, 0x10, 5), dead.SwitchView(view)); err != nil {
 			t.Fatal(err)
 		}
 	}

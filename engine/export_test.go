@@ -27,6 +27,13 @@ func ConnectForTest(hv Hypervisor, l *ledger.Ledger) (RingPage, error) {
 	return page, errors.Join(err, enableErr, l.ReleaseRingPage())
 }
 
+// CheckView looks at a domain's view, as its session does now and then.
+func (e *Engine) CheckView(dom xen.DomID) {
+	if s := e.byID(dom).current(); s != nil {
+		s.do(s.checkView)
+	}
+}
+
 // Reporter is a session reduced to its reports.
 type Reporter struct{ s Session }
 

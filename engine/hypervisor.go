@@ -22,6 +22,9 @@ type Hypervisor interface {
 	ProbeMemAccess(xen.DomID) error
 	MonitorCapabilities(xen.DomID) (xen.MonitorCaps, error)
 	AltP2M(xen.DomID) (xen.AltP2M, error)
+	ViewAccess(dom xen.DomID, view uint16, gfn x86.GFN) (xen.Access, error)
+	PagingPool(xen.DomID) (uint64, error)
+	OnDemand(xen.DomID) (uint64, error)
 	MapRing(xen.DomID, x86.GFN) (RingPage, error)
 	OpenMemory(xen.DomID) GuestMemory
 	BindInterdomain(dom xen.DomID, remotePort uint32) (Channel, error)

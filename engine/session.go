@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/xen-hvi/hvi/engine/guard"
 	"github.com/xen-hvi/hvi/engine/guest/linux"
@@ -39,25 +40,28 @@ type Session struct {
 	quit     chan struct{} // closed when the goroutine has ended
 
 	// Owned by the session's goroutine.
-	policy   policy.Effective
-	arming   x86.Registers  // vCPU 0's when the guards were armed first
-	armedAt  bool           // arming is set
-	left     *ledger.Ledger // of a domain that is held; see takeLedger
-	stages   stages
-	ring     *vmevent.Ring
-	page     RingPage
-	channel  Channel
-	server   *vmevent.Server
-	memory   GuestMemory
-	kernel   *linux.Kernel
-	set      *guard.Set
-	scans    []*scan
-	entry    *kernelEntry
-	boot     *bootEnd
-	tries    int
-	fold     folder
-	held     *moment // the vCPU that is held now
-	finished bool
+	policy  policy.Effective
+	arming  x86.Registers  // vCPU 0's when the guards were armed first
+	armedAt bool           // arming is set
+	left    *ledger.Ledger // of a domain that is held; see takeLedger
+	stages  stages
+	ring    *vmevent.Ring
+	page    RingPage
+	channel Channel
+	server  *vmevent.Server
+	memory  GuestMemory
+	kernel  *linux.Kernel
+	set     *guard.Set
+	scans   []*scan
+	entry   *kernelEntry
+	boot    *bootEnd
+	tries   int
+	fold    folder
+	held    *moment // the vCPU that is held now
+	// views, and viewCheck, are set while the domain runs in a view of ours.
+	views     viewsStatus
+	viewCheck *time.Ticker
+	finished  bool
 
 	// unrecorded counts violations beyond maxRecords.
 	unrecorded atomic.Uint64
@@ -118,6 +122,8 @@ func (s *Session) Status() Status {
 	if set := s.setRef.Load(); set != nil {
 		st.Stray += set.Stray()
 		st.Unrecorded += set.Unrecorded() + s.unrecorded.Load()
+		st.Stepped += set.Stepped()
+		st.Emulated += set.Emulated()
 		for _, a := range set.Armed() {
 			for i := range st.Guards {
 				if g := &st.Guards[i]; g.Name == a.Guard.Name {
@@ -237,6 +243,8 @@ func (s *Session) run(attached chan<- error) {
 			s.flush()
 		case <-s.scanDue():
 			s.scanSome()
+		case <-s.viewCheckDue():
+			s.checkView()
 		case <-s.server.Done():
 			s.ringLost()
 		}
@@ -256,6 +264,7 @@ func (s *Session) ringLost() {
 	}
 	s.fail("serve the monitor ring", "restart hvid; the guest goes on unprotected until then", err)
 	s.finished = true
+	s.unwatchView()
 	s.recordRest()
 	if err := errors.Join(s.unmap(), undoDead(s.hv, s.ledger, s.info), s.ledger.Close()); err != nil {
 		s.log.Error("withdraw", "err", err)

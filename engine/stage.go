@@ -26,8 +26,11 @@ func (s *stages) HandleEvent(ev *vmevent.Event) vmevent.Verdict {
 type letPass struct{}
 
 func (letPass) HandleEvent(ev *vmevent.Event) vmevent.Verdict {
-	if ev.Reason == vmevent.ReasonMemAccess {
+	switch ev.Reason {
+	case vmevent.ReasonMemAccess:
 		return vmevent.Emulate
+	case vmevent.ReasonSingleStep:
+		return vmevent.EndStep // to the host's view: there is no other
 	}
 	return vmevent.Continue
 }

@@ -113,6 +113,16 @@ type Status struct {
 	// Failure is set in StateFailed, and in StateAttached after a kernel entry
 	// at which no known kernel was found.
 	Failure *Failure
+	// Views are the translations of the domain's memory in which pages are
+	// restricted or could be: the host's first, then those of ours. None while
+	// no guard is armed.
+	Views []ViewStatus
+	// Stepped and Emulated count the accesses to restricted pages that were let
+	// through: by a step in the host's view, and by Xen's emulator.
+	Stepped, Emulated uint64
+	// Restored counts frames that were restricted again after Xen had dropped
+	// their restriction in a view.
+	Restored uint64
 	// Events counts requests read from the ring, Stray those nobody asked
 	// for, Unrecorded violations acted upon without a record.
 	Events, Stray, Unrecorded uint64

@@ -260,6 +260,19 @@ func (a *api) status(st engine.Status) control.DomainStatus {
 	return out
 }
 
+// views are a session's views in the words of the socket.
+func views(vs []engine.ViewStatus) []control.View {
+	var out []control.View
+	for _, v := range vs {
+		w := control.View{ID: v.ID, Current: v.Current, Restricted: []control.RestrictedFrames{}}
+		for _, r := range v.Restricted {
+			w.Restricted = append(w.Restricted, control.RestrictedFrames{First: r.First, Count: r.Count, Access: r.Access.String(), Guard: string(r.Guard)})
+		}
+		out = append(out, w)
+	}
+	return out
+}
+
 // domainStatus is a session's status in the words of the socket.
 func domainStatus(st engine.Status) control.DomainStatus {
 	out := control.DomainStatus{
@@ -269,7 +282,8 @@ func domainStatus(st engine.Status) control.DomainStatus {
 		Guards:     []control.GuardStatus{},
 		AttachedAt: st.AttachedAt, PolicySource: st.PolicySource, PolicyFrom: control.PolicyFrom(st.PolicyFrom),
 		RequireAttach: st.Policy.RequireAttach, Held: st.Held,
-		Counters: control.Counters{RingEvents: st.Events, RecordsLost: st.Unrecorded},
+		Counters: control.Counters{RingEvents: st.Events, RecordsLost: st.Unrecorded, Stepped: st.Stepped, Emulated: st.Emulated, Restored: st.Restored},
+		Views:    views(st.Views),
 	}
 	if !st.AttachedAt.IsZero() {
 		out.AttachPC = &st.AttachPC

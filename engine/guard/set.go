@@ -40,6 +40,12 @@ type Set struct {
 	frames map[x86.GFN]uint8
 	msrs   map[uint32]uint8
 
+	// view is the one whose pages are restricted, 0 where the host's are.
+	view atomic.Uint32
+
+	// stepped and emulated count the accesses let through, by how.
+	stepped, emulated atomic.Uint64
+
 	// scratch is the ring thread's, so that evidence needs no heap.
 	scratch    Evidence
 	queue      chan Evidence
@@ -105,6 +111,11 @@ func (s *Set) add(g Guard, action policy.Action) error {
 	return nil
 }
 
+// UseView says that the frames are restricted in a view of their own, so that
+// what is let through is stepped over in the host's. It is called with the
+// domain paused.
+func (s *Set) UseView(view uint16) { s.view.Store(uint32(view)) }
+
 // Armed returns the guards of the set.
 func (s *Set) Armed() []*Armed { return s.armed }
 
@@ -118,39 +129,65 @@ func (s *Set) Unrecorded() uint64 { return s.unrecorded.Load() }
 // Stray returns how many events no guard of the set had asked for.
 func (s *Set) Stray() uint64 { return s.stray.Load() }
 
+// Stepped returns how many accesses were let through by a step in the host's
+// view.
+func (s *Set) Stepped() uint64 { return s.stepped.Load() }
+
+// Emulated returns how many accesses were let through by Xen's emulator.
+func (s *Set) Emulated() uint64 { return s.emulated.Load() }
+
 // HandleEvent judges an event on the ring thread.
 func (s *Set) HandleEvent(ev *vmevent.Event) vmevent.Verdict {
+	v := s.decide(ev)
+	switch {
+	case v&vmevent.Step != 0:
+		s.stepped.Add(1)
+	case v&vmevent.Emulate != 0:
+		s.emulated.Add(1)
+	}
+	return v
+}
+
+func (s *Set) decide(ev *vmevent.Event) vmevent.Verdict {
 	var index uint8
 	switch ev.Reason {
 	case vmevent.ReasonMemAccess:
 		index = s.frames[ev.Mem.GFN]
 	case vmevent.ReasonMovToMSR:
 		index = s.msrs[ev.MSR.MSR]
+	case vmevent.ReasonSingleStep:
+		ev.ReturnTo = uint16(s.view.Load())
+		return vmevent.EndStep
 	}
 	if index == 0 {
 		s.stray.Add(1)
-		return passing(ev)
+		return s.passing(ev)
 	}
 	a := s.armed[index-1]
 	if !a.judge(ev) {
 		a.Passed.Add(1)
-		return passing(ev)
+		return s.passing(ev)
 	}
 	return s.violation(a, ev)
 }
 
-// passing lets an access happen. A restricted page needs the emulator for
-// that; a register write needs nothing.
-func passing(ev *vmevent.Event) vmevent.Verdict {
-	if ev.Reason == vmevent.ReasonMemAccess {
-		return vmevent.Emulate
+// passing lets an access happen. A restricted page needs help for that: where
+// it is restricted in a view, the processor itself carries the instruction out
+// in the host's, whatever it is; else Xen's emulator does, which knows what
+// kernels use. A register write needs nothing.
+func (s *Set) passing(ev *vmevent.Event) vmevent.Verdict {
+	switch view := s.view.Load(); {
+	case ev.Reason != vmevent.ReasonMemAccess:
+		return vmevent.Continue
+	case view != 0 && uint32(ev.View) == view:
+		return vmevent.Step
 	}
-	return vmevent.Continue
+	return vmevent.Emulate
 }
 
 func (s *Set) violation(a *Armed, ev *vmevent.Event) vmevent.Verdict {
 	a.Violations.Add(1)
-	verdict, action := passing(ev), policy.ActionAlert
+	verdict, action := s.passing(ev), policy.ActionAlert
 	if a.Action == policy.ActionBlock {
 		action = policy.ActionBlock
 		a.Blocked.Add(1)

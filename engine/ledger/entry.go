@@ -40,6 +40,18 @@ const (
 	// OpAccess is a range of frames restricted on the host's own
 	// translation. Its undo permits everything again.
 	OpAccess Op = "access"
+	// OpPagingPool is more memory for the domain's page tables. Its undo
+	// gives the surplus back.
+	OpPagingPool Op = "paging-pool"
+	// OpAllowViews is altp2m's mode set to external, where the toolstack left
+	// it disabled. Xen has no undo for it: the domain keeps a permission of
+	// which nobody makes use.
+	OpAllowViews Op = "allow-views"
+	// OpSteps is single steps permitted. Its undo ends those under way.
+	OpSteps Op = "steps"
+	// OpViews is altp2m switched on, with all views made since, their access
+	// and which of them vCPUs are in. Its undo deletes all of it at once.
+	OpViews Op = "views"
 )
 
 // phase says how far a mutation has come.
@@ -57,9 +69,12 @@ const (
 type Entry struct {
 	Seq uint64 `json:"seq"`
 	Op  Op     `json:"op"`
-	// GFN and Count are the frames of OpRingPage and OpAccess.
+	// GFN and Count are the frames of OpRingPage and OpAccess; Count is the
+	// vCPUs of OpSteps.
 	GFN   uint64 `json:"gfn,omitempty"`
 	Count uint64 `json:"count,omitempty"`
+	// Bytes is the size that OpPagingPool returns to.
+	Bytes uint64 `json:"bytes,omitempty"`
 	// Access is what OpAccess permits.
 	Access xen.Access `json:"access,omitempty"`
 	// Monitor is what OpMonitor asked for.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/xen-hvi/hvi/engine/x86"
 	"github.com/xen-hvi/hvi/engine/xen"
+	"github.com/xen-hvi/hvi/engine/xen/abi"
 	"github.com/xen-hvi/hvi/engine/xen/mutate"
 )
 
@@ -38,6 +39,13 @@ type Mutator interface {
 	Monitor(xen.DomID, mutate.MonitorOp) error
 	DeferRegisterWrites(xen.DomID) error
 	SetMemAccess(dom xen.DomID, access xen.Access, first x86.GFN, n uint64) error
+	SingleStep(dom xen.DomID, vcpu int, on bool) error
+	SetPagingPool(dom xen.DomID, bytes uint64) error
+	SetHVMParam(dom xen.DomID, param uint32, value uint64) error
+	AltP2MSetState(dom xen.DomID, on bool) error
+	CreateView(dom xen.DomID) (view uint16, err error)
+	SetViewAccess(dom xen.DomID, view uint16, access xen.Access, first x86.GFN, n uint64) error
+	SwitchView(dom xen.DomID, view uint16) error
 }
 
 // FileName returns the name of a domain's ledger in its directory.
@@ -174,6 +182,8 @@ func parse(data []byte) (*Ledger, error) {
 			return nil, fmt.Errorf("line %d: no entry", n)
 		case ln.Phase == phaseIntent && ln.Entry.Op == OpMonitor && ln.Entry.Monitor == nil:
 			return nil, fmt.Errorf("line %d: no monitor operation", n)
+		case ln.Phase == phaseIntent && ln.Entry.Op == OpSteps && ln.Entry.Count > maxVCPUs:
+			return nil, fmt.Errorf("line %d: single steps of %d vCPUs", n, ln.Entry.Count)
 		case ln.Phase == phaseIntent:
 			l.open = append(l.open, *ln.Entry)
 			l.seq = max(l.seq, ln.Entry.Seq)
@@ -284,6 +294,71 @@ func (l *Ledger) Restrict(access xen.Access, first x86.GFN, count uint64) error 
 		func() error { return l.xen.SetMemAccess(l.domain, access, first, count) })
 }
 
+// GrowPagingPool gives a domain more memory for its page tables. was is the
+// size from before, in bytes, to which it returns.
+func (l *Ledger) GrowPagingPool(was, bytes uint64) error {
+	return l.do(Entry{Op: OpPagingPool, Bytes: was}, func() error { return l.xen.SetPagingPool(l.domain, bytes) })
+}
+
+// maxVCPUs is more vCPUs than Xen gives any domain (HVM_MAX_VCPUS is 128 up to
+// 4.22): a larger number is no number of vCPUs, and to go through it would take
+// for ever.
+const maxVCPUs = 4096
+
+// EnableSteps lets answers ask for single steps on a domain's vCPUs, of which
+// there is at least one.
+func (l *Ledger) EnableSteps(vcpus int) error {
+	if vcpus < 1 || vcpus > maxVCPUs {
+		return fmt.Errorf("ledger: single steps for the %d vCPUs of domain %d: it has between 1 and %d", vcpus, l.domain, maxVCPUs)
+	}
+	return l.do(Entry{Op: OpSteps, Count: uint64(vcpus)}, func() error { return l.xen.Monitor(l.domain, singleStep) })
+}
+
+// singleStep is the event that ends a step.
+var singleStep = MonitorOp{Event: abi.MonitorEventSingleStep, On: true}
+
+// AllowViews has the control domain, and nobody else, use views of a domain
+// whose toolstack did not say. Xen lets it be said once; it stays so as long as
+// the domain is there.
+func (l *Ledger) AllowViews() error {
+	return l.do(Entry{Op: OpAllowViews}, func() error {
+		return l.xen.SetHVMParam(l.domain, abi.HVMParamAltP2M, abi.AltP2MModeExternal)
+	})
+}
+
+// EnableViews switches a domain's views on.
+func (l *Ledger) EnableViews() error {
+	return l.do(Entry{Op: OpViews}, func() error { return l.xen.AltP2MSetState(l.domain, true) })
+}
+
+// errNoViews is a programming error: what is done to views is undone with them.
+var errNoViews = errors.New("ledger: the domain's views are not switched on")
+
+// CreateView makes a view that permits everything. Like all that is done to a
+// view it has no entry of its own: to switch the views off undoes it.
+func (l *Ledger) CreateView() (view uint16, err error) {
+	if !l.Has(OpViews) {
+		return 0, errNoViews
+	}
+	return l.xen.CreateView(l.domain)
+}
+
+// RestrictView permits only access to count frames from first on, in one view.
+func (l *Ledger) RestrictView(view uint16, access xen.Access, first x86.GFN, count uint64) error {
+	if !l.Has(OpViews) {
+		return errNoViews
+	}
+	return l.xen.SetViewAccess(l.domain, view, access, first, count)
+}
+
+// SwitchView puts all vCPUs into a view.
+func (l *Ledger) SwitchView(view uint16) error {
+	if !l.Has(OpViews) {
+		return errNoViews
+	}
+	return l.xen.SwitchView(l.domain, view)
+}
+
 // Undo undoes every outstanding mutation of the given kinds, newest first. It
 // does not stop at a failure; what failed stays outstanding and can be undone
 // again.
@@ -365,8 +440,15 @@ func (l *Ledger) undo(e Entry) error {
 		err = l.xen.VMEventDisable(l.domain)
 	case OpMonitor:
 		err = l.xen.Monitor(l.domain, e.Monitor.Inverse())
-	case OpDeferWrites, OpResume:
-		// Goes with the ring; is done by whoever says so.
+	case OpViews:
+		err = l.xen.AltP2MSetState(l.domain, false)
+	case OpSteps:
+		err = l.endSteps(int(e.Count))
+	case OpPagingPool:
+		err = l.xen.SetPagingPool(l.domain, e.Bytes)
+	case OpDeferWrites, OpResume, OpAllowViews:
+		// Goes with the ring; is done by whoever says so; stays, and changes
+		// nothing by itself.
 	case OpAccess:
 		err = l.xen.SetMemAccess(l.domain, xen.AccessRWX, x86.GFN(e.GFN), e.Count)
 	default:
@@ -376,6 +458,20 @@ func (l *Ledger) undo(e Entry) error {
 		return err
 	}
 	return l.strike(e)
+}
+
+// endSteps takes every vCPU out of a step that it may be in: the processor's
+// trap flag would stay set for ever once nobody is told of steps.
+func (l *Ledger) endSteps(vcpus int) error {
+	var errs []error
+	for v := range vcpus {
+		errs = append(errs, l.xen.SingleStep(l.domain, v, false))
+	}
+	err := l.xen.Monitor(l.domain, singleStep.Inverse())
+	if err != nil && !neverWas(OpMonitor, err) {
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
 }
 
 // neverWas reports whether Xen refused an undo because there is nothing to
@@ -392,6 +488,8 @@ func neverWas(op Op, err error) bool {
 		return errors.Is(err, syscall.EINVAL) // nobody holds a pause
 	case OpRing:
 		return errors.Is(err, xen.ErrNoRing)
+	case OpViews:
+		return errors.Is(err, xen.ErrNotSupported) || errors.Is(err, syscall.EINVAL)
 	case OpRingPage:
 		return errors.Is(err, xen.ErrNoPage)
 	}

@@ -48,6 +48,20 @@ func (c *calls) SetMemAccess(d xen.DomID, a xen.Access, first x86.GFN, n uint64)
 	return c.do("access %s %s %d", a, first, n)
 }
 
+func (c *calls) SingleStep(d xen.DomID, vcpu int, on bool) error {
+	return c.do("single-step %d %v", vcpu, on)
+}
+func (c *calls) SetPagingPool(d xen.DomID, bytes uint64) error { return c.do("pool %d", bytes) }
+func (c *calls) SetHVMParam(d xen.DomID, param uint32, v uint64) error {
+	return c.do("param %d %d", param, v)
+}
+func (c *calls) AltP2MSetState(d xen.DomID, on bool) error { return c.do("views %v", on) }
+func (c *calls) CreateView(d xen.DomID) (uint16, error)    { return 1, c.do("create view") }
+func (c *calls) SetViewAccess(d xen.DomID, v uint16, a xen.Access, first x86.GFN, n uint64) error {
+	return c.do("access in view %d %s %s %d", v, a, first, n)
+}
+func (c *calls) SwitchView(d xen.DomID, v uint16) error { return c.do("switch to view %d", v) }
+
 var (
 	uuid  = xen.UUID{1, 2, 3, 4}
 	lstar = ledger.MonitorOp{Event: abi.MonitorEventMovToMSR, MSR: x86.MSRLSTAR}
@@ -136,6 +150,53 @@ func TestRecover(t *testing.T) {
 	}
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestViews undoes views as a whole, and steps on every vCPU, in the order in
+// which a step that is under way comes to its end.
+func TestViews(t *testing.T) {
+	c := &calls{}
+	l := open(t, t.TempDir(), c)
+	if _, err := l.CreateView(); err == nil {
+		t.Error("a view is made before views are on, so nothing would undo it")
+	}
+	if err := errors.Join(l.RestrictView(1, xen.AccessRX, 1, 1), l.SwitchView(1)); err == nil || len(c.made) != 0 {
+		t.Errorf("views are changed before they are on: %v, %q", err, c.made)
+	}
+	for _, n := range []int{0, 4097, 1 << 32} {
+		if err := l.EnableSteps(n); err == nil || len(c.made) != 0 {
+			t.Errorf("steps of %d vCPUs are permitted: %v, %q", n, err, c.made)
+		}
+	}
+	view := uint16(0)
+	for i, err := range []error{
+		l.GrowPagingPool(4096, 8192), l.EnableSteps(2), l.AllowViews(), l.EnableViews(),
+		func() (err error) { view, err = l.CreateView(); return err }(),
+		l.RestrictView(1, xen.AccessRX, 0x1000, 3586), l.SwitchView(1),
+	} {
+		if err != nil {
+			t.Fatalf("step %d: %v", i, err)
+		}
+	}
+	if view != 1 {
+		t.Errorf("view %d", view)
+	}
+	c.made = nil
+	if err := l.Undo(ledger.OpViews, ledger.OpAllowViews, ledger.OpSteps, ledger.OpPagingPool); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"views false", "single-step 0 false", "single-step 1 false", "monitor 0x0 false", "pool 4096"}; !slices.Equal(c.made, want) {
+		t.Errorf("undone by %q, want %q", c.made, want)
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	// A death between the intent and the mutation: there is nothing to undo.
+	c = &calls{refuse: map[string]error{"views false": &xen.NotSupportedError{Feature: "altp2m"}}}
+	l = open(t, t.TempDir(), c)
+	if err := errors.Join(l.EnableViews(), l.Undo(ledger.OpViews), l.Close()); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -257,6 +318,7 @@ func TestTornFile(t *testing.T) {
 		{"damaged middle", head + "garbage\n" + pause, 0, true},
 		{"later version", `{"v":2,"domid":5,"uuid":"01020304-0000-0000-0000-000000000000"}` + "\n", 0, true},
 		{"no entry", head + `{"phase":"intent"}` + "\n", 0, true},
+		{"too many steps", head + `{"phase":"intent","entry":{"seq":1,"op":"steps","count":4294967296}}` + "\n", 0, true},
 		{"unknown phase", head + `{"phase":"maybe","entry":{"seq":1,"op":"pause"}}` + "\n", 0, true},
 		{"bad uuid", `{"v":1,"domid":5,"uuid":"x"}` + "\n", 0, true},
 	} {

@@ -107,6 +107,9 @@ type Event struct {
 	// Paused says that the vCPU waits for the answer.
 	Paused bool
 
+	// ReturnTo is the view that EndStep puts the vCPU in; the handler sets it.
+	ReturnTo uint16
+
 	Mem  MemAccess
 	CR   CtrlRegWrite
 	MSR  MSRWrite
@@ -136,6 +139,14 @@ const (
 	// Deny drops a control or model-specific register write. It needs
 	// MONITOR_OP_CONTROL_REGISTERS from Xen 4.14 on.
 	Deny Verdict = 1 << 2
+	// Step carries the instruction out in the host's view, where nothing is
+	// restricted, and returns the vCPU to Event.View after it. It needs views,
+	// and single steps monitored. Before Xen 4.14 a step ends in an event of its
+	// own, which is to be answered with EndStep.
+	Step Verdict = 1 << 3
+	// EndStep ends a step that was reported: the vCPU returns to
+	// Event.ReturnTo.
+	EndStep Verdict = 1 << 4
 	// Hold leaves the request unanswered, its vCPU stopped, until
 	// Server.Release. It is meaningless for an event that paused nothing.
 	Hold Verdict = 1 << 31

@@ -16,6 +16,8 @@ type Ring struct {
 	layout *abi.VMEvent
 	sring  *abi.SRing
 	slots  uint32 // a power of two
+	// fastSteps says that Xen ends a step without an event, from 4.14 on.
+	fastSteps bool
 
 	reqProd, reqEvent, rspProd, rspEvent *atomic.Uint32
 
@@ -47,6 +49,7 @@ func NewRing(page []byte, xen *abi.Layout) (*Ring, error) {
 		reqProd: index(page, sring.ReqProd), reqEvent: index(page, sring.ReqEvent),
 		rspProd: index(page, sring.RspProd), rspEvent: index(page, sring.RspEvent),
 	}
+	r.fastSteps = xen.Has.FastSingleStep
 	clear(page)
 	r.reqEvent.Store(1)
 	r.rspEvent.Store(1)
@@ -93,8 +96,28 @@ func (r *Ring) Respond(ev *Event, v Verdict) {
 	if ev.Paused {
 		flags |= abi.VMEventFlagVCPUPaused
 	}
+	flags |= r.step(s, ev, v)
 	binary.LittleEndian.PutUint32(s[r.layout.OffFlags:], flags)
 	r.rspProdPvt++
+}
+
+// step fills in what Step and EndStep need in a response and returns its flags.
+func (r *Ring) step(s []byte, ev *Event, v Verdict) uint32 {
+	const hostView = 0
+	l := r.layout
+	switch {
+	case v&Step != 0 && r.fastSteps:
+		binary.LittleEndian.PutUint16(s[l.OffAltP2MIdx:], hostView)
+		binary.LittleEndian.PutUint16(s[l.FastSingleStep.P2MIdx:], ev.View)
+		return abi.VMEventFlagAlternateP2M | abi.VMEventFlagFastSingleStep
+	case v&Step != 0:
+		binary.LittleEndian.PutUint16(s[l.OffAltP2MIdx:], hostView)
+		return abi.VMEventFlagAlternateP2M | abi.VMEventFlagToggleSingleStep
+	case v&EndStep != 0:
+		binary.LittleEndian.PutUint16(s[l.OffAltP2MIdx:], ev.ReturnTo)
+		return abi.VMEventFlagAlternateP2M | abi.VMEventFlagToggleSingleStep
+	}
+	return 0
 }
 
 // RespondBlind queues an answer that resumes a vCPU no request is known of:
@@ -127,6 +150,7 @@ func (r *Ring) decode(ev *Event) {
 	u64 := func(off int) uint64 { return binary.LittleEndian.Uint64(s[off:]) }
 
 	ev.VCPU = u32(l.OffVCPU)
+	ev.ReturnTo = 0
 	ev.Paused = u32(l.OffFlags)&abi.VMEventFlagVCPUPaused != 0
 	ev.Reason = Reason(u32(l.OffReason))
 	ev.View = binary.LittleEndian.Uint16(s[l.OffAltP2MIdx:])

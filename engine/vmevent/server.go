@@ -189,6 +189,16 @@ func (s *Server) drain(ev *Event) error {
 // hvm_set_cr0 and their like in xen/arch/x86/hvm/hvm.c). A denial takes the mark
 // away, so one that another processor gives in between is lost, and the write
 // lands. Xen has made the mark once the vCPU has left its processor.
+//
+// No other answer can be overtaken like that. A violation is reported as the last
+// thing of its exit, with the p2m's locks dropped (hvm_hap_nested_page_fault, and
+// hvm_monitor_debug for the end of a step), and monitor_traps pauses the vCPU
+// before the report is in the ring. What an answer sets is read when the vCPU is
+// next resumed: the emulation by hvm_do_resume, the step's trap flag by
+// vmx_intr_assist. The scheduler comes first, since the pause has asked for it,
+// also if the vCPU is let go before it has come that far. A change of view waits
+// by itself until the vCPU has left its processor (vmx_vmcs_enter). Read in 4.11,
+// 4.14, 4.17 and 4.20.
 func (s *Server) respond(ev *Event, v Verdict) {
 	if v&Deny != 0 && ev.Paused && !s.settle(ev.VCPU) {
 		s.late.Add(1)

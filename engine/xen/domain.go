@@ -121,7 +121,8 @@ type DomainInfo struct {
 	// Shutdown says that the guest has stopped, for ShutdownReason.
 	Shutdown       bool
 	ShutdownReason ShutdownReason
-	// VCPUs is the number of vCPUs, OnlineVCPUs how many of them run.
+	// VCPUs is the number of vCPUs, OnlineVCPUs how many of them run. A domain
+	// that its toolstack is only just building has none.
 	VCPUs, OnlineVCPUs int
 	// Pages is the number of 4 KiB pages the domain has, MaxPages its limit.
 	Pages, MaxPages uint64
@@ -134,12 +135,13 @@ func decodeDomainInfo(l *abi.Layout, b *hypercall.Buffer, off int) DomainInfo {
 	f := &l.GetDomainInfo
 	flags := b.U32(off + f.Flags)
 	d := DomainInfo{
-		ID:          DomID(b.U16(off + f.Domain)),
-		HAP:         flags&abi.DomInfHAP != 0,
-		Paused:      flags&abi.DomInfPaused != 0,
-		Dying:       flags&abi.DomInfDying != 0,
-		Shutdown:    flags&abi.DomInfShutdown != 0,
-		VCPUs:       int(b.U32(off+f.MaxVCPUID)) + 1,
+		ID:       DomID(b.U16(off + f.Domain)),
+		HAP:      flags&abi.DomInfHAP != 0,
+		Paused:   flags&abi.DomInfPaused != 0,
+		Dying:    flags&abi.DomInfDying != 0,
+		Shutdown: flags&abi.DomInfShutdown != 0,
+		// Xen says -1 where there is none (XEN_INVALID_MAX_VCPU_ID).
+		VCPUs:       int(b.U32(off+f.MaxVCPUID) + 1),
 		OnlineVCPUs: int(b.U32(off + f.NrOnlineVCPUs)),
 		Pages:       b.U64(off + f.TotPages),
 		MaxPages:    b.U64(off + f.MaxPages),

@@ -155,6 +155,27 @@ func (h *Host) MaxGFN(dom DomID) (x86.GFN, error) {
 	return x86.GFN(n), nil
 }
 
+// OnDemand returns how many frames of a domain get a page only when they are
+// touched first: those of a guest that was started with less memory than it may
+// have. PV domains have none, and Xen refuses the question (EINVAL).
+func (h *Host) OnDemand(dom DomID) (uint64, error) {
+	const op = "memory_op(get_pod_target)"
+	if h.closed.Load() {
+		return 0, ErrClosed
+	}
+	l := &h.c.Layout.PoDTarget
+	b, err := h.c.Alloc(l.Size)
+	if err != nil {
+		return 0, h.fail(op, dom, err)
+	}
+	defer b.Free()
+	b.PutU16(l.DomID, uint16(dom))
+	if _, err := h.c.MemoryOp(abi.MemGetPoDTarget, b); err != nil {
+		return 0, h.fail(op, dom, err)
+	}
+	return b.U64(l.PoDEntries), nil
+}
+
 // PageType is what lies behind a guest frame.
 type PageType uint32
 
@@ -274,12 +295,7 @@ func (h *Host) MemAccess(dom DomID, gfn x86.GFN) (Access, error) {
 	v, err := h.memAccess(dom, uint64(gfn))
 	if err != nil {
 		if err == unix.ESRCH {
-			if _, e := h.Domain(dom); e == nil {
-				return 0, &OpError{
-					Op: opGetAccess, Domain: dom, Errno: unix.ESRCH, Release: h.release,
-					Meaning: "no page at this frame", Detail: "gfn " + gfn.String(), is: ErrNoPage,
-				}
-			}
+			return 0, h.noPage(opGetAccess, dom, "gfn "+gfn.String())
 		}
 		return 0, opError(h.release, opGetAccess, dom, err, "gfn "+gfn.String())
 	}
@@ -530,6 +546,44 @@ func (h *Host) AltP2M(dom DomID) (AltP2M, error) {
 		return AltP2M{}, h.fail(op, dom, err)
 	}
 	return st, nil
+}
+
+// ViewAccess returns the access of a frame in one of the domain's views; 0 is the
+// host's. It matches ErrNoPage where no page is, or where no vCPU in the view has
+// touched the page yet nor its access been set, so that the host's entry counts,
+// and ErrNotSupported before Xen 4.12 and while the domain has no views.
+func (h *Host) ViewAccess(dom DomID, view uint16, gfn x86.GFN) (Access, error) {
+	const op = "altp2m(get_mem_access)"
+	detail := fmt.Sprintf("gfn %s in view %d", gfn, view)
+	l := h.c.Layout
+	if !l.Has.AltP2MGetMemAccess {
+		return 0, &NotSupportedError{Feature: "to read the access of a view", Needs: "Xen 4.12 or later"}
+	}
+	b, err := h.c.NewAltP2M(abi.AltP2MGetMemAccess, uint16(dom))
+	if err != nil {
+		return 0, h.fail(op, dom, err)
+	}
+	defer b.Free()
+	b.PutU16(l.AltP2MOp.MemAccessView, view)
+	b.PutU64(l.AltP2MOp.MemAccessGFN, uint64(gfn))
+	switch err := h.c.AltP2M(b); err {
+	case nil:
+		return decodeAccess(l, uint8(b.U16(l.AltP2MOp.MemAccessAccess))), nil
+	case unix.ESRCH:
+		return 0, h.noPage(op, dom, detail)
+	case unix.EOPNOTSUPP, unix.ENOSYS:
+		return 0, &NotSupportedError{Feature: "altp2m", Needs: "altp2m=1 on Xen's command line, Intel VT-x, and views that are switched on", Err: h.fail(op, dom, err)}
+	default:
+		return 0, opError(h.release, op, dom, err, detail)
+	}
+}
+
+// noPage says of ESRCH whether the page is missing or the domain.
+func (h *Host) noPage(op string, dom DomID, detail string) error {
+	if _, err := h.Domain(dom); err != nil {
+		return opError(h.release, op, dom, unix.ESRCH, detail)
+	}
+	return &OpError{Op: op, Domain: dom, Errno: unix.ESRCH, Release: h.release, Meaning: "no page at this frame", Detail: detail, is: ErrNoPage}
 }
 
 // PhysInfo is what Xen says of the machine.

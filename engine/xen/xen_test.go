@@ -17,6 +17,7 @@ import (
 	"github.com/xen-hvi/hvi/engine/x86"
 	"github.com/xen-hvi/hvi/engine/xen"
 	"github.com/xen-hvi/hvi/engine/xen/abi"
+	"github.com/xen-hvi/hvi/engine/xen/mutate"
 	"github.com/xen-hvi/hvi/engine/xen/xentest"
 )
 
@@ -95,6 +96,11 @@ func TestDomains(t *testing.T) {
 		}
 		if d := all[0]; d.Type != xen.PV {
 			t.Errorf("dom0 is %v", d.Type)
+		}
+
+		building := hv.AddDomain(xentest.Spec{ID: 9, Type: xen.PVH, NoVCPUs: true})
+		if d, err := h.Domain(building.ID()); err != nil || d.VCPUs != 0 || d.OnlineVCPUs != 0 {
+			t.Errorf("a domain without vCPUs has %d, %d of them online, %v", d.VCPUs, d.OnlineVCPUs, err)
 		}
 
 		// Before 4.18, Xen answers with domain 7 here.
@@ -203,9 +209,12 @@ func TestVCPURunning(t *testing.T) {
 func TestReads(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r xen.Release) {
 		hv, h := open(t, xentest.Config{Release: r, AltP2M: true})
-		d := hv.AddDomain(xentest.Spec{ID: 1, Type: xen.PVH, AltP2M: xen.AltP2MExternal})
+		d := hv.AddDomain(xentest.Spec{ID: 1, Type: xen.PVH, AltP2M: xen.AltP2MExternal, OnDemand: 7})
 		if g, err := h.RingFrame(1); err != nil || g != xentest.DefaultRingFrame {
 			t.Errorf("RingFrame = %v, %v", g, err)
+		}
+		if n, err := h.OnDemand(1); err != nil || n != 7 {
+			t.Errorf("OnDemand = %d, %v", n, err)
 		}
 		if g, err := h.MaxGFN(1); err != nil || g != xentest.DefaultRingFrame {
 			t.Errorf("MaxGFN = %v, %v", g, err)
@@ -296,6 +305,49 @@ func TestMemAccess(t *testing.T) {
 }
 
 // TestListened: who listens is seen without listening.
+// TestViewAccess reads the access of frames in a view of their own.
+func TestViewAccess(t *testing.T) {
+	eachRelease(t, func(t *testing.T, r xen.Release) {
+		hv, h := open(t, xentest.Config{Release: r, AltP2M: true})
+		hv.AddDomain(xentest.Spec{ID: 1, Type: xen.PVH, AltP2M: xen.AltP2MExternal})
+		if _, err := h.ViewAccess(1, 1, 0x10); !errors.Is(err, xen.ErrNotSupported) {
+			t.Errorf("without views: %v", err)
+		}
+		if !h.Layout().Has.AltP2MGetMemAccess {
+			return
+		}
+		m := mutate.New(h)
+		if err := m.AltP2MSetState(1, true); err != nil {
+			t.Fatal(err)
+		}
+		view, err := m.CreateView(1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := m.SetViewAccess(1, view, xen.AccessRX, 0x10, 2); err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range []struct {
+			view uint16
+			gfn  x86.GFN
+			want xen.Access
+		}{{view, 0x10, xen.AccessRX}, {view, 0x11, xen.AccessRX}, {0, 0x10, xen.AccessRWX}} {
+			if a, err := h.ViewAccess(1, c.view, c.gfn); err != nil || a != c.want {
+				t.Errorf("gfn %v in view %d: %v, %v", c.gfn, c.view, a, err)
+			}
+		}
+		if _, err := h.ViewAccess(1, view, 0x12); !errors.Is(err, xen.ErrNoPage) {
+			t.Errorf("a frame that is not in the view: %v", err)
+		}
+		if _, err := h.ViewAccess(1, 7, 0x10); !errors.Is(err, unix.EINVAL) {
+			t.Errorf("no such view: %v", err)
+		}
+		if _, err := h.ViewAccess(9, 0, 0); !errors.Is(err, xen.ErrNoDomain) {
+			t.Errorf("no domain: %v", err)
+		}
+	})
+}
+
 func TestListened(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r xen.Release) {
 		hv, h := open(t, xentest.Config{Release: r})

@@ -89,7 +89,7 @@ func guardStatus(st control.DomainStatus, name string) control.GuardStatus {
 
 // Events returns the guest's security events, oldest first.
 func (g *Guest) Events() ([]journal.Record, error) {
-	out, err := g.t.Exec("hvictl", "-o", "json", "events", "--domain", g.UUID)
+	out, err := g.t.Exec("hvictl", "-o", "json", "events", "-n", "0", "--domain", g.UUID)
 	if err != nil {
 		return nil, err
 	}

@@ -76,7 +76,9 @@ func skeletonIntel(t *T) error {
 	if err != nil {
 		return err
 	}
-	t.Check(st.Tier == control.TierViews, "tier is views: %s %s", st.Tier, st.TierReason)
+	if err := g.checkViews(st); err != nil {
+		return err
+	}
 	for _, name := range []string{"kernel-text", "syscall-entry"} {
 		gs := guardStatus(st, name)
 		t.Check(gs.State == control.GuardArmed && gs.Action == "block", "guard %s is armed and blocks: %+v", name, gs)
@@ -168,8 +170,11 @@ func guestPTI(t *T) error {
 	}
 	c := enforce
 	c.KernelArgs = []string{"pti=on", "mitigations=auto"}
-	g, _, err := t.protectedGuest(c, control.StateProtecting)
+	g, st, err := t.protectedGuest(c, control.StateProtecting)
 	if err != nil {
+		return err
+	}
+	if err := g.checkViews(st); err != nil {
 		return err
 	}
 	out, err := g.Run("cat /sys/devices/system/cpu/vulnerabilities/meltdown")
@@ -209,14 +214,16 @@ func guestPTI(t *T) error {
 		return err
 	}
 	t.Check(g.ID != before, "it is another domain: %d, then %d", before, g.ID)
-	st, err := g.WaitState(protectLimit, control.StateProtecting)
-	if err != nil {
+	if st, err = g.WaitState(protectLimit, control.StateProtecting); err != nil {
 		return err
 	}
 	if _, err := g.WaitUp(); err != nil {
 		return err
 	}
 	if err := g.checkEntry(st); err != nil {
+		return err
+	}
+	if err := g.checkViews(st); err != nil {
 		return err
 	}
 	if err := attacks(); err != nil {
@@ -449,6 +456,7 @@ func (g *Guest) selfPatching() error {
 	t.Fact("text_poke_writes_passed", is.Passed-was.Passed)
 	t.Check(is.Passed > was.Passed, "the guard saw the kernel's own writes and let them pass: %d", is.Passed-was.Passed)
 	t.Check(is.Events == was.Events, "and took none for an attack: %d", is.Events-was.Events)
+	g.checkLetThrough(before, after, is.Passed-was.Passed)
 	return nil
 }
 
@@ -470,10 +478,14 @@ func (g *Guest) doctor(tier control.Tier, code int) error {
 		return fmt.Errorf("hvictl doctor: %w in %.200q", err, out.Stdout)
 	}
 	t.Fact("doctor", r)
+	m, err := Machine(t.ctx)
+	if err != nil {
+		return err
+	}
 	for _, c := range r.Checks {
 		t.Check(c.Status == control.CheckOK || c.Detail != "" && (c.Fix != "" || c.Status == control.CheckInfo), "%s: %s, or what and how to mend it: %q %q", c.Name, c.Status, c.Detail, c.Fix)
 	}
-	t.Check(len(r.Checks) > 3 && strings.Contains(r.Checks[0].Detail, "4.17"), "it names Xen's release: %+v", r.Checks[0])
+	t.Check(len(r.Checks) > 3 && strings.Contains(r.Checks[0].Detail, m.Xen), "it names Xen's release: %+v", r.Checks[0])
 	if t.Check(len(r.Domains) == 1, "it examines the guest: %d", len(r.Domains)) {
 		d := r.Domains[0]
 		t.Check(d.UUID == g.UUID && d.Tier == tier && (tier == control.TierViews || d.TierReason != ""), "and its tier: %s %q", d.Tier, d.TierReason)
@@ -531,6 +543,7 @@ func (g *Guest) letGo() (leftovers, error) {
 	t.Check(true, "a new listener can be connected to the guest that was shut down")
 	t.Check((left.frames > 0 || st.Tier == control.TierRegisters) && left.restricted == 0, "Xen restricts none of its pages: %d of %d", left.restricted, left.frames)
 	t.Check(!left.paused, "and nobody holds it paused")
+	t.Check(!left.views, "and no view of its memory is left: %v", left.views)
 	if err := g.Destroy(); err != nil {
 		return left, err
 	}

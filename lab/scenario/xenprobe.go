@@ -3,20 +3,32 @@ package scenario
 import (
 	"errors"
 	"fmt"
+	"syscall"
+	"time"
 
 	"github.com/xen-hvi/hvi/engine/ledger"
 	"github.com/xen-hvi/hvi/engine/vmevent"
 	"github.com/xen-hvi/hvi/engine/x86"
 	"github.com/xen-hvi/hvi/engine/xen"
+	"github.com/xen-hvi/hvi/engine/xen/abi"
 	"github.com/xen-hvi/hvi/engine/xen/mutate"
 )
 
 // leftovers is what of a domain's state Xen itself says.
 type leftovers struct {
-	paused     bool // by a toolstack or hvi
-	frames     int  // looked at
-	restricted int  // of them, those that may not be read, written and executed
+	paused     bool   // by a toolstack or hvi
+	frames     int    // looked at
+	restricted int    // of them, those that may not be read, written and executed
+	views      bool   // the domain's views are switched on
+	pool       uint64 // the paging pool, in bytes
+	// steps is how many instructions its vCPUs reported one by one, in a moment
+	// in which nobody had asked them to. It says something of a guest that works.
+	steps uint64
 }
+
+// lookForSteps is how long leftovers looks for steps. A vCPU that steps and runs
+// reports one at once.
+const lookForSteps = 300 * time.Millisecond
 
 // paused asks Xen whether a domain is paused, by a toolstack or by hvi.
 func (t *T) paused(id int) (bool, error) {
@@ -43,6 +55,17 @@ func (t *T) leftovers(id int) (left leftovers, err error) {
 		return left, err
 	}
 	left.paused = info.Paused
+	if a, err := h.AltP2M(dom); err == nil {
+		left.views = a.Active
+	} else if !errors.Is(err, xen.ErrNotSupported) {
+		return left, err
+	}
+	if left.pool, err = h.PagingPool(dom); err != nil {
+		return left, err
+	}
+	if left.steps, err = t.steps(h, info); err != nil {
+		return left, err
+	}
 	disconnect, err := t.connectRing(h, info)
 	if err != nil {
 		return left, err
@@ -87,32 +110,122 @@ func (t *T) occupyRing(id int) (release func() error, err error) {
 	return func() error { return errors.Join(disconnect(), h.Close()) }, nil
 }
 
+// letSteps answers what a vCPU reports that was left stepping, without ending it.
+type letSteps struct{}
+
+func (letSteps) HandleEvent(*vmevent.Event) vmevent.Verdict { return vmevent.Continue }
+
+// steps has single steps reported, asks for none, and returns how many come.
+func (t *T) steps(h *xen.Host, info xen.DomainInfo) (uint64, error) {
+	r, err := t.openRing(h, info)
+	if errors.Is(err, xen.ErrNotSupported) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	channel, err := h.BindInterdomain(info.ID, r.port)
+	if err != nil {
+		return 0, errors.Join(err, r.close())
+	}
+	server := vmevent.NewServer(r.ring, channel, h.CPU(info.ID), letSteps{})
+	go server.Run()
+	stepped := ledger.MonitorOp{Event: abi.MonitorEventSingleStep}
+	err = r.ledger.Monitor(stepped)
+	if errors.Is(err, xen.ErrNotSupported) || errors.Is(err, syscall.EOPNOTSUPP) {
+		err = nil // where Xen can make none, none is left
+	} else if err == nil {
+		select {
+		case <-time.After(lookForSteps):
+		case <-t.ctx.Done():
+		}
+		err = r.ledger.Unmonitor(stepped)
+	}
+	return server.Total(), errors.Join(err, server.Stop(), channel.Close(), r.close())
+}
+
+// stepsIfLeft returns what steps sees of a domain whose vCPU 0 was left stepping.
+// Afterwards it steps no more.
+func (t *T) stepsIfLeft(h *xen.Host, id int) (n uint64, err error) {
+	info, err := h.Domain(xen.DomID(id))
+	if err != nil {
+		return 0, err
+	}
+	m := mutate.New(h)
+	if err := m.SingleStep(info.ID, 0, true); err != nil {
+		return 0, err
+	}
+	n, err = t.steps(h, info)
+	return n, errors.Join(err, m.SingleStep(info.ID, 0, false))
+}
+
+// touch writes the entry of a frame in the host's view anew, as it is: any access
+// permitted.
+func (t *T) touch(h *xen.Host, id int, gfn x86.GFN) error {
+	info, err := h.Domain(xen.DomID(id))
+	if err != nil {
+		return err
+	}
+	dir, err := t.TempDir()
+	if err != nil {
+		return err
+	}
+	l, err := ledger.Open(dir, info.ID, info.UUID, mutate.New(h))
+	if err != nil {
+		return err
+	}
+	return errors.Join(l.Restrict(xen.AccessRWX, gfn, 1), l.Undo(ledger.OpAccess), l.Close())
+}
+
 // connectRing enables the monitor ring of a domain. Nothing is monitored, so
 // nothing needs an answer.
 func (t *T) connectRing(h *xen.Host, info xen.DomainInfo) (disconnect func() error, err error) {
+	r, err := t.openRing(h, info)
+	if err != nil {
+		return nil, err
+	}
+	return r.close, nil
+}
+
+// ownRing is a monitor ring of the scenario's own.
+type ownRing struct {
+	ledger *ledger.Ledger
+	page   *xen.RingMapping
+	ring   *vmevent.Ring
+	port   uint32
+}
+
+func (r *ownRing) close() error {
+	err := errors.Join(r.ledger.Undo(ledger.OpRing, ledger.OpRingPage), r.ledger.Close())
+	if r.page != nil {
+		err = errors.Join(err, r.page.Close())
+	}
+	return err
+}
+
+// openRing enables the monitor ring of a domain.
+func (t *T) openRing(h *xen.Host, info xen.DomainInfo) (*ownRing, error) {
 	dir, err := t.TempDir()
 	if err != nil {
 		return nil, err
 	}
-	l, err := ledger.Open(dir, info.ID, info.UUID, mutate.New(h))
-	if err != nil {
+	r := &ownRing{}
+	if r.ledger, err = ledger.Open(dir, info.ID, info.UUID, mutate.New(h)); err != nil {
 		return nil, err
 	}
-	undo := func() error { return errors.Join(l.Undo(ledger.OpRing, ledger.OpRingPage), l.Close()) }
-	page, err := placeRing(h, l, info.ID)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("place a ring of our own: %w", err), undo())
+	if r.page, err = placeRing(h, r.ledger, info.ID); err != nil {
+		return nil, errors.Join(fmt.Errorf("place a ring of our own: %w", err), r.close())
 	}
-	if _, err = vmevent.NewRing(page.Bytes(), h.Layout()); err == nil {
-		_, err = l.EnableRing()
+	if r.ring, err = vmevent.NewRing(r.page.Bytes(), h.Layout()); err == nil {
+		r.port, err = r.ledger.EnableRing()
 	}
 	if err == nil {
-		err = l.ReleaseRingPage()
+		err = r.ledger.ReleaseRingPage()
 	}
 	if err != nil {
-		return nil, errors.Join(err, undo(), page.Close())
+		return nil, errors.Join(err, r.close())
 	}
-	return func() error { return errors.Join(undo(), page.Close()) }, nil
+	return r, nil
 }
 
 // placeRing maps the frame of the monitor ring, which is put into the guest's

@@ -150,7 +150,13 @@ func fakeDomains() []control.DomainStatus {
 				{Name: "syscall-entry", Action: "alert", State: control.GuardArmed, Events: 1},
 			},
 			AttachedAt: noon.Add(-3*time.Hour - 12*time.Minute), AttachPC: &pc, PolicySource: "xl.cfg:/etc/xen/web1.cfg",
-			Counters: control.Counters{RingEvents: 4099, Alerted: 1, Blocked: 2},
+			Counters: control.Counters{RingEvents: 4099, Alerted: 1, Blocked: 2, Stepped: 4096, Restored: 3},
+			Views: []control.View{
+				{ID: 0, Restricted: []control.RestrictedFrames{}},
+				{ID: 1, Current: true, Restricted: []control.RestrictedFrames{
+					{First: 0x1000, Count: 3586, Access: "r-x", Guard: "kernel-text"},
+				}},
+			},
 		},
 		{
 			ID: 8, Name: printable.Escape("db \x1b[31m"), UUID: "b2b0f0f4-6f0e-4f9b-8f4c-0c8c6d1e2f30", Type: "HVM", State: control.StateDegraded, Mode: "enforce",
@@ -285,6 +291,9 @@ func TestOutput(t *testing.T) {
 		{"status-degraded", []string{"status", "8"}, 0},
 		{"status-failed", []string{"status", "naïve-服务器"}, 0},
 		{"status-unprotected", []string{"status", "Domain-0"}, 0},
+		{"views", []string{"views", "web1"}, 0},
+		{"views-json", []string{"views", "web1", "-o", "json"}, 0},
+		{"views-none", []string{"views", "8"}, 0},
 		{"attach", []string{"attach", "web1"}, 0},
 		{"detach", []string{"detach", "web1"}, 0},
 		{"detach-json", []string{"detach", "web1", "-o", "json"}, 0},

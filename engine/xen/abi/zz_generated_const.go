@@ -53,6 +53,7 @@ const (
 // Operations of DomctlShadowOp.
 const (
 	ShadowOpGetAllocation = 30 // XEN_DOMCTL_SHADOW_OP_GET_ALLOCATION
+	ShadowOpSetAllocation = 31 // XEN_DOMCTL_SHADOW_OP_SET_ALLOCATION
 )
 
 // Bits of GetDomainInfo.Flags.
@@ -207,6 +208,7 @@ const (
 	MemDecreaseReservation = 1  // XENMEM_decrease_reservation
 	MemPopulatePhysmap     = 6  // XENMEM_populate_physmap
 	MemMaximumGPFN         = 14 // XENMEM_maximum_gpfn
+	MemGetPoDTarget        = 17 // XENMEM_get_pod_target
 	MemAccessOpCmd         = 21 // XENMEM_access_op
 	MemAccessOpSet         = 0  // XENMEM_access_op_set_access
 	MemAccessOpGet         = 1  // XENMEM_access_op_get_access

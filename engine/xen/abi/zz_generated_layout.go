@@ -156,7 +156,7 @@ type ShadowOp struct {
 	Size int // bytes
 
 	Op int `xen:"op"` // u32
-	MB int `xen:"mb"` // u32, the paging pool in MiB, with ShadowOpGetAllocation
+	MB int `xen:"mb"` // u32, the paging pool in MiB, with ShadowOp*Allocation
 }
 
 // GetDomainState is XEN_DOMCTL_get_domain_state, the one operation with interface version 0.
@@ -273,6 +273,15 @@ type MemoryReservation struct {
 	ExtentOrder int `xen:"extent_order"` // u32
 	MemFlags    int `xen:"mem_flags"`    // u32
 	DomID       int `xen:"domid"`        // u16
+}
+
+// PoDTarget is XENMEM_get_pod_target.
+// It is Xen's struct xen_pod_target.
+type PoDTarget struct {
+	Size int // bytes
+
+	PoDEntries int `xen:"pod_entries"` // u64, frames that get a page when they are touched first
+	DomID      int `xen:"domid"`       // u16
 }
 
 // DMOp is the envelope of every device model operation.
@@ -608,6 +617,7 @@ type Layout struct {
 	AltP2MOp          AltP2MOp
 	MemAccessOp       MemAccessOp
 	MemoryReservation MemoryReservation
+	PoDTarget         PoDTarget
 	DMOp              DMOp
 	DMOpInjectEvent   DMOpInjectEvent
 	HVMSaveDescriptor HVMSaveDescriptor
@@ -1063,6 +1073,15 @@ var layoutsOfMemoryReservation = [...]MemoryReservation{
 		ExtentOrder: 16,
 		MemFlags:    20,
 		DomID:       24,
+	},
+}
+
+var layoutsOfPoDTarget = [...]PoDTarget{
+	// 4.11 to 4.22
+	{
+		Size:       40,
+		PoDEntries: 24,
+		DomID:      32,
 	},
 }
 
@@ -2081,6 +2100,7 @@ var layouts = [...]Layout{
 		AltP2MOp:          layoutsOfAltP2MOp[0],
 		MemAccessOp:       layoutsOfMemAccessOp[0],
 		MemoryReservation: layoutsOfMemoryReservation[0],
+		PoDTarget:         layoutsOfPoDTarget[0],
 		DMOp:              layoutsOfDMOp[0],
 		DMOpInjectEvent:   layoutsOfDMOpInjectEvent[0],
 		HVMSaveDescriptor: layoutsOfHVMSaveDescriptor[0],
@@ -2120,6 +2140,7 @@ var layouts = [...]Layout{
 		AltP2MOp:          layoutsOfAltP2MOp[1],
 		MemAccessOp:       layoutsOfMemAccessOp[0],
 		MemoryReservation: layoutsOfMemoryReservation[0],
+		PoDTarget:         layoutsOfPoDTarget[0],
 		DMOp:              layoutsOfDMOp[0],
 		DMOpInjectEvent:   layoutsOfDMOpInjectEvent[0],
 		HVMSaveDescriptor: layoutsOfHVMSaveDescriptor[0],
@@ -2162,6 +2183,7 @@ var layouts = [...]Layout{
 		AltP2MOp:          layoutsOfAltP2MOp[2],
 		MemAccessOp:       layoutsOfMemAccessOp[0],
 		MemoryReservation: layoutsOfMemoryReservation[0],
+		PoDTarget:         layoutsOfPoDTarget[0],
 		DMOp:              layoutsOfDMOp[0],
 		DMOpInjectEvent:   layoutsOfDMOpInjectEvent[0],
 		HVMSaveDescriptor: layoutsOfHVMSaveDescriptor[0],
@@ -2207,6 +2229,7 @@ var layouts = [...]Layout{
 		AltP2MOp:          layoutsOfAltP2MOp[3],
 		MemAccessOp:       layoutsOfMemAccessOp[0],
 		MemoryReservation: layoutsOfMemoryReservation[0],
+		PoDTarget:         layoutsOfPoDTarget[0],
 		DMOp:              layoutsOfDMOp[0],
 		DMOpInjectEvent:   layoutsOfDMOpInjectEvent[0],
 		HVMSaveDescriptor: layoutsOfHVMSaveDescriptor[0],
@@ -2252,6 +2275,7 @@ var layouts = [...]Layout{
 		AltP2MOp:          layoutsOfAltP2MOp[3],
 		MemAccessOp:       layoutsOfMemAccessOp[0],
 		MemoryReservation: layoutsOfMemoryReservation[0],
+		PoDTarget:         layoutsOfPoDTarget[0],
 		DMOp:              layoutsOfDMOp[0],
 		DMOpInjectEvent:   layoutsOfDMOpInjectEvent[0],
 		HVMSaveDescriptor: layoutsOfHVMSaveDescriptor[0],
@@ -2297,6 +2321,7 @@ var layouts = [...]Layout{
 		AltP2MOp:          layoutsOfAltP2MOp[3],
 		MemAccessOp:       layoutsOfMemAccessOp[0],
 		MemoryReservation: layoutsOfMemoryReservation[0],
+		PoDTarget:         layoutsOfPoDTarget[0],
 		DMOp:              layoutsOfDMOp[0],
 		DMOpInjectEvent:   layoutsOfDMOpInjectEvent[0],
 		HVMSaveDescriptor: layoutsOfHVMSaveDescriptor[0],
@@ -2344,6 +2369,7 @@ var layouts = [...]Layout{
 		AltP2MOp:          layoutsOfAltP2MOp[3],
 		MemAccessOp:       layoutsOfMemAccessOp[0],
 		MemoryReservation: layoutsOfMemoryReservation[0],
+		PoDTarget:         layoutsOfPoDTarget[0],
 		DMOp:              layoutsOfDMOp[0],
 		DMOpInjectEvent:   layoutsOfDMOpInjectEvent[0],
 		HVMSaveDescriptor: layoutsOfHVMSaveDescriptor[0],
@@ -2392,6 +2418,7 @@ var layouts = [...]Layout{
 		AltP2MOp:          layoutsOfAltP2MOp[3],
 		MemAccessOp:       layoutsOfMemAccessOp[0],
 		MemoryReservation: layoutsOfMemoryReservation[0],
+		PoDTarget:         layoutsOfPoDTarget[0],
 		DMOp:              layoutsOfDMOp[0],
 		DMOpInjectEvent:   layoutsOfDMOpInjectEvent[0],
 		HVMSaveDescriptor: layoutsOfHVMSaveDescriptor[0],
@@ -2441,6 +2468,7 @@ var layouts = [...]Layout{
 		AltP2MOp:          layoutsOfAltP2MOp[3],
 		MemAccessOp:       layoutsOfMemAccessOp[0],
 		MemoryReservation: layoutsOfMemoryReservation[0],
+		PoDTarget:         layoutsOfPoDTarget[0],
 		DMOp:              layoutsOfDMOp[0],
 		DMOpInjectEvent:   layoutsOfDMOpInjectEvent[0],
 		HVMSaveDescriptor: layoutsOfHVMSaveDescriptor[0],
@@ -2491,6 +2519,7 @@ var layouts = [...]Layout{
 		AltP2MOp:          layoutsOfAltP2MOp[3],
 		MemAccessOp:       layoutsOfMemAccessOp[0],
 		MemoryReservation: layoutsOfMemoryReservation[0],
+		PoDTarget:         layoutsOfPoDTarget[0],
 		DMOp:              layoutsOfDMOp[0],
 		DMOpInjectEvent:   layoutsOfDMOpInjectEvent[0],
 		HVMSaveDescriptor: layoutsOfHVMSaveDescriptor[0],
@@ -2542,6 +2571,7 @@ var layouts = [...]Layout{
 		AltP2MOp:          layoutsOfAltP2MOp[3],
 		MemAccessOp:       layoutsOfMemAccessOp[0],
 		MemoryReservation: layoutsOfMemoryReservation[0],
+		PoDTarget:         layoutsOfPoDTarget[0],
 		DMOp:              layoutsOfDMOp[0],
 		DMOpInjectEvent:   layoutsOfDMOpInjectEvent[0],
 		HVMSaveDescriptor: layoutsOfHVMSaveDescriptor[0],
@@ -2593,6 +2623,7 @@ var layouts = [...]Layout{
 		AltP2MOp:          layoutsOfAltP2MOp[3],
 		MemAccessOp:       layoutsOfMemAccessOp[0],
 		MemoryReservation: layoutsOfMemoryReservation[0],
+		PoDTarget:         layoutsOfPoDTarget[0],
 		DMOp:              layoutsOfDMOp[0],
 		DMOpInjectEvent:   layoutsOfDMOpInjectEvent[0],
 		HVMSaveDescriptor: layoutsOfHVMSaveDescriptor[0],

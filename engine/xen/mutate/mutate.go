@@ -381,26 +381,6 @@ func (m *Mutator) SetHVMParam(dom xen.DomID, param uint32, value uint64) error {
 	return nil
 }
 
-// AltP2MSetState switches alternative views of a domain's memory on or off.
-// Off returns all vCPUs to the host's view and deletes every view, so it is
-// the cleanup of all altp2m operations at once.
-//
-// Undone by AltP2MSetState with the opposite value; views that it deleted do
-// not come back.
-func (m *Mutator) AltP2MSetState(dom xen.DomID, on bool) error {
-	const op = "altp2m(set_domain_state)"
-	b, err := m.c.NewAltP2M(abi.AltP2MSetDomainState, uint16(dom))
-	if err != nil {
-		return m.fail(op, dom, err, "")
-	}
-	defer b.Free()
-	b.PutBool(m.c.Layout.AltP2MOp.DomainState, on)
-	if err := m.c.AltP2M(b); err != nil {
-		return m.fail(op, dom, err, "")
-	}
-	return nil
-}
-
 // Event is an interrupt or exception to inject.
 type Event struct {
 	VCPU   int

@@ -31,6 +31,8 @@ type Spec struct {
 	NoHAP bool
 	// PagingPool is the size of the memory for its page tables, in bytes.
 	PagingPool uint64
+	// OnDemand is how many frames get a page when they are touched first.
+	OnDemand uint64
 	// Pauses is what the toolstack holds: 1 for a domain that was created
 	// and not started yet.
 	Pauses int
@@ -79,12 +81,19 @@ type Domain struct {
 	eachRep        bool
 	altp2mActive   bool
 	lostDenials    int
+	views          []*view // view 0 is the host's and nil
+	pool           uint64  // the paging pool in bytes
+	view           uint16  // that all vCPUs are in
 }
+
+// view is one of a domain's views: the frames whose access is not rwx.
+type view struct{ access map[uint64]uint8 }
 
 type vcpu struct {
 	regs       x86.Registers
 	offline    bool
 	singleStep bool
+	fastStep   bool // singleStep is for one instruction
 	eventPause int
 	injected   *Injected
 	// leaving is how often Xen will be asked before the vCPU has left its
@@ -134,6 +143,7 @@ func (h *Hypervisor) AddDomain(s Spec) *Domain {
 		access:        map[uint64]uint8{},
 		defaultAccess: abi.AccessRWX,
 		monitored:     map[string]MonitorState{},
+		pool:          s.PagingPool,
 	}
 	for range s.VCPUs {
 		if !s.NoVCPUs {
@@ -331,6 +341,40 @@ func (d *Domain) AltP2MActive() bool {
 	return d.altp2mActive
 }
 
+// View returns the view that the vCPUs are in, 0 for the host's.
+func (d *Domain) View() uint16 {
+	defer d.lock()()
+	return d.view
+}
+
+// ViewRestricted returns the frames of a view whose access is not rwx, in order.
+func (d *Domain) ViewRestricted(view uint16) []x86.GFN {
+	defer d.lock()()
+	var out []x86.GFN
+	if int(view) < len(d.views) && d.views[view] != nil {
+		for f, a := range d.views[view].access {
+			if a != abi.AccessRWX {
+				out = append(out, x86.GFN(f))
+			}
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// SetViewAccess changes a frame's access in a view behind hvi's back, as Xen does
+// when the frame changes in the host's.
+func (d *Domain) SetViewAccess(view uint16, gfn x86.GFN, access uint8) {
+	defer d.lock()()
+	d.views[view].access[uint64(gfn)] = access
+}
+
+// PagingPool returns the size of the paging pool in bytes.
+func (d *Domain) PagingPool() uint64 {
+	defer d.lock()()
+	return d.pool
+}
+
 // Param returns an HVM parameter.
 func (d *Domain) Param(index uint32) uint64 {
 	defer d.lock()()
@@ -355,6 +399,8 @@ func (d *Domain) Clean() []string {
 	add(d.defaultAccess != abi.AccessRWX, "default access %d", d.defaultAccess)
 	add(d.accessRequired, "access required")
 	add(d.altp2mActive, "altp2m active")
+	add(d.view != 0, "vCPUs are in view %d", d.view)
+	add(d.pool != d.spec.PagingPool, "%d bytes of paging pool, were %d", d.pool, d.spec.PagingPool)
 	add(d.mappedPages > 0, "%d pages mapped", d.mappedPages)
 	n := 0
 	for _, a := range d.access {

@@ -47,6 +47,7 @@ var domctlNames = map[uint32]string{
 	abi.DomctlGetHVMContextPartial: "domctl(gethvmcontext_partial)",
 	abi.DomctlGetPageFrameInfo3:    "domctl(getpageframeinfo3)",
 	abi.DomctlGetPagingMempoolSize: "domctl(get_paging_mempool_size)",
+	abi.DomctlSetPagingMempoolSize: "domctl(set_paging_mempool_size)",
 	abi.DomctlShadowOp:             "domctl(shadow_op)",
 	abi.DomctlDebugOp:              "debug_op(single_step)",
 	abi.DomctlSetAccessRequired:    "domctl(set_access_required)",
@@ -131,7 +132,7 @@ func (h *Hypervisor) domctl(c *caller, addr uint64) error {
 		return h.getContext(c, d, op, u)
 	case abi.DomctlGetPageFrameInfo3:
 		return h.getPageFrameInfo(c, d, u)
-	case abi.DomctlGetPagingMempoolSize, abi.DomctlShadowOp:
+	case abi.DomctlGetPagingMempoolSize, abi.DomctlSetPagingMempoolSize, abi.DomctlShadowOp:
 		return h.pagingPool(cmd, d, u)
 	case abi.DomctlVMEventOp:
 		return h.vmEventOp(d, u)
@@ -149,7 +150,7 @@ func (h *Hypervisor) domctl(c *caller, addr uint64) error {
 		case abi.DebugOpSingleStepOn:
 			d.vcpus[v].singleStep = true
 		case abi.DebugOpSingleStepOff:
-			d.vcpus[v].singleStep = false
+			d.vcpus[v].singleStep, d.vcpus[v].fastStep = false, false
 		default:
 			return unix.ENOSYS
 		}
@@ -222,17 +223,21 @@ func (h *Hypervisor) getDomainInfo(u, op handle, id xen.DomID) error {
 func (h *Hypervisor) pagingPool(cmd uint32, d *Domain, u handle) error {
 	l := h.layout
 	switch {
-	case l.Has.PagingMempool != (cmd == abi.DomctlGetPagingMempoolSize):
+	case l.Has.PagingMempool == (cmd == abi.DomctlShadowOp):
 		return unix.ENOSYS
 	case !d.hvm():
 		return unix.EOPNOTSUPP
-	case l.Has.PagingMempool:
-		u.put(l.PagingMempool.PoolSize, 8, d.spec.PagingPool)
-		return nil
-	case u.u32(l.ShadowOp.Op) != abi.ShadowOpGetAllocation:
+	case cmd == abi.DomctlGetPagingMempoolSize:
+		u.put(l.PagingMempool.PoolSize, 8, d.pool)
+	case cmd == abi.DomctlSetPagingMempoolSize:
+		d.pool = u.u64(l.PagingMempool.PoolSize)
+	case u.u32(l.ShadowOp.Op) == abi.ShadowOpGetAllocation:
+		u.put(l.ShadowOp.MB, 4, d.pool>>20)
+	case u.u32(l.ShadowOp.Op) == abi.ShadowOpSetAllocation:
+		d.pool = uint64(u.u32(l.ShadowOp.MB)) << 20
+	default:
 		return unix.EINVAL
 	}
-	u.put(l.ShadowOp.MB, 4, d.spec.PagingPool>>20)
 	return nil
 }
 
@@ -542,6 +547,24 @@ func (h *Hypervisor) memoryOp(c *caller, cmd, addr uint64) (int64, error) {
 			return 0, err
 		}
 		return int64(d.mem.max), nil
+	case abi.MemGetPoDTarget:
+		p, err := c.at(addr, l.PoDTarget.Size)
+		if err != nil {
+			return 0, err
+		}
+		id := xen.DomID(p.u16(l.PoDTarget.DomID))
+		if err := h.begin("memory_op(get_pod_target)", id); err != nil {
+			return 0, err
+		}
+		d, err := h.live(id)
+		if err != nil {
+			return 0, err
+		}
+		if !d.hvm() {
+			return 0, unix.EINVAL
+		}
+		p.put(l.PoDTarget.PoDEntries, 8, d.spec.OnDemand)
+		return 0, nil
 	case abi.MemPopulatePhysmap, abi.MemDecreaseReservation:
 		f := &l.MemoryReservation
 		p, err := c.at(addr, f.Size)
@@ -729,7 +752,7 @@ func (h *Hypervisor) hvmOp(c *caller, op, addr uint64) error {
 			return err
 		}
 		id, cmd := xen.DomID(p.u16(f.Domain)), p.u32(f.Cmd)
-		name := map[uint32]string{abi.AltP2MGetDomainState: "altp2m(get_domain_state)", abi.AltP2MSetDomainState: "altp2m(set_domain_state)"}[cmd]
+		name := altP2MNames[cmd]
 		if err := h.begin(name, id); err != nil {
 			return err
 		}
@@ -749,20 +772,93 @@ func (h *Hypervisor) hvmOp(c *caller, op, addr uint64) error {
 		if d.params[abi.HVMParamAltP2M] == abi.AltP2MModeDisabled {
 			return unix.EINVAL
 		}
-		switch cmd {
-		case abi.AltP2MGetDomainState:
-			p.put(f.DomainState, 1, 0)
-			if d.altp2mActive {
-				p.put(f.DomainState, 1, 1)
-			}
-			return nil
-		case abi.AltP2MSetDomainState:
-			d.altp2mActive = p.u8(f.DomainState) != 0
-			return nil
-		}
-		return unix.EOPNOTSUPP
+		return d.altP2M(c, cmd, p)
 	}
 	return unix.ENOSYS
+}
+
+var altP2MNames = map[uint32]string{
+	abi.AltP2MGetDomainState:    "altp2m(get_domain_state)",
+	abi.AltP2MSetDomainState:    "altp2m(set_domain_state)",
+	abi.AltP2MCreateP2M:         "altp2m(create_p2m)",
+	abi.AltP2MSwitchP2M:         "altp2m(switch_p2m)",
+	abi.AltP2MSetMemAccessMulti: "altp2m(set_mem_access_multi)",
+	abi.AltP2MGetMemAccess:      "altp2m(get_mem_access)",
+}
+
+// maxViews is MAX_ALTP2M, with the host's.
+const maxViews = 10
+
+// altP2M does what the domain's views are for, once they may be used.
+func (d *Domain) altP2M(c *caller, cmd uint32, p handle) error {
+	f := &d.h.layout.AltP2MOp
+	switch cmd {
+	case abi.AltP2MGetDomainState:
+		p.put(f.DomainState, 1, 0)
+		if d.altp2mActive {
+			p.put(f.DomainState, 1, 1)
+		}
+		return nil
+	case abi.AltP2MSetDomainState:
+		d.altp2mActive = p.u8(f.DomainState) != 0
+		d.views, d.view = []*view{nil}, 0
+		return nil
+	}
+	if !d.altp2mActive {
+		return unix.EOPNOTSUPP
+	}
+	switch cmd {
+	case abi.AltP2MCreateP2M:
+		if len(d.views) >= maxViews {
+			return unix.ENOSPC
+		}
+		d.views = append(d.views, &view{map[uint64]uint8{}})
+		p.put(f.ViewView, 2, uint64(len(d.views)-1))
+		return nil
+	case abi.AltP2MSwitchP2M:
+		if int(p.u16(f.ViewView)) >= len(d.views) {
+			return unix.EINVAL
+		}
+		d.view = p.u16(f.ViewView)
+		return nil
+	case abi.AltP2MGetMemAccess:
+		i, pfn := int(p.u16(f.MemAccessView)), p.u64(f.MemAccessGFN)
+		if i >= len(d.views) {
+			return unix.EINVAL
+		}
+		access, set := d.accessOf(pfn), true
+		if i > 0 {
+			// A page that nobody has touched in the view is not in it.
+			access, set = d.views[i].access[pfn]
+		}
+		if _, ok := d.mem.frames[pfn]; !ok || !set {
+			return unix.ESRCH
+		}
+		p.put(f.MemAccessAccess, 2, uint64(access))
+		return nil
+	case abi.AltP2MSetMemAccessMulti:
+		i, n := int(p.u16(f.MemAccessMultiView)), int(p.u32(f.MemAccessMultiNr))
+		if i == 0 || i >= len(d.views) {
+			return unix.EINVAL
+		}
+		pfns, err := c.at(p.u64(f.MemAccessMultiPFNList), 8*n)
+		if err != nil {
+			return err
+		}
+		access, err := c.at(p.u64(f.MemAccessMultiAccessList), n)
+		if err != nil {
+			return err
+		}
+		for k := range n {
+			pfn := pfns.u64(8 * k)
+			if _, ok := d.mem.frames[pfn]; !ok {
+				return unix.ESRCH
+			}
+			d.views[i].access[pfn] = access.u8(k)
+		}
+		return nil
+	}
+	return unix.EOPNOTSUPP
 }
 
 func (h *Hypervisor) dmOp(id xen.DomID, p handle) error {

@@ -104,6 +104,9 @@ func (d *Domain) Send(entry []byte) error {
 			return fmt.Errorf("no vCPU %d", v)
 		}
 		d.vcpus[v].eventPause++
+		if d.vcpus[v].fastStep {
+			d.vcpus[v].singleStep, d.vcpus[v].fastStep = false, false
+		}
 		d.vcpus[v].leaving = looksToLeave
 	}
 	r.reqProd++
@@ -148,6 +151,10 @@ func (d *Domain) resume() {
 			}
 			if le(rsp[l.VMEvent.OffFlags:], 4)&abi.VMEventFlagToggleSingleStep != 0 {
 				d.vcpus[v].singleStep = !d.vcpus[v].singleStep
+			}
+			// Such a step has ended when the vCPU is next heard of.
+			if le(rsp[l.VMEvent.OffFlags:], 4)&abi.VMEventFlagFastSingleStep != 0 {
+				d.vcpus[v].singleStep, d.vcpus[v].fastStep = true, true
 			}
 		}
 	}

@@ -192,7 +192,7 @@ var structs = []structSpec{
 		doc: "is XEN_DOMCTL_shadow_op.",
 		fields: []fieldSpec{
 			{"Op", "op", 4, ""},
-			{"MB", "mb", 4, "the paging pool in MiB, with ShadowOpGetAllocation"},
+			{"MB", "mb", 4, "the paging pool in MiB, with ShadowOp*Allocation"},
 		},
 	},
 	{
@@ -300,6 +300,14 @@ var structs = []structSpec{
 			{"NrExtents", "nr_extents", 8, ""},
 			{"ExtentOrder", "extent_order", 4, ""},
 			{"MemFlags", "mem_flags", 4, ""},
+			{"DomID", "domid", 2, ""},
+		},
+	},
+	{
+		name: "PoDTarget", xen: "struct xen_pod_target", sized: true,
+		doc: "is XENMEM_get_pod_target.",
+		fields: []fieldSpec{
+			{"PoDEntries", "pod_entries", 8, "frames that get a page when they are touched first"},
 			{"DomID", "domid", 2, ""},
 		},
 	},
@@ -551,6 +559,7 @@ var constants = []constGroup{
 	}},
 	{"Operations of DomctlShadowOp.", []constSpec{
 		{"ShadowOpGetAllocation", "XEN_DOMCTL_SHADOW_OP_GET_ALLOCATION"},
+		{"ShadowOpSetAllocation", "XEN_DOMCTL_SHADOW_OP_SET_ALLOCATION"},
 	}},
 	{"Bits of GetDomainInfo.Flags.", []constSpec{
 		{"DomInfDying", "XEN_DOMINF_dying"},
@@ -677,6 +686,7 @@ var constants = []constGroup{
 		{"MemDecreaseReservation", "XENMEM_decrease_reservation"},
 		{"MemPopulatePhysmap", "XENMEM_populate_physmap"},
 		{"MemMaximumGPFN", "XENMEM_maximum_gpfn"},
+		{"MemGetPoDTarget", "XENMEM_get_pod_target"},
 		{"MemAccessOpCmd", "XENMEM_access_op"},
 		{"MemAccessOpSet", "XENMEM_access_op_set_access"},
 		{"MemAccessOpGet", "XENMEM_access_op_get_access"},

@@ -1,0 +1,106 @@
+package engine
+
+import (
+	"errors"
+	"syscall"
+	"time"
+
+	"github.com/xen-hvi/hvi/engine/policy"
+	"github.com/xen-hvi/hvi/engine/x86"
+	"github.com/xen-hvi/hvi/engine/xen"
+)
+
+// Xen keeps what is restricted in a view only until the same frame changes in the
+// host's: it then copies the host's access over it (p2m_altp2m_propagate_change,
+// xen/arch/x86/mm/p2m.c in 4.17). A guest that takes a page out of its memory and
+// puts one back makes such a change, and so does the first write to a page while
+// the guest's memory is logged for a live migration. So the view is looked at now
+// and then, and what was lost is restricted again.
+
+// viewCheckInterval is how long a lost restriction goes unnoticed at most. To look
+// at the 3,600 frames of a kernel's text takes as many hypercalls, of about a
+// microsecond each.
+const viewCheckInterval = 10 * time.Second
+
+// watchView begins to look at the current view, if it is one of ours.
+func (s *Session) watchView(views viewsStatus) {
+	s.unwatchView()
+	if views.current().ID != noView {
+		s.views, s.viewCheck = views, time.NewTicker(viewCheckInterval)
+	}
+}
+
+// unwatchView ends that, before the view goes.
+func (s *Session) unwatchView() {
+	if s.viewCheck != nil {
+		s.viewCheck.Stop()
+	}
+	s.views, s.viewCheck = nil, nil
+}
+
+// viewCheckDue fires when the view is to be looked at. It is nil where there is
+// none.
+func (s *Session) viewCheckDue() <-chan time.Time {
+	if s.viewCheck == nil {
+		return nil
+	}
+	return s.viewCheck.C
+}
+
+// checkView looks at each frame that is to be restricted in the current view, and
+// restricts those again that are not.
+func (s *Session) checkView() {
+	if s.views == nil {
+		return
+	}
+	v, restored := s.views.current(), uint64(0)
+	for _, r := range v.Restricted {
+		n, err := s.restore(v.ID, r)
+		restored += n
+		if err != nil {
+			if !s.gone() {
+				s.viewLost(r.Guard, err)
+			}
+			break
+		}
+	}
+	if restored > 0 {
+		s.update(func(st *Status) { st.Restored += restored })
+		s.log.Warn("Xen had dropped restrictions of a view, which are in force again", "view", v.ID, "frames", restored)
+	}
+}
+
+// restore restricts those frames again that Xen permits more, and returns how
+// many they were.
+func (s *Session) restore(view uint16, r RestrictedFrames) (restored uint64, err error) {
+	if !s.hv.Layout().Has.AltP2MGetMemAccess {
+		// What Xen does not tell is set again without looking.
+		return 0, s.ledger.RestrictView(view, r.Access, r.First, r.Count)
+	}
+	for gfn := r.First; gfn < r.First+x86.GFN(r.Count); gfn++ {
+		access, err := s.hv.ViewAccess(s.info.ID, view, gfn)
+		if err == nil && access == r.Access {
+			continue
+		}
+		if err != nil && !errors.Is(err, xen.ErrNoPage) {
+			return restored, err
+		}
+		switch err := s.ledger.RestrictView(view, r.Access, gfn, 1); {
+		case err == nil:
+			restored++
+		case errors.Is(err, syscall.ESRCH) && !s.gone():
+			// The guest has no page there any more, so no code of its kernel.
+		default:
+			return restored, err
+		}
+	}
+	return restored, nil
+}
+
+// viewLost says that a guard's pages are not restricted any more, for certain.
+func (s *Session) viewLost(name policy.GuardName, err error) {
+	s.unwatchView()
+	s.setGuard(name, GuardDegraded, "its pages are no longer restricted: "+err.Error())
+	s.setState(StateDegraded)
+	s.log.Error("a view is lost", "guard", string(name), "err", err)
+}
