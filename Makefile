@@ -16,7 +16,7 @@ VERSION ?=
 # so under Xen.
 DEMO  ?= demo
 SUITE ?= $(BOCHS_DEBIAN) $(BOCHS) $(QEMU_DEBIAN) $(QEMU) $(HOST)
-BOCHS ?= boot-intel demo skeleton-intel views views-none metrics guest-pti guards-off hvid-stopped hvid-killed bad-input first-instruction
+BOCHS ?= boot-intel demo skeleton-intel views metrics guest-pti guards-off hvid-stopped hvid-killed bad-input first-instruction
 QEMU  ?= boot-amd skeleton-amd cycles
 HOST  ?= linux-matrix-quick linux-hidden-quick linux-live-quick
 BOCHS_DEBIAN ?= package-upgrade
