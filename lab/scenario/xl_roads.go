@@ -39,6 +39,13 @@ func init() {
 		Timeout:  30 * time.Minute,
 		Run:      func(t *T) error { return xlRoads(t, false, (*roads).coreDumps) },
 	})
+	Register(Scenario{
+		Name:     "xl-coredump-intel",
+		Brief:    "The same on Intel",
+		Emulator: Bochs,
+		Timeout:  90 * time.Minute,
+		Run:      func(t *T) error { return xlRoads(t, true, (*roads).coreDumps) },
+	})
 }
 
 // everyRoad is what the scenarios of both makes of processor share.
