@@ -31,8 +31,9 @@ type Runner struct {
 }
 
 // Run runs scenarios, each group that can share a machine in one boot and those
-// that need none in this process, up to two groups at a time, and returns the results in the order of list. An error
-// says why there are none; a failed scenario is a result.
+// that need none in this process, up to two groups at a time and in the order of
+// list, and returns the results in that order too. An error says why there are
+// none; a failed scenario is a result.
 func (r *Runner) Run(ctx context.Context, list []scenario.Scenario) ([]*Result, error) {
 	start := time.Now()
 	groups := group(list)
@@ -48,8 +49,8 @@ func (r *Runner) Run(ctx context.Context, list []scenario.Scenario) ([]*Result, 
 	var wg sync.WaitGroup
 	slots := make(chan struct{}, machine.MaxMachines)
 	for _, g := range groups {
+		slots <- struct{}{} // here, so that groups begin in their order
 		wg.Go(func() {
-			slots <- struct{}{}
 			defer func() { <-slots }()
 			run := func() ([]*Result, error) { return r.boot(ctx, im, debian, g, images) }
 			if g[0].Emulator == scenario.Host {
