@@ -152,7 +152,7 @@ func hvidStopped(t *T) error {
 		t.Check(left.restricted == 0, "no page of the guest is restricted: %d of %d are", left.restricted, left.frames)
 		t.Check(left.frames > 0, "every page of the guest was looked at: %d", left.frames)
 		t.Check(!left.paused, "the guest is not paused")
-		t.Check(!left.views, "no view of its memory is left: %v", left.views)
+		t.Check(!left.views, "no view of its memory is left (altp2m active: %v)", left.views)
 		t.Check(left.steps == 0, "and it runs freely, not step by step: %d steps", left.steps)
 		t.Fact("frames_checked", left.frames)
 		// Who asks meanwhile is told that protection is coming back.

@@ -543,7 +543,7 @@ func (g *Guest) letGo() (leftovers, error) {
 	t.Check(true, "a new listener can be connected to the guest that was shut down")
 	t.Check((left.frames > 0 || st.Tier == control.TierRegisters) && left.restricted == 0, "Xen restricts none of its pages: %d of %d", left.restricted, left.frames)
 	t.Check(!left.paused, "and nobody holds it paused")
-	t.Check(!left.views, "and no view of its memory is left: %v", left.views)
+	t.Check(!left.views, "and no view of its memory is left (altp2m active: %v)", left.views)
 	if err := g.Destroy(); err != nil {
 		return left, err
 	}
