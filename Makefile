@@ -12,8 +12,8 @@ VERSION ?=
 # package-libvirt-intel, xl-roads-intel, xl-roads-amd), parts of those
 # (package-units, package-metadata-intel), and what takes long by itself: tiers-amd,
 # linux-matrix and linux-hidden, which take each kernel's memory, linux-live, which
-# reads a guest that works, without Xen, and linux-live-xen and -xen-next, which do
-# so under Xen.
+# reads a guest that works, without Xen, linux-rest-xen and -next, which
+# read one at rest under Xen, and linux-live-xen and -next, whose guest dies of it.
 DEMO  ?= demo
 SUITE ?= $(BOCHS_DEBIAN) $(BOCHS) $(QEMU_DEBIAN) $(QEMU) $(HOST)
 BOCHS ?= boot-intel demo skeleton-intel views metrics guest-pti guards-off hvid-stopped hvid-killed bad-input first-instruction

@@ -16,6 +16,21 @@ import (
 
 func init() {
 	Register(Scenario{
+		Name:     "linux-rest-xen",
+		Brief:    "A guest of 2 vCPUs at rest, on Xen: what is read of it is what it says, and what hides in it is found",
+		Emulator: QEMU,
+		Timeout:  liveTimeout,
+		Run:      func(t *T) error { return linuxLive(t, 0) },
+	})
+	Register(Scenario{
+		Name:        "linux-rest-xen-next",
+		Brief:       "The same with the next Debian's kernel",
+		Emulator:    QEMU,
+		GuestKernel: "7.2-cloud",
+		Timeout:     liveTimeout,
+		Run:         func(t *T) error { return linuxLive(t, 0) },
+	})
+	Register(Scenario{
 		Name:     "linux-live-xen",
 		Brief:    "A guest of 2 vCPUs under load, on Xen, is read 200 times: no wrong answer, and what hides in it is found",
 		Emulator: QEMU,
@@ -47,7 +62,9 @@ const (
 	// the guest's own seconds. A guest of four vCPUs under three times this load
 	// died after 30 to 100 readings, once of a triple fault in
 	// pvclock_clocksource_read; where the load alone ends it, that says nothing of
-	// reading.
+	// reading. Seen since: a guest of two bears this load alone, and dies without a
+	// word when it has been read some forty times under it. At rest it lives on.
+	// Without Xen nothing of the kind happens in 15,000 readings (linux-live).
 	liveAlone = 30
 )
 
@@ -116,11 +133,13 @@ func linuxLive(t *T, reads int) error {
 	if err := t.Step("quiet", l.quiet); err != nil {
 		return err
 	}
-	if err := t.Step("alone", l.alone); err != nil {
-		return err
-	}
-	if err := t.Step("load", func() error { return l.underLoad(reads) }); err != nil {
-		return err
+	if reads > 0 {
+		if err := t.Step("alone", l.alone); err != nil {
+			return err
+		}
+		if err := t.Step("load", func() error { return l.underLoad(reads) }); err != nil {
+			return err
+		}
 	}
 	return t.Step("hidden", l.hidden)
 }
