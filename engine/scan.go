@@ -95,7 +95,12 @@ func (s *Session) scanDue() <-chan time.Time {
 func (s *Session) scanSome() {
 	for _, sc := range s.scans {
 		until := time.Now().Add(scanBudget)
+		// In no order, so that a guest that changes everything can't have the same
+		// parts wait each time.
 		for part := range sc.suspects {
+			if time.Now().After(until) {
+				break
+			}
 			s.scanPart(sc, part)
 		}
 		share := len(sc.order)/scanTicks + 1
@@ -128,16 +133,16 @@ func (s *Session) scanPart(sc *scan, part int) {
 		return
 	}
 	delete(sc.suspects, part)
+	s.update(func(st *Status) {
+		for i := range st.Guards {
+			if g := &st.Guards[i]; g.Name == sc.guard {
+				g.Violations += uint64(len(changes))
+				g.Found += uint64(len(changes))
+			}
+		}
+	})
 	for i, c := range changes {
 		sc.scanner.Accept(c)
-		s.update(func(st *Status) {
-			for i := range st.Guards {
-				if g := &st.Guards[i]; g.Name == sc.guard {
-					g.Violations++
-					g.Found++
-				}
-			}
-		})
 		if i >= maxScanRecords || !s.affordable(time.Now()) {
 			s.unrecorded.Add(1)
 			continue

@@ -373,15 +373,7 @@ func (g *Guest) attackIsBlocked(mode string) error {
 		return err
 	}
 	t.Check(!v.Written && v.After == v.Before, "attack %s is blocked: before %#x, tried %#x, after %#x", mode, v.Before, v.Tried, v.After)
-	var events []journal.Record
-	err = t.Eventually(hvidLimit, "the attack is reported", func() (bool, error) {
-		all, err := g.Events()
-		if err != nil {
-			return false, err
-		}
-		events = all[len(before):]
-		return len(events) > 0, nil
-	})
+	events, err := g.eventsAfter(before, hvidLimit, "the attack is reported")
 	if err != nil {
 		return err
 	}
@@ -403,6 +395,20 @@ func (g *Guest) attackIsBlocked(mode string) error {
 	t.Check(len(r.Attempted.Bytes) > 0 && uint64(r.Attempted.Bytes[0]) == v.Tried&0xff, "and the bytes tried: %s, the module says %#x", r.Attempted, v.Tried)
 	t.Check(len(r.Before.Bytes) > 0 && uint64(r.Before.Bytes[0]) == v.Before&0xff, "and the bytes before: %s, the module says %#x", r.Before, v.Before)
 	return nil
+}
+
+// eventsAfter waits for records of the guest that were not there before, and
+// returns them. The error names what.
+func (g *Guest) eventsAfter(before []journal.Record, limit time.Duration, what string) (events []journal.Record, err error) {
+	err = g.t.Eventually(limit, what, func() (bool, error) {
+		all, err := g.Events()
+		if err != nil {
+			return false, err
+		}
+		events = all[len(before):]
+		return len(events) > 0, nil
+	})
+	return events, err
 }
 
 // denials are enough for Xen's processors to have met in every order.

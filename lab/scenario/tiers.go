@@ -85,9 +85,8 @@ func tiersAMD(t *T) error {
 	return t.Step("shutdown", g.Shutdown)
 }
 
-// ownPatches is each way in which the kernel patches its own code that a guest of
-// the lab can be made to take: static keys and static calls, a traced function,
-// probes, and a module's.
+// ownPatches are ways in which the kernel patches its own code that a guest of the
+// lab can be made to take.
 var ownPatches = []struct{ what, command string }{
 	{"static keys", "echo 1 > /proc/sys/kernel/sched_schedstats; cat /proc/sys/kernel/sched_schedstats"},
 	{"tracefs", "mount -t tracefs none /sys/kernel/tracing 2>/dev/null; test -e /sys/kernel/tracing/kprobe_events && echo 1"},
@@ -145,15 +144,7 @@ func (g *Guest) foundLater() error {
 		return nil
 	}
 	start := time.Now()
-	var events []journal.Record
-	err = t.Eventually(foundLimit, "the change is found", func() (bool, error) {
-		all, err := g.Events()
-		if err != nil {
-			return false, err
-		}
-		events = all[len(before):]
-		return len(events) > 0, nil
-	})
+	events, err := g.eventsAfter(before, foundLimit, "the change is found")
 	if err != nil {
 		return err
 	}
