@@ -34,9 +34,9 @@ func init() {
 	})
 	Register(Scenario{
 		Name:     "xl-coredump",
-		Brief:    "Guests crash and xl dumps their memory, which takes minutes",
+		Brief:    "Guests crash and xl dumps their memory, which takes most of an hour each",
 		Emulator: QEMU,
-		Timeout:  30 * time.Minute,
+		Timeout:  150 * time.Minute,
 		Run:      func(t *T) error { return xlRoads(t, false, (*roads).coreDumps) },
 	})
 	Register(Scenario{
@@ -637,7 +637,7 @@ func (rs *roads) coreDumps() {
 	if err := os.MkdirAll(dumpDir, 0o755); err != nil {
 		rs.t.Check(false, "%v", err)
 	}
-	rs.end(8*time.Minute, []ending{
+	rs.end(time.Hour, []ending{
 		{"3", `on_crash = "coredump-destroy"`, ""},
 		{"3", `on_crash = "coredump-restart"`, "again"},
 	})
