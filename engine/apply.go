@@ -66,7 +66,7 @@ func (s *Session) rearm() error {
 	s.unwatchView()
 	// From here on the old set's counters are in the status.
 	s.setRef.Store(nil)
-	if err := s.ledger.Undo(ledger.OpAccess, ledger.OpViews, ledger.OpMonitor); err != nil {
+	if err := errors.Join(s.ledger.Undo(ledger.OpViews), s.ledger.Undo(ledger.OpAccess, ledger.OpMonitor)); err != nil {
 		return fail(err)
 	}
 	s.set.UseView(noView)
@@ -79,9 +79,12 @@ func (s *Session) rearm() error {
 	if err := s.ledger.Undo(ledger.OpSteps); err != nil {
 		return fail(err)
 	}
+	s.server.ForgetSteps()
+	s.closeBreakpoints()
 	if err := s.arm(); err != nil {
 		return errors.Join(err, s.withdraw(StateFailed, false))
 	}
+	s.placeAgain()
 	if err := s.ledger.Unpause(); err != nil {
 		return fail(err)
 	}

@@ -49,8 +49,11 @@ func (s *Session) withdraw(final State, hold bool) error {
 		s.stages.set(letPass{})
 	}
 	s.unwatchView()
-	errs = append(errs, s.ledger.Undo(ledger.OpAccess, ledger.OpViews, ledger.OpMonitor))
-	s.update(func(st *Status) { st.Views = nil })
+	// The views first, with the breakpoints in them: once those are not reported
+	// any more, the guest would take them for its own.
+	errs = append(errs, s.ledger.Undo(ledger.OpViews), s.ledger.Undo(ledger.OpAccess, ledger.OpMonitor))
+	s.closeBreakpoints()
+	s.update(func(st *Status) { st.Views, st.points = nil, nil })
 	if s.server != nil {
 		for _, m := range s.heldMoments() {
 			s.server.Release(m.vcpu, vmevent.Continue)
@@ -68,7 +71,7 @@ func (s *Session) withdraw(final State, hold bool) error {
 		errs = append(errs, s.ledger.Undo(ledger.OpSteps, ledger.OpRing))
 	}
 	s.recordRest()
-	errs = append(errs, s.ledger.Undo(ledger.OpDeferWrites, ledger.OpAllowViews, ledger.OpPagingPool, ledger.OpRingPage), s.unmap())
+	errs = append(errs, s.ledger.Undo(ledger.OpDeferWrites, ledger.OpAllowViews, ledger.OpPagingPool, ledger.OpShadow, ledger.OpMaxPages, ledger.OpRingPage), s.unmap())
 	hold = hold && errors.Join(errs...) == nil
 	if hold {
 		errs = append(errs, s.holdOn())
@@ -229,6 +232,7 @@ func (s *Session) unmap() error {
 		errs = append(errs, s.page.Close())
 		s.page = nil
 	}
+	errs = append(errs, s.releaseShadows())
 	if s.memory != nil {
 		errs = append(errs, s.memory.Close())
 		s.memory = nil

@@ -24,6 +24,7 @@ type Hypervisor interface {
 	AltP2M(xen.DomID) (xen.AltP2M, error)
 	ViewAccess(dom xen.DomID, view uint16, gfn x86.GFN) (xen.Access, error)
 	PagingPool(xen.DomID) (uint64, error)
+	MaxGFN(xen.DomID) (x86.GFN, error)
 	OnDemand(xen.DomID) (uint64, error)
 	MapRing(xen.DomID, x86.GFN) (RingPage, error)
 	OpenMemory(xen.DomID) GuestMemory

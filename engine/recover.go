@@ -86,8 +86,8 @@ func undoDead(hv Hypervisor, l *ledger.Ledger, info xen.DomainInfo) error {
 	if l.Has(ledger.OpRing) && !l.Has(ledger.OpResume) {
 		errs = append(errs, l.OweResume())
 	}
-	errs = append(errs, l.Undo(ledger.OpAccess, ledger.OpViews, ledger.OpAllowViews, ledger.OpMonitor, ledger.OpDeferWrites),
-		l.Undo(ledger.OpSteps), l.Undo(ledger.OpPagingPool), l.Undo(ledger.OpRing, ledger.OpRingPage))
+	errs = append(errs, l.Undo(ledger.OpViews), l.Undo(ledger.OpAccess, ledger.OpAllowViews, ledger.OpMonitor, ledger.OpDeferWrites),
+		l.Undo(ledger.OpSteps), l.Undo(ledger.OpPagingPool, ledger.OpShadow, ledger.OpMaxPages), l.Undo(ledger.OpRing, ledger.OpRingPage))
 	if l.Has(ledger.OpResume) {
 		err := resumeAll(hv, l, info)
 		if err == nil {

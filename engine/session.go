@@ -61,6 +61,7 @@ type Session struct {
 	// views, and viewCheck, are set while the domain runs in a view of ours.
 	views     viewsStatus
 	viewCheck *time.Ticker
+	hidden    hidden // breakpoints
 	finished  bool
 
 	// unrecorded counts violations beyond maxRecords.
@@ -118,6 +119,15 @@ func (s *Session) Status() Status {
 	st.Guards = append([]GuardStatus(nil), st.Guards...)
 	if srv := s.serverRef.Load(); srv != nil {
 		st.Events = srv.Total()
+	}
+	st.Breakpoints = nil
+	for _, b := range st.points {
+		st.Breakpoints = append(st.Breakpoints, BreakpointStatus{
+			Symbol: b.symbol, Address: b.va, At: b.point.At, Since: b.since, Hits: b.point.Hits.Load(),
+		})
+	}
+	if st.hidden != nil {
+		st.Hidden = st.hidden.Counters()
 	}
 	if set := s.setRef.Load(); set != nil {
 		st.Stray += set.Stray()

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/xen-hvi/hvi/engine/policy"
+	"github.com/xen-hvi/hvi/engine/view"
 	"github.com/xen-hvi/hvi/engine/x86"
 	"github.com/xen-hvi/hvi/engine/xen"
 )
@@ -117,6 +118,12 @@ type Status struct {
 	// restricted or could be: the host's first, then those of ours. None while
 	// no guard is armed.
 	Views []ViewStatus
+	// Breakpoints are the hidden ones, in the order of their addresses, and Hidden
+	// says what else had to do with their pages.
+	Breakpoints []BreakpointStatus
+	Hidden      view.Counters
+	points      []*breakpoint
+	hidden      *view.Breakpoints
 	// Stepped and Emulated count the accesses to restricted pages that were let
 	// through: by a step in the host's view, and by Xen's emulator.
 	Stepped, Emulated uint64

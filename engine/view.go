@@ -3,6 +3,7 @@ package engine
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/xen-hvi/hvi/engine/guard"
 	"github.com/xen-hvi/hvi/engine/ledger"
@@ -21,10 +22,23 @@ type ViewStatus struct {
 	// has as well.
 	ID uint16
 	// Current says that the vCPUs run in it, but for one that makes a step in
-	// the host's.
+	// another.
 	Current bool
-	// Restricted are the frames that may not be accessed freely.
+	// Steps says that steps over breakpoints are made in it.
+	Steps bool
+	// Restricted are the frames that may not be accessed freely, but for those in
+	// Shadows.
 	Restricted []RestrictedFrames
+	// Shadows are the frames that lead to another page than in the host's view,
+	// which can be executed and nothing else.
+	Shadows []ShadowPage
+}
+
+// ShadowPage is a page of ours in the place of one of the guest's.
+type ShadowPage struct {
+	// GFN is the guest's frame, Shadow that of the page it leads to.
+	GFN, Shadow x86.GFN
+	Breakpoints int
 }
 
 // RestrictedFrames are frames in a row with less than full access.
@@ -35,7 +49,7 @@ type RestrictedFrames struct {
 	Guard  policy.GuardName
 }
 
-// viewsStatus are a domain's views; the last one is the current.
+// viewsStatus are a domain's views. They are replaced as a whole when they change.
 type viewsStatus []ViewStatus
 
 // newViewStatus tells of the host's view, and of one of ours if there is one.
@@ -46,7 +60,35 @@ func newViewStatus(view uint16) viewsStatus {
 	return viewsStatus{{ID: noView}, {ID: view, Current: true}}
 }
 
-func (v viewsStatus) current() *ViewStatus { return &v[len(v)-1] }
+func (v viewsStatus) current() *ViewStatus {
+	for i := range v {
+		if v[i].Current {
+			return &v[i]
+		}
+	}
+	return &v[0]
+}
+
+// withStepping returns the views with one for steps over breakpoints, restricted
+// as the current one is, and the shadow pages of that.
+func (v viewsStatus) withStepping(id uint16, shadows []ShadowPage) viewsStatus {
+	out := slices.DeleteFunc(slices.Clone(v), func(s ViewStatus) bool { return s.Steps })
+	current := out.current()
+	current.Shadows = shadows
+	return append(out, ViewStatus{ID: id, Steps: true, Restricted: current.Restricted})
+}
+
+// access returns what a view permits of a frame that it restricts.
+func (v viewsStatus) access(id uint16, gfn x86.GFN) (xen.Access, bool) {
+	for _, s := range v {
+		for _, r := range s.Restricted {
+			if s.ID == id && gfn >= r.First && uint64(gfn-r.First) < r.Count {
+				return r.Access, true
+			}
+		}
+	}
+	return xen.AccessRWX, false
+}
 
 // restrict notes what a guard watches in the current view.
 func (v viewsStatus) restrict(a *guard.Armed) {
@@ -68,7 +110,7 @@ func (s *Session) openView() (view uint16) {
 	}
 	err := s.allowViews()
 	if err == nil {
-		err = s.growPool()
+		err = s.growPool(translations)
 	}
 	if err == nil {
 		err = s.ledger.EnableSteps(s.info.VCPUs)
@@ -118,9 +160,10 @@ const poolSlack = 64
 // views are on, and ours.
 const translations = 3
 
-// growPool makes sure that the paging pool holds the tables of all translations.
-// Xen crashes a domain that runs in a view for which there is no page left.
-func (s *Session) growPool() error {
+// growPool makes sure that the paging pool holds the tables of so many
+// translations. Xen crashes a domain that runs in a view for which there is no
+// page left.
+func (s *Session) growPool(translations uint64) error {
 	have, err := s.hv.PagingPool(s.info.ID)
 	if err != nil {
 		return err

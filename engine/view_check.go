@@ -53,41 +53,61 @@ func (s *Session) checkView() {
 	if s.views == nil {
 		return
 	}
-	v, restored := s.views.current(), uint64(0)
-	for _, r := range v.Restricted {
-		n, err := s.restore(v.ID, r)
+	restored, err := s.checkShadows()
+	if err != nil && !s.gone() {
+		s.log.Error("breakpoints are lost", "err", err)
+	}
+	for _, v := range s.views {
+		n, guard, err := s.checkRestrictions(v)
 		restored += n
 		if err != nil {
 			if !s.gone() {
-				s.viewLost(r.Guard, err)
+				s.viewLost(guard, err)
 			}
 			break
 		}
 	}
 	if restored > 0 {
 		s.update(func(st *Status) { st.Restored += restored })
-		s.log.Warn("Xen had dropped restrictions of a view, which are in force again", "view", v.ID, "frames", restored)
+		s.log.Warn("Xen had dropped restrictions of a view, which are in force again", "frames", restored)
 	}
 }
 
-// restore restricts those frames again that Xen permits more, and returns how
-// many they were.
-func (s *Session) restore(view uint16, r RestrictedFrames) (restored uint64, err error) {
-	if !s.hv.Layout().Has.AltP2MGetMemAccess {
-		// What Xen does not tell is set again without looking.
-		return 0, s.ledger.RestrictView(view, r.Access, r.First, r.Count)
+// checkRestrictions looks at one view of ours. With an error comes the guard that
+// it concerns.
+func (s *Session) checkRestrictions(v ViewStatus) (restored uint64, guard policy.GuardName, err error) {
+	for _, r := range v.Restricted {
+		n, err := s.restore(v, r)
+		restored += n
+		if err != nil {
+			return restored, r.Guard, err
+		}
 	}
+	return restored, "", nil
+}
+
+// restore restricts those frames again that Xen permits more, and returns how
+// many they were. Frames that lead to a shadow page are checkShadows'.
+func (s *Session) restore(v ViewStatus, r RestrictedFrames) (restored uint64, err error) {
 	for gfn := r.First; gfn < r.First+x86.GFN(r.Count); gfn++ {
-		access, err := s.hv.ViewAccess(s.info.ID, view, gfn)
-		if err == nil && access == r.Access {
+		if v.Current && s.shadowOf(gfn) != nil {
 			continue
 		}
-		if err != nil && !errors.Is(err, xen.ErrNoPage) {
-			return restored, err
+		// What Xen does not tell is set again without looking.
+		told := s.hv.Layout().Has.AltP2MGetMemAccess
+		if told {
+			access, err := s.hv.ViewAccess(s.info.ID, v.ID, gfn)
+			if err == nil && access == r.Access {
+				continue
+			}
+			if err != nil && !errors.Is(err, xen.ErrNoPage) {
+				return restored, err
+			}
 		}
-		switch err := s.ledger.RestrictView(view, r.Access, gfn, 1); {
-		case err == nil:
+		switch err := s.ledger.RestrictView(v.ID, r.Access, gfn, 1); {
+		case err == nil && told:
 			restored++
+		case err == nil:
 		case errors.Is(err, syscall.ESRCH) && !s.gone():
 			// The guest has no page there any more, so no code of its kernel.
 		default:

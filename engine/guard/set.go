@@ -7,6 +7,7 @@ import (
 
 	"github.com/xen-hvi/hvi/engine/guest"
 	"github.com/xen-hvi/hvi/engine/policy"
+	"github.com/xen-hvi/hvi/engine/view"
 	"github.com/xen-hvi/hvi/engine/vmevent"
 	"github.com/xen-hvi/hvi/engine/x86"
 )
@@ -42,6 +43,8 @@ type Set struct {
 
 	// view is the one whose pages are restricted, 0 where the host's are.
 	view atomic.Uint32
+	// breakpoints are the hidden ones in that view, nil where there are none.
+	breakpoints atomic.Pointer[view.Breakpoints]
 
 	// stepped and emulated count the accesses let through, by how.
 	stepped, emulated atomic.Uint64
@@ -116,6 +119,10 @@ func (s *Set) add(g Guard, action policy.Action) error {
 // domain paused.
 func (s *Set) UseView(view uint16) { s.view.Store(uint32(view)) }
 
+// UseBreakpoints says which hidden breakpoints there are in the view of the
+// restricted pages; nil says that there are none.
+func (s *Set) UseBreakpoints(b *view.Breakpoints) { s.breakpoints.Store(b) }
+
 // Armed returns the guards of the set.
 func (s *Set) Armed() []*Armed { return s.armed }
 
@@ -138,6 +145,11 @@ func (s *Set) Emulated() uint64 { return s.emulated.Load() }
 
 // HandleEvent judges an event on the ring thread.
 func (s *Set) HandleEvent(ev *vmevent.Event) vmevent.Verdict {
+	if b := s.breakpoints.Load(); b != nil {
+		if v, ok := b.HandleEvent(ev); ok {
+			return v
+		}
+	}
 	v := s.decide(ev)
 	switch {
 	case v&vmevent.Step != 0:
@@ -176,10 +188,15 @@ func (s *Set) decide(ev *vmevent.Event) vmevent.Verdict {
 // in the host's, whatever it is; else Xen's emulator does, which knows what
 // kernels use. A register write needs nothing.
 func (s *Set) passing(ev *vmevent.Event) vmevent.Verdict {
-	switch view := s.view.Load(); {
+	view, b := s.view.Load(), s.breakpoints.Load()
+	switch {
 	case ev.Reason != vmevent.ReasonMemAccess:
 		return vmevent.Continue
-	case view != 0 && uint32(ev.View) == view:
+	case view == 0:
+	case b != nil && (uint32(ev.View) == view || b.Steps(ev.View)):
+		return b.Pass(ev)
+	case uint32(ev.View) == view:
+		ev.ReturnTo = ev.View
 		return vmevent.Step
 	}
 	return vmevent.Emulate

@@ -49,6 +49,12 @@ const (
 	OpAllowViews Op = "allow-views"
 	// OpSteps is single steps permitted. Its undo ends those under way.
 	OpSteps Op = "steps"
+	// OpMaxPages is a higher limit of the domain's pages. Its undo returns to the
+	// one from before, unless the toolstack has set another meanwhile.
+	OpMaxPages Op = "max-pages"
+	// OpShadow is a page of ours in the guest's physical memory. Its undo takes
+	// it away, which must not be before the views are off that lead to it.
+	OpShadow Op = "shadow-page"
 	// OpViews is altp2m switched on, with all views made since, their access
 	// and which of them vCPUs are in. Its undo deletes all of it at once.
 	OpViews Op = "views"
@@ -69,11 +75,11 @@ const (
 type Entry struct {
 	Seq uint64 `json:"seq"`
 	Op  Op     `json:"op"`
-	// GFN and Count are the frames of OpRingPage and OpAccess; Count is the
-	// vCPUs of OpSteps.
+	// GFN and Count are the frames of OpRingPage, OpShadow and OpAccess; Count is
+	// the vCPUs of OpSteps, and the limit that OpMaxPages has set.
 	GFN   uint64 `json:"gfn,omitempty"`
 	Count uint64 `json:"count,omitempty"`
-	// Bytes is the size that OpPagingPool returns to.
+	// Bytes is the size that OpPagingPool and OpMaxPages return to.
 	Bytes uint64 `json:"bytes,omitempty"`
 	// Access is what OpAccess permits.
 	Access xen.Access `json:"access,omitempty"`

@@ -46,6 +46,11 @@ type Mutator interface {
 	CreateView(dom xen.DomID) (view uint16, err error)
 	SetViewAccess(dom xen.DomID, view uint16, access xen.Access, first x86.GFN, n uint64) error
 	SwitchView(dom xen.DomID, view uint16) error
+	Remap(dom xen.DomID, view uint16, gfn, to x86.GFN) error
+	Unmap(dom xen.DomID, view uint16, gfn x86.GFN) error
+	SetMaxPages(dom xen.DomID, pages uint64) error
+	ReturnMaxPages(dom xen.DomID, set, was uint64) error
+	InjectEvent(xen.DomID, mutate.Event) error
 }
 
 // FileName returns the name of a domain's ledger in its directory.
@@ -359,6 +364,40 @@ func (l *Ledger) SwitchView(view uint16) error {
 	return l.xen.SwitchView(l.domain, view)
 }
 
+// Remap has a frame lead to the page behind another in one view.
+func (l *Ledger) Remap(view uint16, gfn, to x86.GFN) error {
+	if !l.Has(OpViews) {
+		return errNoViews
+	}
+	return l.xen.Remap(l.domain, view, gfn, to)
+}
+
+// Unmap has a frame lead to its own page again in one view.
+func (l *Ledger) Unmap(view uint16, gfn x86.GFN) error {
+	if !l.Has(OpViews) {
+		return errNoViews
+	}
+	return l.xen.Unmap(l.domain, view, gfn)
+}
+
+// RaiseMaxPages lets a domain have more pages than was, its limit so far.
+func (l *Ledger) RaiseMaxPages(was, pages uint64) error {
+	return l.do(Entry{Op: OpMaxPages, Bytes: was * x86.PageSize, Count: pages}, func() error { return l.xen.SetMaxPages(l.domain, pages) })
+}
+
+// PopulateShadow puts a page of ours, zeroed, into the guest's memory.
+func (l *Ledger) PopulateShadow(gfn x86.GFN) error {
+	return l.do(Entry{Op: OpShadow, GFN: uint64(gfn), Count: 1}, func() error { return l.xen.PopulatePage(l.domain, gfn) })
+}
+
+// ReturnBreakpoint has a vCPU that waits for an answer take the breakpoint
+// exception that was reported. That leaves nothing behind that could be undone,
+// so it may be called by whoever serves the ring.
+func (l *Ledger) ReturnBreakpoint(vcpu uint32, insnLen uint8) error {
+	const vector = 3
+	return l.xen.InjectEvent(l.domain, mutate.Event{VCPU: int(vcpu), Vector: vector, Type: abi.DMOpEventSWExc, InsnLen: insnLen})
+}
+
 // Undo undoes every outstanding mutation of the given kinds, newest first. It
 // does not stop at a failure; what failed stays outstanding and can be undone
 // again.
@@ -446,6 +485,10 @@ func (l *Ledger) undo(e Entry) error {
 		err = l.endSteps(int(e.Count))
 	case OpPagingPool:
 		err = l.xen.SetPagingPool(l.domain, e.Bytes)
+	case OpMaxPages:
+		err = l.xen.ReturnMaxPages(l.domain, e.Count, e.Bytes/x86.PageSize)
+	case OpShadow:
+		err = l.xen.ReleasePage(l.domain, x86.GFN(e.GFN))
 	case OpDeferWrites, OpResume, OpAllowViews:
 		// Goes with the ring; is done by whoever says so; stays, and changes
 		// nothing by itself.
@@ -490,7 +533,7 @@ func neverWas(op Op, err error) bool {
 		return errors.Is(err, xen.ErrNoRing)
 	case OpViews:
 		return errors.Is(err, xen.ErrNotSupported) || errors.Is(err, syscall.EINVAL)
-	case OpRingPage:
+	case OpRingPage, OpShadow:
 		return errors.Is(err, xen.ErrNoPage)
 	}
 	return false

@@ -61,6 +61,19 @@ func (c *calls) SetViewAccess(d xen.DomID, v uint16, a xen.Access, first x86.GFN
 	return c.do("access in view %d %s %s %d", v, a, first, n)
 }
 func (c *calls) SwitchView(d xen.DomID, v uint16) error { return c.do("switch to view %d", v) }
+func (c *calls) Remap(d xen.DomID, v uint16, gfn, to x86.GFN) error {
+	return c.do("view %d: %s to %s", v, gfn, to)
+}
+func (c *calls) Unmap(d xen.DomID, v uint16, gfn x86.GFN) error {
+	return c.do("view %d: %s to itself", v, gfn)
+}
+func (c *calls) SetMaxPages(d xen.DomID, n uint64) error { return c.do("max %d", n) }
+func (c *calls) ReturnMaxPages(d xen.DomID, set, was uint64) error {
+	return c.do("max %d back to %d", set, was)
+}
+func (c *calls) InjectEvent(d xen.DomID, e mutate.Event) error {
+	return c.do("inject %d of %d bytes into %d", e.Vector, e.InsnLen, e.VCPU)
+}
 
 var (
 	uuid  = xen.UUID{1, 2, 3, 4}

@@ -95,6 +95,14 @@ type MSRWrite struct {
 	New, Old uint64
 }
 
+// Breakpoint is the payload of a ReasonSoftwareBreakpoint event: the vCPU is at
+// an INT3, which has not been executed.
+type Breakpoint struct {
+	// GFN is the frame of the instruction in the host's view.
+	GFN     x86.GFN
+	InsnLen uint8 // bytes
+}
+
 // Event is one decoded request. Only the payload that Reason names is set.
 // Everything but VCPU and Reason is under the guest's control.
 //
@@ -107,12 +115,15 @@ type Event struct {
 	// Paused says that the vCPU waits for the answer.
 	Paused bool
 
-	// ReturnTo is the view that EndStep puts the vCPU in; the handler sets it.
-	ReturnTo uint16
+	// StepIn is the view that Step makes its step in, and ReturnTo the one that
+	// the vCPU is in after it, and after EndStep. The handler sets them; before,
+	// they are 0, which is the host's view.
+	StepIn, ReturnTo uint16
 
 	Mem  MemAccess
 	CR   CtrlRegWrite
 	MSR  MSRWrite
+	Stop Breakpoint
 	Regs x86.Registers
 
 	// slot is the request as it stood in the ring: a response is the same
@@ -139,14 +150,20 @@ const (
 	// Deny drops a control or model-specific register write. It needs
 	// MONITOR_OP_CONTROL_REGISTERS from Xen 4.14 on.
 	Deny Verdict = 1 << 2
-	// Step carries the instruction out in the host's view, where nothing is
-	// restricted, and returns the vCPU to Event.View after it. It needs views,
-	// and single steps monitored. Before Xen 4.14 a step ends in an event of its
-	// own, which is to be answered with EndStep.
+	// Step carries the instruction out in the view Event.StepIn and puts the
+	// vCPU in Event.ReturnTo after it. It needs views, and single steps monitored.
+	// Before Xen 4.14 a step ends in an event of its own, which is to be answered
+	// with EndStep.
 	Step Verdict = 1 << 3
 	// EndStep ends a step that was reported: the vCPU returns to
 	// Event.ReturnTo.
 	EndStep Verdict = 1 << 4
+	// Report, with Step, has the step end in an event on every release, unless
+	// the vCPU was making a step already that Xen ends without one.
+	Report Verdict = 1 << 5
+	// ReadOnes carries the instruction out in Xen's emulator with all bits set
+	// in what it reads from the page, as from memory that is not there.
+	ReadOnes Verdict = 1 << 6
 	// Hold leaves the request unanswered, its vCPU stopped, until
 	// Server.Release. It is meaningless for an event that paused nothing.
 	Hold Verdict = 1 << 31
@@ -164,6 +181,9 @@ func (v Verdict) responseFlags() uint32 {
 	}
 	if v&Deny != 0 {
 		f |= abi.VMEventFlagDeny
+	}
+	if v&ReadOnes != 0 {
+		f |= abi.VMEventFlagEmulate | abi.VMEventFlagSetEmulReadData
 	}
 	return f
 }

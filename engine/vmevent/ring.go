@@ -16,8 +16,11 @@ type Ring struct {
 	layout *abi.VMEvent
 	sring  *abi.SRing
 	slots  uint32 // a power of two
-	// fastSteps says that Xen ends a step without an event, from 4.14 on.
+	// fastSteps says that Xen can end a step without an event, from 4.14 on.
 	fastSteps bool
+	// toggled are the vCPUs whose step ends in an event: for those Xen's flag
+	// means to end the step, for others to begin one.
+	toggled map[uint32]struct{}
 
 	reqProd, reqEvent, rspProd, rspEvent *atomic.Uint32
 
@@ -28,6 +31,10 @@ type Ring struct {
 	// they are answered and otherwise ignored.
 	malformed atomic.Uint64
 }
+
+// steppingVCPUs is how many vCPUs can be in a step at once without the ring
+// thread allocating for it.
+const steppingVCPUs = 64
 
 // NewRing takes the shared page, which must stay mapped while the Ring is
 // used, and initialises it: both indices zero, both events one, as
@@ -50,6 +57,7 @@ func NewRing(page []byte, xen *abi.Layout) (*Ring, error) {
 		rspProd: index(page, sring.RspProd), rspEvent: index(page, sring.RspEvent),
 	}
 	r.fastSteps = xen.Has.FastSingleStep
+	r.toggled = make(map[uint32]struct{}, steppingVCPUs)
 	clear(page)
 	r.reqEvent.Store(1)
 	r.rspEvent.Store(1)
@@ -97,27 +105,55 @@ func (r *Ring) Respond(ev *Event, v Verdict) {
 		flags |= abi.VMEventFlagVCPUPaused
 	}
 	flags |= r.step(s, ev, v)
+	if v&ReadOnes != 0 {
+		r.readOnes(s)
+	}
 	binary.LittleEndian.PutUint32(s[r.layout.OffFlags:], flags)
 	r.rspProdPvt++
 }
 
 // step fills in what Step and EndStep need in a response and returns its flags.
+//
+// A step that ends by itself is asked for each time anew. One that ends in an
+// event is switched on and off by the same flag, so that it must be known which
+// it is: a vCPU in such a step may meet another access to be stepped over.
 func (r *Ring) step(s []byte, ev *Event, v Verdict) uint32 {
-	const hostView = 0
-	l := r.layout
-	switch {
-	case v&Step != 0 && r.fastSteps:
-		binary.LittleEndian.PutUint16(s[l.OffAltP2MIdx:], hostView)
-		binary.LittleEndian.PutUint16(s[l.FastSingleStep.P2MIdx:], ev.View)
-		return abi.VMEventFlagAlternateP2M | abi.VMEventFlagFastSingleStep
-	case v&Step != 0:
-		binary.LittleEndian.PutUint16(s[l.OffAltP2MIdx:], hostView)
-		return abi.VMEventFlagAlternateP2M | abi.VMEventFlagToggleSingleStep
-	case v&EndStep != 0:
-		binary.LittleEndian.PutUint16(s[l.OffAltP2MIdx:], ev.ReturnTo)
-		return abi.VMEventFlagAlternateP2M | abi.VMEventFlagToggleSingleStep
+	if v&(Step|EndStep) == 0 {
+		return 0
 	}
-	return 0
+	l, in := r.layout, ev.StepIn
+	flags := uint32(abi.VMEventFlagAlternateP2M)
+	_, toggled := r.toggled[ev.VCPU]
+	switch {
+	case v&EndStep != 0:
+		in = ev.ReturnTo
+		flags |= abi.VMEventFlagToggleSingleStep
+		delete(r.toggled, ev.VCPU)
+	case toggled: // it goes on
+	case v&Report != 0 || !r.fastSteps:
+		flags |= abi.VMEventFlagToggleSingleStep
+		r.toggled[ev.VCPU] = struct{}{}
+	default:
+		flags |= abi.VMEventFlagFastSingleStep
+		binary.LittleEndian.PutUint16(s[l.FastSingleStep.P2MIdx:], ev.ReturnTo)
+	}
+	binary.LittleEndian.PutUint16(s[l.OffAltP2MIdx:], in)
+	return flags
+}
+
+// ForgetSteps is to be called when steps have been ended by other means than an
+// answer.
+func (r *Ring) ForgetSteps() { clear(r.toggled) }
+
+// readOnes fills a response with the data that the emulator is to read, in the
+// place of the registers.
+func (r *Ring) readOnes(s []byte) {
+	l := r.layout
+	data := s[l.OffEmulReadData:l.Size]
+	for i := range data {
+		data[i] = 0xff
+	}
+	binary.LittleEndian.PutUint32(s[l.OffEmulReadSize:], uint32(len(data)))
 }
 
 // RespondBlind queues an answer that resumes a vCPU no request is known of:
@@ -150,7 +186,7 @@ func (r *Ring) decode(ev *Event) {
 	u64 := func(off int) uint64 { return binary.LittleEndian.Uint64(s[off:]) }
 
 	ev.VCPU = u32(l.OffVCPU)
-	ev.ReturnTo = 0
+	ev.StepIn, ev.ReturnTo = 0, 0
 	ev.Paused = u32(l.OffFlags)&abi.VMEventFlagVCPUPaused != 0
 	ev.Reason = Reason(u32(l.OffReason))
 	ev.View = binary.LittleEndian.Uint16(s[l.OffAltP2MIdx:])
@@ -166,6 +202,10 @@ func (r *Ring) decode(ev *Event) {
 			Offset: u64(l.MemAccess.Offset) & x86.PageMask,
 			GLA:    x86.VirtAddr(u64(l.MemAccess.GLA)),
 			Flags:  u32(l.MemAccess.Flags),
+		}
+	case ReasonSoftwareBreakpoint:
+		ev.Stop = Breakpoint{
+			GFN: x86.GFN(u64(l.Debug.GFN)), InsnLen: uint8(u32(l.Debug.InsnLength)),
 		}
 	case ReasonWriteCtrlReg:
 		ev.CR = CtrlRegWrite{

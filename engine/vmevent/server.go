@@ -71,6 +71,7 @@ type Server struct {
 	mailbox   struct {
 		sync.Mutex
 		release []release
+		noSteps bool
 		stop    bool
 	}
 	waiting []*Event // held requests, owned by the ring thread
@@ -119,6 +120,16 @@ func (s *Server) Stop() error {
 func (s *Server) Release(vcpu uint32, v Verdict) {
 	s.mailbox.Lock()
 	s.mailbox.release = append(s.mailbox.release, release{vcpu, v &^ Hold})
+	s.mailbox.Unlock()
+	s.attention.Store(true)
+	s.source.Wake()
+}
+
+// ForgetSteps says that no vCPU is in a step any more, since all have been ended
+// by other means than an answer. The domain is paused and quiet.
+func (s *Server) ForgetSteps() {
+	s.mailbox.Lock()
+	s.mailbox.noSteps = true
 	s.mailbox.Unlock()
 	s.attention.Store(true)
 	s.source.Wake()
@@ -236,9 +247,12 @@ func (s *Server) hold(ev *Event) {
 // to stop.
 func (s *Server) readMailbox() bool {
 	s.mailbox.Lock()
-	released, stop := s.mailbox.release, s.mailbox.stop
-	s.mailbox.release = nil
+	released, stop, noSteps := s.mailbox.release, s.mailbox.stop, s.mailbox.noSteps
+	s.mailbox.release, s.mailbox.noSteps = nil, false
 	s.mailbox.Unlock()
+	if noSteps {
+		s.ring.ForgetSteps()
+	}
 	for _, r := range released {
 		for i, ev := range s.waiting {
 			if ev.VCPU == r.vcpu {

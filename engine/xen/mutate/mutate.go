@@ -49,6 +49,35 @@ func (m *Mutator) Unpause(dom xen.DomID) error {
 	return nil
 }
 
+// SetMaxPages sets how many pages a domain may have. Its toolstack sets it, too,
+// whenever it changes the domain's memory.
+//
+// Undone by ReturnMaxPages with the limit from before (xen.DomainInfo.MaxPages).
+func (m *Mutator) SetMaxPages(dom xen.DomID, pages uint64) error {
+	const op, kibPerPage = "domctl(max_mem)", x86.PageSize >> 10
+	l := m.c.Layout
+	b, err := m.c.NewDomctl(abi.DomctlMaxMem, uint16(dom))
+	if err != nil {
+		return m.fail(op, dom, err, "")
+	}
+	defer b.Free()
+	b.PutU64(l.Domctl.U+l.MaxMem.MaxMemKB, pages*kibPerPage)
+	if err := m.c.Domctl(b); err != nil {
+		return m.fail(op, dom, err, fmt.Sprintf("%d pages", pages))
+	}
+	return nil
+}
+
+// ReturnMaxPages sets a domain's limit back to was, if it still is what
+// SetMaxPages made it: the toolstack may have decided for another since.
+func (m *Mutator) ReturnMaxPages(dom xen.DomID, set, was uint64) error {
+	info, err := m.h.Domain(dom)
+	if err != nil || info.MaxPages != set {
+		return err
+	}
+	return m.SetMaxPages(dom, was)
+}
+
 // PopulatePage puts a new page, zeroed, behind a guest frame that has none.
 // The page counts against the domain's limit.
 //

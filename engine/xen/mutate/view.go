@@ -118,6 +118,37 @@ func (m *Mutator) SetViewAccess(dom xen.DomID, view uint16, access xen.Access, f
 	return nil
 }
 
+// Remap has a frame lead, in one view, to the page that is behind another frame
+// in the host's. The access of that other frame comes with it. Every reader
+// outside the view, Xen's own emulator among them, still finds the frame's own
+// page.
+//
+// A page that leaves the host's view anywhere between the lowest and the highest
+// such other frame flushes the view, with all its restrictions
+// (p2m_altp2m_propagate_change, xen/arch/x86/mm/p2m.c in 4.17): keep these frames
+// together.
+//
+// Undone by Unmap.
+func (m *Mutator) Remap(dom xen.DomID, view uint16, gfn, to x86.GFN) error {
+	return m.altP2M("altp2m(change_gfn)", dom, abi.AltP2MChangeGFN, fmt.Sprintf("%v to %v in view %d", gfn, to, view), func(b *hypercall.Buffer, l *abi.AltP2MOp) {
+		b.PutU16(l.ChangeGFNView, view)
+		b.PutU64(l.ChangeGFNOld, uint64(gfn))
+		b.PutU64(l.ChangeGFNNew, uint64(to))
+	}, nil)
+}
+
+// Unmap has a frame lead to its own page again in one view, with the access it
+// has in the host's.
+//
+// Undone by Remap and SetViewAccess.
+func (m *Mutator) Unmap(dom xen.DomID, view uint16, gfn x86.GFN) error {
+	return m.altP2M("altp2m(change_gfn)", dom, abi.AltP2MChangeGFN, fmt.Sprintf("%v in view %d", gfn, view), func(b *hypercall.Buffer, l *abi.AltP2MOp) {
+		b.PutU16(l.ChangeGFNView, view)
+		b.PutU64(l.ChangeGFNOld, uint64(gfn))
+		b.PutU64(l.ChangeGFNNew, ^uint64(0))
+	}, nil)
+}
+
 // SetPagingPool sets the size, in bytes, of the memory that Xen takes a
 // domain's page tables from, those of its views included. Before Xen 4.17 it is
 // rounded up to the MiB. It takes memory that the host must have free.

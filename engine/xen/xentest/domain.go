@@ -61,6 +61,8 @@ type Domain struct {
 	h    *Hypervisor
 	spec Spec
 	mem  *memory
+	// maxPages is the limit that the domain came with.
+	maxPages uint64
 
 	state          lifeState
 	shutdown       bool
@@ -86,8 +88,12 @@ type Domain struct {
 	view           uint16  // that all vCPUs are in
 }
 
-// view is one of a domain's views: the frames whose access is not rwx.
-type view struct{ access map[uint64]uint8 }
+// view is one of a domain's views: the frames whose access is not rwx, and those
+// that lead to the page of another.
+type view struct {
+	access map[uint64]uint8
+	leads  map[uint64]uint64
+}
 
 type vcpu struct {
 	regs       x86.Registers
@@ -160,6 +166,7 @@ func (h *Hypervisor) AddDomain(s Spec) *Domain {
 			d.params[abi.HVMParamMonitorRingPFN] = uint64(s.RingFrame)
 		}
 	}
+	d.maxPages = s.MaxPages
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.domains[s.ID] != nil {
@@ -369,6 +376,40 @@ func (d *Domain) SetViewAccess(view uint16, gfn x86.GFN, access uint8) {
 	d.views[view].access[uint64(gfn)] = access
 }
 
+// LeadsTo returns the frame whose page a frame leads to in a view.
+func (d *Domain) LeadsTo(view uint16, gfn x86.GFN) x86.GFN {
+	defer d.lock()()
+	if int(view) < len(d.views) && d.views[view] != nil {
+		if to, ok := d.views[view].leads[uint64(gfn)]; ok {
+			return x86.GFN(to)
+		}
+	}
+	return gfn
+}
+
+// ViewAccess returns the access of a frame in a view.
+func (d *Domain) ViewAccess(view uint16, gfn x86.GFN) uint8 {
+	defer d.lock()()
+	if a, ok := d.views[view].access[uint64(gfn)]; ok {
+		return a
+	}
+	return d.accessOf(uint64(gfn))
+}
+
+// FlushView has a view forget all that was done to it, as Xen does when a page
+// that shadows lead past leaves the guest's memory.
+func (d *Domain) FlushView(view uint16) {
+	defer d.lock()()
+	clear(d.views[view].access)
+	clear(d.views[view].leads)
+}
+
+// MaxPages returns the limit of the domain's pages.
+func (d *Domain) MaxPages() uint64 {
+	defer d.lock()()
+	return d.spec.MaxPages
+}
+
 // PagingPool returns the size of the paging pool in bytes.
 func (d *Domain) PagingPool() uint64 {
 	defer d.lock()()
@@ -401,6 +442,10 @@ func (d *Domain) Clean() []string {
 	add(d.altp2mActive, "altp2m active")
 	add(d.view != 0, "vCPUs are in view %d", d.view)
 	add(d.pool != d.spec.PagingPool, "%d bytes of paging pool, were %d", d.pool, d.spec.PagingPool)
+	add(d.spec.MaxPages != d.maxPages, "limit of %d pages, was %d", d.spec.MaxPages, d.maxPages)
+	for gfn := range d.mem.frames {
+		add(gfn >= 1<<20, "a page at frame %#x", gfn)
+	}
 	add(d.mappedPages > 0, "%d pages mapped", d.mappedPages)
 	n := 0
 	for _, a := range d.access {

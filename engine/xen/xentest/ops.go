@@ -50,6 +50,7 @@ var domctlNames = map[uint32]string{
 	abi.DomctlSetPagingMempoolSize: "domctl(set_paging_mempool_size)",
 	abi.DomctlShadowOp:             "domctl(shadow_op)",
 	abi.DomctlDebugOp:              "debug_op(single_step)",
+	abi.DomctlMaxMem:               "domctl(max_mem)",
 	abi.DomctlSetAccessRequired:    "domctl(set_access_required)",
 }
 
@@ -134,6 +135,9 @@ func (h *Hypervisor) domctl(c *caller, addr uint64) error {
 		return h.getPageFrameInfo(c, d, u)
 	case abi.DomctlGetPagingMempoolSize, abi.DomctlSetPagingMempoolSize, abi.DomctlShadowOp:
 		return h.pagingPool(cmd, d, u)
+	case abi.DomctlMaxMem:
+		d.spec.MaxPages = u.u64(l.MaxMem.MaxMemKB) / 4
+		return nil
 	case abi.DomctlVMEventOp:
 		return h.vmEventOp(d, u)
 	case abi.DomctlMonitorOp:
@@ -784,6 +788,7 @@ var altP2MNames = map[uint32]string{
 	abi.AltP2MSwitchP2M:         "altp2m(switch_p2m)",
 	abi.AltP2MSetMemAccessMulti: "altp2m(set_mem_access_multi)",
 	abi.AltP2MGetMemAccess:      "altp2m(get_mem_access)",
+	abi.AltP2MChangeGFN:         "altp2m(change_gfn)",
 }
 
 // maxViews is MAX_ALTP2M, with the host's.
@@ -812,7 +817,7 @@ func (d *Domain) altP2M(c *caller, cmd uint32, p handle) error {
 		if len(d.views) >= maxViews {
 			return unix.ENOSPC
 		}
-		d.views = append(d.views, &view{map[uint64]uint8{}})
+		d.views = append(d.views, &view{access: map[uint64]uint8{}, leads: map[uint64]uint64{}})
 		p.put(f.ViewView, 2, uint64(len(d.views)-1))
 		return nil
 	case abi.AltP2MSwitchP2M:
@@ -835,6 +840,23 @@ func (d *Domain) altP2M(c *caller, cmd uint32, p handle) error {
 			return unix.ESRCH
 		}
 		p.put(f.MemAccessAccess, 2, uint64(access))
+		return nil
+	case abi.AltP2MChangeGFN:
+		i, from, to := int(p.u16(f.ChangeGFNView)), p.u64(f.ChangeGFNOld), p.u64(f.ChangeGFNNew)
+		if i == 0 || i >= len(d.views) {
+			return unix.EINVAL
+		}
+		if to == ^uint64(0) {
+			delete(d.views[i].leads, from)
+			delete(d.views[i].access, from)
+			return nil
+		}
+		for _, gfn := range []uint64{from, to} {
+			if _, ok := d.mem.frames[gfn]; !ok {
+				return unix.ESRCH
+			}
+		}
+		d.views[i].leads[from], d.views[i].access[from] = to, d.accessOf(to)
 		return nil
 	case abi.AltP2MSetMemAccessMulti:
 		i, n := int(p.u16(f.MemAccessMultiView)), int(p.u32(f.MemAccessMultiNr))

@@ -1,0 +1,302 @@
+package view
+
+import (
+	"maps"
+	"sync"
+	"sync/atomic"
+
+	"github.com/xen-hvi/hvi/engine/guest"
+	"github.com/xen-hvi/hvi/engine/vmevent"
+	"github.com/xen-hvi/hvi/engine/x86"
+)
+
+// Point is a hidden breakpoint.
+type Point struct {
+	// At is the instruction in physical memory: it is hit through whatever
+	// address the guest executes it at.
+	At x86.PhysAddr
+	// Hits counts how often a vCPU came to it, a repeated string instruction
+	// once. An instruction that faults and is started again is hit again.
+	Hits atomic.Uint64
+}
+
+// Returner has a vCPU take the breakpoint exception that it was stopped at: the
+// guest's own. insnLen is the length of the instruction in bytes.
+type Returner func(vcpu uint32, insnLen uint8) error
+
+// Breakpoints are the hidden breakpoints of one domain.
+type Breakpoints struct {
+	// Running is the view the vCPUs are in, Stepping the one they make a step in
+	// over a breakpoint.
+	running, stepping uint16
+
+	mem    guest.Memory
+	giveIt Returner
+	table  atomic.Pointer[table]
+
+	// mu guards the shadow pages' contents, and what breakpoints are in them.
+	mu      sync.Mutex
+	scratch []byte
+
+	// Of the ring thread.
+	vcpus []vcpu
+
+	returned, reads, writes, concealed, failed atomic.Uint64
+}
+
+// table is what the ring thread looks up. It is replaced as a whole.
+type table struct {
+	points  map[x86.PhysAddr]*Point
+	pages   map[x86.GFN]*Page // by the guest's frame
+	shadows map[x86.GFN]struct{}
+}
+
+// vcpu is what is remembered of a vCPU from one event to the next.
+type vcpu struct {
+	// changed is the page that the step under way may write to.
+	changed *Page
+	// rep is the hit of a repeated instruction that has not come to its end.
+	rep struct {
+		point    *Point
+		rcx, rsp uint64
+		cr3      uint64
+	}
+}
+
+// Counters say what became of events that have to do with shadow pages.
+type Counters struct {
+	// Returned counts breakpoints of the guest's own, Reads and Writes accesses
+	// to pages that have a shadow, Concealed accesses to shadow pages themselves.
+	Returned, Reads, Writes, Concealed uint64
+	// Failed counts breakpoints that could not be returned at the first try, and
+	// shadows that could not follow their page.
+	Failed uint64
+}
+
+// New returns the breakpoints, none so far, of a domain with so many vCPUs.
+func New(running, stepping uint16, vcpus int, mem guest.Memory, giveIt Returner) *Breakpoints {
+	b := &Breakpoints{
+		running: running, stepping: stepping, mem: mem, giveIt: giveIt,
+		scratch: make([]byte, x86.PageSize), vcpus: make([]vcpu, vcpus),
+	}
+	b.table.Store(&table{})
+	return b
+}
+
+// Counters returns the counters of this moment.
+func (b *Breakpoints) Counters() Counters {
+	return Counters{
+		Returned: b.returned.Load(), Reads: b.reads.Load(), Writes: b.writes.Load(),
+		Concealed: b.concealed.Load(), Failed: b.failed.Load(),
+	}
+}
+
+// Shadow takes a page in: from now on its shadow follows it. The running view
+// does not lead to the shadow before this returns.
+func (b *Breakpoints) Shadow(p *Page) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err := p.follow(b.mem, b.scratch); err != nil {
+		return err
+	}
+	b.change(func(t *table) { t.pages[p.GFN], t.shadows[p.Shadow] = p, struct{}{} })
+	return nil
+}
+
+// Unshadow lets a page go to which the running view does not lead any more. The
+// frame of the shadow stays inaccessible.
+func (b *Breakpoints) Unshadow(p *Page) {
+	b.change(func(t *table) { delete(t.pages, p.GFN) })
+}
+
+// Set puts a breakpoint into a page that has a shadow. The guest may run.
+func (b *Breakpoints) Set(p *Page, pt *Point) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	// Known before it can be hit.
+	b.change(func(t *table) { t.points[pt.At] = pt })
+	p.add(pt.At.Offset())
+	return p.follow(b.mem, b.scratch)
+}
+
+// Clear takes a breakpoint away. The guest may run, and may be about to report a
+// hit: where the guest's own page has no INT3, nothing comes of that.
+func (b *Breakpoints) Clear(p *Page, pt *Point) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	p.remove(pt.At.Offset())
+	err := p.follow(b.mem, b.scratch)
+	b.change(func(t *table) { delete(t.points, pt.At) })
+	return err
+}
+
+// change replaces the table by a changed copy.
+func (b *Breakpoints) change(f func(*table)) {
+	was := b.table.Load()
+	t := &table{points: maps.Clone(was.points), pages: maps.Clone(was.pages), shadows: maps.Clone(was.shadows)}
+	if t.points == nil {
+		t.points, t.pages, t.shadows = map[x86.PhysAddr]*Point{}, map[x86.GFN]*Page{}, map[x86.GFN]struct{}{}
+	}
+	f(t)
+	b.table.Store(t)
+}
+
+// HandleEvent answers, on the ring thread, the events that are about shadow pages
+// and breakpoints alone. It reports false for those that a guard is to judge.
+func (b *Breakpoints) HandleEvent(ev *vmevent.Event) (v vmevent.Verdict, ok bool) {
+	if ev.View == b.running {
+		b.caughtUp(ev.VCPU) // the step is over that ended without an event
+	}
+	switch ev.Reason {
+	case vmevent.ReasonSoftwareBreakpoint:
+		return b.stopped(ev), true
+	case vmevent.ReasonSingleStep:
+		b.caughtUp(ev.VCPU)
+		ev.ReturnTo = b.running
+		return vmevent.EndStep, true
+	case vmevent.ReasonMemAccess:
+		return b.accessed(ev)
+	}
+	return 0, false
+}
+
+// stopped answers a vCPU that has come to an INT3: at a breakpoint of ours, or
+// at the guest's own.
+func (b *Breakpoints) stopped(ev *vmevent.Event) vmevent.Verdict {
+	at := ev.Stop.GFN.Addr() + x86.PhysAddr(ev.Regs.RIP&x86.PageMask)
+	pt := b.table.Load().points[at]
+	if pt == nil || ev.View != b.running {
+		return b.giveBack(ev, at)
+	}
+	var insn [2]byte
+	n := min(len(insn), x86.PageSize-int(at.Offset()))
+	if b.mem.ReadPhys(at, insn[:n]) != nil {
+		insn[0] = 0 // the step will show
+	}
+	b.hit(ev, pt, &insn)
+	if insn[0] == int3 {
+		// The guest has a breakpoint of its own at the same place.
+		return b.giveBack(ev, at)
+	}
+	return b.step(ev, b.stepping)
+}
+
+// hit counts, but for a turn of a repeated instruction that is not its first: the
+// processor ends a step after each.
+func (b *Breakpoints) hit(ev *vmevent.Event, pt *Point, insn *[2]byte) {
+	if int(ev.VCPU) >= len(b.vcpus) {
+		pt.Hits.Add(1)
+		return
+	}
+	r := &b.vcpus[ev.VCPU].rep
+	again := r.point == pt && r.rcx == ev.Regs.RCX+1 && r.rsp == ev.Regs.RSP && r.cr3 == ev.Regs.CR3
+	if !again {
+		pt.Hits.Add(1)
+	}
+	if r.point = nil; repeats(insn) {
+		r.point, r.rcx, r.rsp, r.cr3 = pt, ev.Regs.RCX, ev.Regs.RSP, ev.Regs.CR3
+	}
+}
+
+// repeats says whether an instruction has a prefix that may repeat it.
+func repeats(insn *[2]byte) bool {
+	const repne, rep, operandSize = 0xf2, 0xf3, 0x66
+	first := insn[0]
+	if first == operandSize {
+		first = insn[1]
+	}
+	return first == rep || first == repne
+}
+
+// giveBack answers a vCPU at an INT3 that is not ours. Where the guest's page has
+// none, it is one of ours that has been taken away meanwhile, or the guest's own
+// that it has taken away itself: the instruction that is there now is executed.
+func (b *Breakpoints) giveBack(ev *vmevent.Event, at x86.PhysAddr) vmevent.Verdict {
+	var insn [1]byte
+	if err := b.mem.ReadPhys(at, insn[:]); err == nil && insn[0] != int3 {
+		return vmevent.Continue
+	}
+	if err := b.giveIt(ev.VCPU, ev.Stop.InsnLen); err != nil {
+		// It comes to the instruction once more, and is tried again.
+		b.failed.Add(1)
+		return vmevent.Continue
+	}
+	b.returned.Add(1)
+	return vmevent.Continue
+}
+
+// accessed answers accesses to shadow pages, and reads of pages that have one.
+func (b *Breakpoints) accessed(ev *vmevent.Event) (vmevent.Verdict, bool) {
+	t := b.table.Load()
+	write := ev.Mem.Flags&vmevent.AccessWrite != 0
+	if _, ours := t.shadows[ev.Mem.GFN]; ours {
+		b.concealed.Add(1)
+		switch {
+		case write:
+			return vmevent.Discard, true
+		case ev.Mem.Flags&vmevent.AccessExecute != 0:
+			// What is executed there is the kernel's own code.
+			return vmevent.Emulate, true
+		}
+		return vmevent.ReadOnes, true
+	}
+	if t.pages[ev.Mem.GFN] == nil || write || ev.View != b.running {
+		return 0, false
+	}
+	b.reads.Add(1)
+	return b.step(ev, b.stepping), true
+}
+
+// Pass lets a write happen that a guard has no objection to. Where the page has
+// a shadow, that follows when the step is over.
+func (b *Breakpoints) Pass(ev *vmevent.Event) vmevent.Verdict {
+	const host = 0
+	p := b.table.Load().pages[ev.Mem.GFN]
+	if p == nil {
+		return b.step(ev, host)
+	}
+	b.writes.Add(1)
+	if int(ev.VCPU) < len(b.vcpus) {
+		b.vcpus[ev.VCPU].changed = p
+	}
+	if ev.View != b.running {
+		// In a step over a breakpoint, which ends by itself where Xen can do that:
+		// the next event will do.
+		return b.step(ev, host)
+	}
+	return b.step(ev, host) | vmevent.Report
+}
+
+func (b *Breakpoints) step(ev *vmevent.Event, in uint16) vmevent.Verdict {
+	ev.StepIn, ev.ReturnTo = in, b.running
+	return vmevent.Step
+}
+
+// caughtUp has the shadow of the page that a vCPU's step may have written to follow
+// it, the step being over.
+func (b *Breakpoints) caughtUp(vcpu uint32) {
+	if int(vcpu) >= len(b.vcpus) || b.vcpus[vcpu].changed == nil {
+		return
+	}
+	v := &b.vcpus[vcpu]
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if v.changed.follow(b.mem, b.scratch) != nil {
+		b.failed.Add(1)
+	}
+	v.changed = nil
+}
+
+// Steps reports whether a vCPU in that view is in a step over a breakpoint.
+func (b *Breakpoints) Steps(view uint16) bool { return view == b.stepping }
+
+// Follow has the shadows of all pages follow them, in case a change was missed.
+func (b *Breakpoints) Follow() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, p := range b.table.Load().pages {
+		if p.follow(b.mem, b.scratch) != nil {
+			b.failed.Add(1)
+		}
+	}
+}
