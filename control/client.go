@@ -91,6 +91,17 @@ func (c *Client) Detach(ctx context.Context, ref string) (d DomainStatus, err er
 	return d, c.call(ctx, c.ChangeTimeout, http.MethodPost, domainPath(ref, "/detach"), nil, &d)
 }
 
+// SetBreakpoint puts a hidden breakpoint into the kernel of the domain that ref
+// names.
+func (c *Client) SetBreakpoint(ctx context.Context, ref, symbol string) (d DomainStatus, err error) {
+	return d, c.call(ctx, c.ChangeTimeout, http.MethodPut, domainPath(ref, "/breakpoints"), BreakpointRequest{symbol}, &d)
+}
+
+// ClearBreakpoint takes one away.
+func (c *Client) ClearBreakpoint(ctx context.Context, ref, symbol string) (d DomainStatus, err error) {
+	return d, c.call(ctx, c.ChangeTimeout, http.MethodDelete, domainPath(ref, "/breakpoints"), BreakpointRequest{symbol}, &d)
+}
+
 // Doctor returns what hvid finds of its host.
 func (c *Client) Doctor(ctx context.Context) (r DoctorReport, err error) {
 	return r, c.call(ctx, c.ReadTimeout, http.MethodGet, "doctor", nil, &r)

@@ -92,6 +92,10 @@ func (e *fakeEngine) Detach(_ context.Context, dom DomainRef) (DomainStatus, err
 	return e.find(dom), e.note("detach %d", dom.ID)
 }
 
+func (e *fakeEngine) SetBreakpoint(_ context.Context, dom DomainRef, symbol string, on bool) (DomainStatus, error) {
+	return e.find(dom), e.note("breakpoint %d %s %v", dom.ID, symbol, on)
+}
+
 func (e *fakeEngine) Doctor(context.Context) (DoctorReport, error) {
 	return DoctorReport{
 		Checks:  []Check{{Name: "xen", Status: CheckOK, Detail: "4.17"}, {Name: "altp2m", Status: CheckMissing, Fix: "add altp2m=1 to Xen's command line"}},

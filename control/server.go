@@ -296,6 +296,10 @@ var domainRoutes = withQuestions(map[string]pathRoutes{
 	"":        {{method: http.MethodGet, serve: (*Server).domain}},
 	"attach":  {{method: http.MethodPost, need: mayChange, serve: (*Server).attach}},
 	"detach":  {{method: http.MethodPost, need: mayChange, serve: (*Server).detach}},
+	"breakpoints": {
+		{method: http.MethodPut, need: mayChange, serve: (*Server).setBreakpoint},
+		{method: http.MethodDelete, need: mayChange, serve: (*Server).clearBreakpoint},
+	},
 	"profile": {{method: http.MethodGet, need: mayLook, serve: (*Server).profile}},
 	"gate":    {{method: http.MethodPost, need: mayChange, serve: (*Server).gate}},
 	"policy": {
@@ -487,6 +491,27 @@ func (s *Server) detach(w http.ResponseWriter, r *http.Request, ref string) erro
 		return err
 	}
 	return s.onDomain(w, r, ref, s.opt.ChangeTimeout, s.opt.Engine.Detach)
+}
+
+func (s *Server) setBreakpoint(w http.ResponseWriter, r *http.Request, ref string) error {
+	return s.changeBreakpoint(w, r, ref, true)
+}
+
+func (s *Server) clearBreakpoint(w http.ResponseWriter, r *http.Request, ref string) error {
+	return s.changeBreakpoint(w, r, ref, false)
+}
+
+func (s *Server) changeBreakpoint(w http.ResponseWriter, r *http.Request, ref string, on bool) error {
+	var req BreakpointRequest
+	if err := readBody(w, r, &req); err != nil {
+		return err
+	}
+	if req.Symbol == "" || len(req.Symbol) > MaxSymbol || printable.Escape(req.Symbol).String() != req.Symbol {
+		return &Problem{Code: CodeBadRequest, What: "no symbol, or none that a kernel has", Where: "breakpoint", Fix: "give the name of a function, or name+offset"}
+	}
+	return s.onDomain(w, r, ref, s.opt.ChangeTimeout, func(ctx context.Context, dom DomainRef) (DomainStatus, error) {
+		return s.opt.Engine.SetBreakpoint(ctx, dom, req.Symbol, on)
+	})
 }
 
 func (s *Server) doctor(w http.ResponseWriter, r *http.Request, _ string) error {

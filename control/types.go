@@ -35,6 +35,9 @@ type Engine interface {
 	Attach(ctx context.Context, dom DomainRef, req AttachRequest) (DomainStatus, error)
 	// Detach ends protection and returns when nothing of it is left in Xen.
 	Detach(ctx context.Context, dom DomainRef) (DomainStatus, error)
+	// SetBreakpoint puts a hidden breakpoint at a symbol, or symbol+offset, of the
+	// domain's kernel, or takes it away where on is false.
+	SetBreakpoint(ctx context.Context, dom DomainRef, symbol string, on bool) (DomainStatus, error)
 	// Doctor examines the host and the domains.
 	Doctor(ctx context.Context) (DoctorReport, error)
 
@@ -158,7 +161,29 @@ type DomainStatus struct {
 	// Views are the translations of the domain's memory that hvi has a hand in,
 	// the host's first. There are none while no guard is armed.
 	Views []View `json:"views,omitempty"`
+	// Breakpoints are the hidden breakpoints in the domain's kernel, in the order
+	// of their addresses.
+	Breakpoints []Breakpoint `json:"breakpoints,omitempty"`
 }
+
+// Breakpoint is a hidden breakpoint in a domain's kernel.
+type Breakpoint struct {
+	// Symbol is the place, as it was asked for: "do_filp_open+0x5".
+	Symbol  string       `json:"symbol"`
+	Address x86.VirtAddr `json:"address"`
+	// Since is when it was set, Hits how often a vCPU has come to it since.
+	Since time.Time `json:"since"`
+	Hits  uint64    `json:"hits"`
+}
+
+// BreakpointRequest asks for a hidden breakpoint, or for one to be taken away.
+type BreakpointRequest struct {
+	Symbol string `json:"symbol"`
+}
+
+// MaxSymbol is the length of the longest symbol with an offset: of the kernel's
+// KSYM_NAME_LEN, 512 bytes, and a hexadecimal number.
+const MaxSymbol = 512 + 16
 
 // View is one translation of a domain's physical memory.
 type View struct {
@@ -166,10 +191,24 @@ type View struct {
 	// has as well.
 	ID uint16 `json:"id"`
 	// Current says that the vCPUs run in it, but for one that makes a single
-	// step in the host's.
+	// step in another.
 	Current bool `json:"current"`
-	// Restricted are the frames that may not be accessed freely.
+	// Steps says that steps over breakpoints are made in it.
+	Steps bool `json:"steps,omitempty"`
+	// Restricted are the frames that may not be accessed freely, but for those of
+	// Shadows.
 	Restricted []RestrictedFrames `json:"restricted"`
+	// Shadows are the frames that lead to a page of hvi's, with breakpoints in it,
+	// that can be executed and nothing else.
+	Shadows []ShadowPage `json:"shadows,omitempty"`
+}
+
+// ShadowPage is a page of hvi's in the place of one of the guest's.
+type ShadowPage struct {
+	// Frame is the guest physical frame, Shadow the frame of the page it leads to.
+	Frame       x86.GFN `json:"frame"`
+	Shadow      x86.GFN `json:"shadow"`
+	Breakpoints int     `json:"breakpoints"`
 }
 
 // RestrictedFrames are page frames in a row with less than full access.
@@ -255,6 +294,13 @@ type Counters struct {
 	// Restored counts frames that were restricted again after Xen had dropped
 	// their restriction.
 	Restored uint64 `json:"restored"`
+	// ShadowReads and ShadowWrites count the guest's accesses to the pages that
+	// have breakpoints, Concealed those to hvi's own pages, which it cannot see,
+	// and GuestBreakpoints the breakpoints of its own.
+	ShadowReads      uint64 `json:"shadow_reads"`
+	ShadowWrites     uint64 `json:"shadow_writes"`
+	Concealed        uint64 `json:"concealed"`
+	GuestBreakpoints uint64 `json:"guest_breakpoints"`
 }
 
 // AttachRequest asks for a domain's protection. An empty one means the policy

@@ -210,6 +210,23 @@ func (a *api) Detach(ctx context.Context, dom control.DomainRef) (control.Domain
 	return a.Domain(ctx, dom)
 }
 
+// SetBreakpoint puts a hidden breakpoint into a domain's kernel, or takes it away.
+func (a *api) SetBreakpoint(ctx context.Context, dom control.DomainRef, symbol string, on bool) (control.DomainStatus, error) {
+	err := a.engine.SetBreakpoint(ctx, xen.DomID(dom.ID), symbol, on)
+	var refused *engine.BreakpointError
+	switch {
+	case errors.As(err, &refused):
+		return control.DomainStatus{}, &control.Problem{Code: control.CodeNotPossible, What: refused.Error(), Where: where(dom), Fix: refused.Fix, Err: err}
+	case errors.Is(err, engine.ErrNotAttached):
+		return control.DomainStatus{}, &control.Problem{Code: control.CodeConflict, What: "not attached", Where: where(dom), Err: err}
+	case errors.Is(err, engine.ErrBusy):
+		return control.DomainStatus{}, busy(err, where(dom))
+	case err != nil:
+		return control.DomainStatus{}, err
+	}
+	return a.Domain(ctx, dom)
+}
+
 func (a *api) Doctor(ctx context.Context) (control.DoctorReport, error) {
 	r := control.DoctorReport{Checks: a.doctor(ctx)}
 	for _, st := range a.engine.Status() {
@@ -264,7 +281,10 @@ func (a *api) status(st engine.Status) control.DomainStatus {
 func views(vs []engine.ViewStatus) []control.View {
 	var out []control.View
 	for _, v := range vs {
-		w := control.View{ID: v.ID, Current: v.Current, Restricted: []control.RestrictedFrames{}}
+		w := control.View{ID: v.ID, Current: v.Current, Steps: v.Steps, Restricted: []control.RestrictedFrames{}}
+		for _, p := range v.Shadows {
+			w.Shadows = append(w.Shadows, control.ShadowPage{Frame: p.GFN, Shadow: p.Shadow, Breakpoints: p.Breakpoints})
+		}
 		for _, r := range v.Restricted {
 			w.Restricted = append(w.Restricted, control.RestrictedFrames{First: r.First, Count: r.Count, Access: r.Access.String(), Guard: string(r.Guard)})
 		}
@@ -282,7 +302,10 @@ func domainStatus(st engine.Status) control.DomainStatus {
 		Guards:     []control.GuardStatus{},
 		AttachedAt: st.AttachedAt, PolicySource: st.PolicySource, PolicyFrom: control.PolicyFrom(st.PolicyFrom),
 		RequireAttach: st.Policy.RequireAttach, Held: st.Held,
-		Counters: control.Counters{RingEvents: st.Events, RecordsLost: st.Unrecorded, Stepped: st.Stepped, Emulated: st.Emulated, Restored: st.Restored},
+		Counters: control.Counters{
+			RingEvents: st.Events, RecordsLost: st.Unrecorded, Stepped: st.Stepped, Emulated: st.Emulated, Restored: st.Restored,
+			ShadowReads: st.Hidden.Reads, ShadowWrites: st.Hidden.Writes, Concealed: st.Hidden.Concealed, GuestBreakpoints: st.Hidden.Returned,
+		},
 		Views:    views(st.Views),
 	}
 	if !st.AttachedAt.IsZero() {
@@ -301,6 +324,9 @@ func domainStatus(st engine.Status) control.DomainStatus {
 		out.Counters.Blocked += g.Blocked
 		out.Counters.Found += g.Found
 		out.Counters.Alerted += g.Violations - g.Blocked - g.Found
+	}
+	for _, b := range st.Breakpoints {
+		out.Breakpoints = append(out.Breakpoints, control.Breakpoint{Symbol: b.Symbol, Address: b.Address, Since: b.Since, Hits: b.Hits})
 	}
 	if f := st.Failure; f != nil {
 		out.Failure = &control.Failure{Stage: f.Stage, Got: f.Err.Error(), Fix: f.Fix}

@@ -87,6 +87,15 @@ func (e *fakeEngine) Detach(_ context.Context, dom control.DomainRef) (control.D
 	return d, err
 }
 
+func (e *fakeEngine) SetBreakpoint(_ context.Context, dom control.DomainRef, symbol string, on bool) (control.DomainStatus, error) {
+	e.asked = fmt.Sprintf("breakpoint %d %s %v", dom.ID, symbol, on)
+	d, err := e.get(dom)
+	if on {
+		d.Breakpoints = append(d.Breakpoints, control.Breakpoint{Symbol: symbol, Address: 0xffffffff81234560, Since: noon})
+	}
+	return d, err
+}
+
 func (e *fakeEngine) Doctor(context.Context) (control.DoctorReport, error) { return e.doctor, e.err }
 
 func (e *fakeEngine) Declare(context.Context, string, control.DeclareRequest) (control.Declared, error) {
@@ -171,6 +180,20 @@ func fakeDomains() []control.DomainStatus {
 			ID: 12, Name: printable.Escape("naïve-服务器"), UUID: "c2b0f0f4-6f0e-4f9b-8f4c-0c8c6d1e2f30", Type: "PVH", State: control.StateFailed, Mode: "observe", Tier: control.TierAccess,
 			TierReason: "Xen's command line lacks altp2m=1",
 			Failure:    &control.Failure{Stage: "attach", Expected: "a free monitor ring", Got: "EBUSY", Fix: "stop the other listener of this domain"},
+		},
+		{
+			ID: 9, Name: "hidden", UUID: "a9b0f0f4-6f0e-4f9b-8f4c-0c8c6d1e2f30", Type: "PVH", State: control.StateProtecting, Mode: "observe", Tier: control.TierViews,
+			Counters: control.Counters{ShadowReads: 3, ShadowWrites: 1, Concealed: 2},
+			Breakpoints: []control.Breakpoint{
+				{Symbol: "do_filp_open", Address: 0xffffffff81234560, Since: noon.Add(-time.Minute), Hits: 10000},
+				{Symbol: "commit_creds+0x5", Address: 0xffffffff810abcd5, Since: noon.Add(-time.Hour)},
+			},
+			Views: []control.View{
+				{ID: 0},
+				{ID: 1, Current: true, Restricted: []control.RestrictedFrames{{First: 0x1000, Count: 3586, Access: "r-x", Guard: "kernel-text"}},
+					Shadows: []control.ShadowPage{{Frame: 0x1234, Shadow: 0x100000, Breakpoints: 1}, {Frame: 0x10ab, Shadow: 0x100001, Breakpoints: 1}}},
+				{ID: 2, Steps: true, Restricted: []control.RestrictedFrames{{First: 0x1000, Count: 3586, Access: "r-x", Guard: "kernel-text"}}},
+			},
 		},
 		{ID: 13, Name: "twin", UUID: "d2b0f0f4-6f0e-4f9b-8f4c-0c8c6d1e2f30", Type: "PVH", State: control.StateUnprotected},
 		{ID: 14, Name: "twin", UUID: "e2b0f0f4-6f0e-4f9b-8f4c-0c8c6d1e2f30", Type: "PVH", State: control.StateUnprotected},
@@ -294,6 +317,11 @@ func TestOutput(t *testing.T) {
 		{"views", []string{"views", "web1"}, 0},
 		{"views-json", []string{"views", "web1", "-o", "json"}, 0},
 		{"views-none", []string{"views", "8"}, 0},
+		{"views-breakpoints", []string{"views", "hidden"}, 0},
+		{"breakpoint-set", []string{"breakpoint", "set", "web1", "do_filp_open"}, 0},
+		{"breakpoint-list", []string{"breakpoint", "list", "hidden"}, 0},
+		{"breakpoint-list-json", []string{"breakpoint", "list", "hidden", "-o", "json"}, 0},
+		{"breakpoint-clear", []string{"breakpoint", "clear", "web1", "do_filp_open"}, 0},
 		{"attach", []string{"attach", "web1"}, 0},
 		{"detach", []string{"detach", "web1"}, 0},
 		{"detach-json", []string{"detach", "web1", "-o", "json"}, 0},

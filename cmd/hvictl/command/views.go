@@ -21,6 +21,8 @@ carried out that a guard let through.
 View 0 is the host's, which every domain has. On the tier "views" hvi makes one
 more with altp2m: the guest's vCPUs run in it, pages are restricted in it alone,
 and what is let through is executed by the processor in a single step in view 0.
+With hidden breakpoints (hvictl breakpoint) there is a third, in which the steps
+over them are made, and pages of the running view lead to copies of hvi's.
 On the tier "access" there is only view 0; pages are restricted in it, and what
 is let through is carried out by Xen's emulator.
 
@@ -45,7 +47,8 @@ domain, and 3 if hvid is not reachable.`,
 				return a.json(viewsReport{
 					ID: d.ID, UUID: d.UUID, Name: d.Name.String(), Tier: d.Tier, TierReason: d.TierReason,
 					Views: append([]control.View{}, d.Views...), Stepped: d.Counters.Stepped, Emulated: d.Counters.Emulated,
-					Restored: d.Counters.Restored,
+					Restored: d.Counters.Restored, Breakpoints: append([]control.Breakpoint{}, d.Breakpoints...),
+					ShadowReads: d.Counters.ShadowReads, ShadowWrites: d.Counters.ShadowWrites, Concealed: d.Counters.Concealed,
 				})
 			}
 			a.viewsTable(d)
@@ -65,6 +68,12 @@ type viewsReport struct {
 	Stepped    uint64         `json:"stepped"`
 	Emulated   uint64         `json:"emulated"`
 	Restored   uint64         `json:"restored"`
+	// Breakpoints are the hidden ones; the counters are of accesses to the pages
+	// they are in, and to hvi's copies of those.
+	Breakpoints  []control.Breakpoint `json:"breakpoints"`
+	ShadowReads  uint64               `json:"shadow_reads"`
+	ShadowWrites uint64               `json:"shadow_writes"`
+	Concealed    uint64               `json:"concealed"`
 }
 
 func (a *app) viewsTable(d control.DomainStatus) {
@@ -80,8 +89,11 @@ func (a *app) viewsTable(d control.DomainStatus) {
 	var rows [][]cell
 	for _, v := range d.Views {
 		vcpus := "-"
-		if v.Current {
+		switch {
+		case v.Current:
 			vcpus = "all"
+		case v.Steps:
+			vcpus = "steps"
 		}
 		if len(v.Restricted) == 0 {
 			rows = append(rows, []cell{number(v.ID), text(vcpus), dash(""), number(0), text("rwx"), dash("")})
@@ -93,7 +105,25 @@ func (a *app) viewsTable(d control.DomainStatus) {
 	fmt.Fprintln(a.out)
 	a.table(a.out, "", []string{"VIEW", "VCPUS", "FIRST", "FRAMES", "ACCESS", "GUARD"}, rows)
 	fmt.Fprintf(a.out, "\nLet through: %d in a step of the processor, %d by Xen's emulator.\n", d.Counters.Stepped, d.Counters.Emulated)
+	a.shadows(d)
 	if n := d.Counters.Restored; n > 0 {
 		fmt.Fprintf(a.out, "Restricted again after Xen had dropped it: %d.\n", n)
 	}
+}
+
+// shadows tells of the pages with breakpoints.
+func (a *app) shadows(d control.DomainStatus) {
+	var rows [][]cell
+	for _, v := range d.Views {
+		for _, p := range v.Shadows {
+			rows = append(rows, []cell{number(v.ID), text(p.Frame.String()), text(p.Shadow.String()), number(p.Breakpoints)})
+		}
+	}
+	if len(rows) == 0 {
+		return
+	}
+	fmt.Fprintln(a.out)
+	a.table(a.out, "", []string{"VIEW", "FRAME", "LEADS TO", "BREAKPOINTS"}, rows)
+	fmt.Fprintf(a.out, "\nThe guest has read these pages %d times and written to them %d times. It looked for hvi's copies %d times, in vain.\n",
+		d.Counters.ShadowReads, d.Counters.ShadowWrites, d.Counters.Concealed)
 }
