@@ -126,6 +126,11 @@ func (s *Session) setBreakpoint(symbol string) error {
 	if err != nil {
 		return refuse(err.Error(), "hvictl breakpoint set takes a symbol of the kernel's code, or symbol+offset", nil)
 	}
+	for _, other := range s.hidden.points {
+		if other.point.At == b.point.At {
+			b.point = other.point // the same place by another name
+		}
+	}
 	if err := s.ledger.Pause(); err != nil {
 		return err
 	}
@@ -349,6 +354,11 @@ func (s *Session) remove(b *breakpoint) error {
 	sh := s.shadowOf(b.point.At.GFN())
 	if sh == nil {
 		return nil
+	}
+	for _, other := range s.hidden.points {
+		if other != b && other.point == b.point {
+			return nil
+		}
 	}
 	err := s.hidden.live.Clear(sh.page, b.point)
 	for _, other := range s.hidden.points {

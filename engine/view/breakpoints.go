@@ -38,11 +38,17 @@ type Breakpoints struct {
 	mu      sync.Mutex
 	scratch []byte
 
-	// Of the ring thread.
+	// Of the ring thread. What is read of an instruction is kept here, so that
+	// reading it needs no heap.
 	vcpus []vcpu
+	insn  [maxInsn]byte
 
-	returned, reads, writes, concealed, failed atomic.Uint64
+	emulated, returned, reads, writes, concealed, failed atomic.Uint64
 }
+
+// maxInsn is how much is read at a breakpoint: more than the longest instruction,
+// and as much as Xen takes to emulate.
+const maxInsn = 16
 
 // table is what the ring thread looks up. It is replaced as a whole.
 type table struct {
@@ -65,6 +71,9 @@ type vcpu struct {
 
 // Counters say what became of events that have to do with shadow pages.
 type Counters struct {
+	// Emulated counts the hits at which Xen's emulator carried the instruction
+	// out; at the others the processor did, in a step.
+	Emulated uint64
 	// Returned counts breakpoints of the guest's own, Reads and Writes accesses
 	// to pages that have a shadow, Concealed accesses to shadow pages themselves.
 	Returned, Reads, Writes, Concealed uint64
@@ -86,6 +95,7 @@ func New(running, stepping uint16, vcpus int, mem guest.Memory, giveIt Returner)
 // Counters returns the counters of this moment.
 func (b *Breakpoints) Counters() Counters {
 	return Counters{
+		Emulated: b.emulated.Load(),
 		Returned: b.returned.Load(), Reads: b.reads.Load(), Writes: b.writes.Load(),
 		Concealed: b.concealed.Load(), Failed: b.failed.Load(),
 	}
@@ -168,22 +178,30 @@ func (b *Breakpoints) stopped(ev *vmevent.Event) vmevent.Verdict {
 	if pt == nil || ev.View != b.running {
 		return b.giveBack(ev, at)
 	}
-	var insn [2]byte
-	n := min(len(insn), x86.PageSize-int(at.Offset()))
-	if b.mem.ReadPhys(at, insn[:n]) != nil {
-		insn[0] = 0 // the step will show
-	}
-	b.hit(ev, pt, &insn)
-	if insn[0] == int3 {
+	b.read(at)
+	b.hit(ev, pt)
+	if b.insn[0] == int3 {
 		// The guest has a breakpoint of its own at the same place.
 		return b.giveBack(ev, at)
+	}
+	if n := min(maxInsn, x86.PageSize-int(at.Offset())); emulable(b.insn[:n]) {
+		b.emulated.Add(1)
+		ev.Insn = b.insn
+		return vmevent.EmulateInsn
 	}
 	return b.step(ev, b.stepping)
 }
 
+// read reads the guest's own instruction at a place, as far as its page goes.
+func (b *Breakpoints) read(at x86.PhysAddr) bool {
+	b.insn = [maxInsn]byte{}
+	n := min(maxInsn, x86.PageSize-int(at.Offset()))
+	return b.mem.ReadPhys(at, b.insn[:n]) == nil
+}
+
 // hit counts, but for a turn of a repeated instruction that is not its first: the
 // processor ends a step after each.
-func (b *Breakpoints) hit(ev *vmevent.Event, pt *Point, insn *[2]byte) {
+func (b *Breakpoints) hit(ev *vmevent.Event, pt *Point) {
 	if int(ev.VCPU) >= len(b.vcpus) {
 		pt.Hits.Add(1)
 		return
@@ -193,17 +211,16 @@ func (b *Breakpoints) hit(ev *vmevent.Event, pt *Point, insn *[2]byte) {
 	if !again {
 		pt.Hits.Add(1)
 	}
-	if r.point = nil; repeats(insn) {
+	if r.point = nil; repeats(b.insn[0], b.insn[1]) {
 		r.point, r.rcx, r.rsp, r.cr3 = pt, ev.Regs.RCX, ev.Regs.RSP, ev.Regs.CR3
 	}
 }
 
 // repeats says whether an instruction has a prefix that may repeat it.
-func repeats(insn *[2]byte) bool {
+func repeats(first, second byte) bool {
 	const repne, rep, operandSize = 0xf2, 0xf3, 0x66
-	first := insn[0]
 	if first == operandSize {
-		first = insn[1]
+		first = second
 	}
 	return first == rep || first == repne
 }
@@ -212,8 +229,7 @@ func repeats(insn *[2]byte) bool {
 // none, it is one of ours that has been taken away meanwhile, or the guest's own
 // that it has taken away itself: the instruction that is there now is executed.
 func (b *Breakpoints) giveBack(ev *vmevent.Event, at x86.PhysAddr) vmevent.Verdict {
-	var insn [1]byte
-	if err := b.mem.ReadPhys(at, insn[:]); err == nil && insn[0] != int3 {
+	if b.read(at) && b.insn[0] != int3 {
 		return vmevent.Continue
 	}
 	if err := b.giveIt(ev.VCPU, ev.Stop.InsnLen); err != nil {

@@ -1,0 +1,546 @@
+package scenario
+
+import (
+	"bytes"
+	"fmt"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/xen-hvi/hvi/control"
+	"github.com/xen-hvi/hvi/engine/x86"
+	"github.com/xen-hvi/hvi/engine/xen"
+)
+
+func init() {
+	Register(Scenario{
+		Name:     "breakpoints",
+		Brief:    "Hidden breakpoints on a hot function: no hit is missed, the guest sees none of it, nothing is left",
+		Emulator: Bochs,
+		Timeout:  40 * time.Minute,
+		Run:      func(t *T) error { return hiddenBreakpoints(t, 10_000) },
+	})
+	Register(Scenario{
+		Name:     "breakpoints-quick",
+		Brief:    "The same with a tenth of the hits",
+		Emulator: Bochs,
+		Timeout:  20 * time.Minute,
+		Run:      func(t *T) error { return hiddenBreakpoints(t, 1_000) },
+	})
+}
+
+// hot is a function that every opening of a file and every exec comes to.
+const hot = "do_filp_open"
+
+// observer is the module that looks at its own kernel, testdata/attack/observe.c.
+const observer = "/sys/module/observe/parameters/"
+
+// observe loads the observer.
+func (g *Guest) observe(args string) error {
+	_, err := g.Run("insmod /lib/observe.ko " + args + " && echo loaded")
+	return err
+}
+
+// counted reads a number that the observer knows.
+func (g *Guest) counted(name string) (uint64, error) {
+	out, err := g.Run("cat " + observer + name)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseUint(out, 10, 64)
+}
+
+// sums returns the observer's checksums of a page of code.
+func (g *Guest) sums() (string, error) { return g.Run("cat " + observer + "sum") }
+
+// opens has the guest open files: by fork and exec, and within one process.
+func (g *Guest) opens(forks, others int) error {
+	out, err := g.Run(fmt.Sprintf("i=0; while [ $i -lt %d ]; do /bin/busybox true; i=$((i+1)); done; j=0; while [ $j -lt %d ]; do : </proc/uptime; j=$((j+1)); done; echo $i $j", forks, others))
+	if want := fmt.Sprintf("%d %d", forks, others); err == nil && out != want {
+		err = fmt.Errorf("the guest says %q of its work, want %q", out, want)
+	}
+	return err
+}
+
+// breakpoint is what hvid says of one.
+func (g *Guest) breakpoint(symbol string) (b control.Breakpoint, st control.DomainStatus, err error) {
+	if st, err = g.Status(); err != nil {
+		return b, st, err
+	}
+	for _, b := range st.Breakpoints {
+		if b.Symbol == symbol {
+			return b, st, nil
+		}
+	}
+	return b, st, fmt.Errorf("hvid knows no breakpoint at %s: %+v", symbol, st.Breakpoints)
+}
+
+// bothCount has the guest work and returns how often hvid and the guest's own
+// probe have seen it come to a place meanwhile.
+func (g *Guest) bothCount(symbol string, work func() error) (ours, theirs uint64, err error) {
+	read := func() (uint64, uint64, error) {
+		// Its own reading opens files, as often each time.
+		n, err := g.counted("hits")
+		if err != nil {
+			return 0, 0, err
+		}
+		b, _, err := g.breakpoint(symbol)
+		return b.Hits, n, err
+	}
+	ours0, theirs0, err := read()
+	if err != nil {
+		return 0, 0, err
+	}
+	if err := work(); err != nil {
+		return 0, 0, err
+	}
+	ours, theirs, err = read()
+	return ours - ours0, theirs - theirs0, err
+}
+
+func (t *T) breakpoint(verb string, g *Guest, symbol string) error {
+	_, err := t.Exec("hvictl", "breakpoint", verb, g.Name, symbol)
+	return err
+}
+
+func hiddenBreakpoints(t *T, hits int) error {
+	hvid, err := t.StartHVID()
+	if err != nil {
+		return err
+	}
+	g, st, err := t.protectedGuest(enforce, control.StateProtecting)
+	if err != nil {
+		return err
+	}
+	h, err := xen.Open()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	if err := g.checkViews(st); err != nil {
+		return err
+	}
+	info, err := h.Domain(xen.DomID(g.ID))
+	if err != nil {
+		return err
+	}
+	if err := g.observe("symbol=" + hot); err != nil {
+		return err
+	}
+	clean, err := g.sums()
+	if err != nil {
+		return err
+	}
+
+	// Set.
+	if err := t.breakpoint("set", g, hot); err != nil {
+		return err
+	}
+	shadow, err := g.checkHidden(h)
+	if err != nil {
+		return err
+	}
+	before, err := g.Status()
+	if err != nil {
+		return err
+	}
+	sums, err := g.sums()
+	if err != nil {
+		return err
+	}
+	after, err := g.Status()
+	if err != nil {
+		return err
+	}
+	f := strings.Fields(sums)
+	t.Check(sums == clean && len(f) == 2 && f[0] == f[1], "a module of the guest's that sums the code up finds nothing in it: %q, before %q", sums, clean)
+	reads := after.Counters.ShadowReads - before.Counters.ShadowReads
+	t.Check(reads >= 2*x86.PageSize, "though each of its reads was seen: %d", reads)
+
+	// Hit.
+	ours, theirs, err := g.bothCount(hot, func() error { return g.opens(hits/20, hits) })
+	if err != nil {
+		return err
+	}
+	t.Fact("hits", ours)
+	t.Fact("misses", int64(theirs)-int64(ours))
+	t.Check(theirs > uint64(hits) && ours == theirs, "no hit is missed: the guest's own probe counted %d, hvid %d", theirs, ours)
+
+	for _, part := range []func(*Guest) error{
+		(*Guest).ownBreakpoint, func(g *Guest) error { return g.repeated(h) }, (*Guest).attackedBeside,
+		func(g *Guest) error { return g.looksForShadow(shadow) },
+		(*Guest).breakpointCosts,
+	} {
+		if err := part(g); err != nil {
+			return err
+		}
+	}
+
+	// Cleared.
+	if err := t.breakpoint("clear", g, hot); err != nil {
+		return err
+	}
+	if st, err = g.Status(); err != nil {
+		return err
+	}
+	n, err := g.restrictedIn(st)
+	if err != nil {
+		return err
+	}
+	t.Check(len(st.Breakpoints) == 0 && n.inHost == 0 && n.inView == n.frames && n.frames > 0,
+		"cleared, Xen restricts each page as before: %d of %d, %d in the host's view", n.inView, n.frames, n.inHost)
+	sums, err = g.sums()
+	if err != nil {
+		return err
+	}
+	t.Check(sums == clean, "and the guest's code is the same: %q", sums)
+
+	// Detached, and killed: with breakpoints set.
+	if err := t.breakpoint("set", g, hot); err != nil {
+		return err
+	}
+	if _, err := t.Exec("hvictl", "detach", g.Name); err != nil {
+		return err
+	}
+	if err := g.noShadowLeft(h, info, shadow); err != nil {
+		return err
+	}
+	if _, err := t.Exec("hvictl", "attach", g.Name); err != nil {
+		return err
+	}
+	if _, err := g.WaitState(protectLimit, control.StateProtecting); err != nil {
+		return err
+	}
+	if err := t.breakpoint("set", g, hot); err != nil {
+		return err
+	}
+	if err := g.Load(true); err != nil {
+		return err
+	}
+	if err := hvid.Signal(syscall.SIGKILL); err != nil {
+		return err
+	}
+	if _, err := t.StartHVID(); err != nil {
+		return err
+	}
+	if _, err := g.WaitState(protectLimit, control.StateProtecting, control.StateUnprotected, control.StateDetached); err != nil {
+		return err
+	}
+	if err := g.opens(2, 20); err != nil {
+		return err
+	}
+	t.Check(true, "a guest whose hvid was killed with a breakpoint set goes on")
+	if st, err = g.Status(); err != nil {
+		return err
+	}
+	if st.State == control.StateProtecting {
+		if _, err := t.Exec("hvictl", "detach", g.Name); err != nil {
+			return err
+		}
+	}
+	if err := g.noShadowLeft(h, info, shadow); err != nil {
+		return err
+	}
+	return g.Shutdown()
+}
+
+// checkHidden checks, through Xen, where the frame of the breakpoint leads.
+func (g *Guest) checkHidden(h *xen.Host) (control.ShadowPage, error) {
+	t, dom := g.t, xen.DomID(g.ID)
+	b, st, err := g.breakpoint(hot)
+	if err != nil {
+		return control.ShadowPage{}, err
+	}
+	if len(st.Views) != 3 || len(st.Views[1].Shadows) != 1 {
+		return control.ShadowPage{}, fmt.Errorf("views %+v", st.Views)
+	}
+	s := st.Views[1].Shadows[0]
+	want := []xen.Access{xen.AccessRWX, xen.AccessX, xen.AccessRX}
+	for i, v := range st.Views {
+		a, err := h.MemAccess(dom, s.Frame)
+		if i > 0 {
+			a, err = h.ViewAccess(dom, v.ID, s.Frame)
+		}
+		if err != nil {
+			return s, err
+		}
+		t.Check(a == want[i], "view %d permits %s of the page with the breakpoint: %s", v.ID, want[i], a)
+	}
+	a, err := h.MemAccess(dom, s.Shadow)
+	if err != nil {
+		return s, err
+	}
+	t.Check(a == xen.AccessN, "and nothing of the copy where it lies: %s", a)
+	pages, err := h.MapForeign(dom, []x86.GFN{s.Frame, s.Shadow}, false)
+	if err != nil {
+		return s, err
+	}
+	defer pages.Close()
+	own, err := pages.Page(0)
+	if err != nil {
+		return s, err
+	}
+	ours, err := pages.Page(1)
+	if err != nil {
+		return s, err
+	}
+	differ := 0
+	for i := range own {
+		if own[i] != ours[i] {
+			differ++
+		}
+	}
+	off := b.Address.Offset()
+	t.Check(differ == 1 && ours[off] == 0xcc && own[off] != 0xcc, "the copy differs in the breakpoint alone: %d bytes, %#x in it", differ, ours[off])
+	return s, nil
+}
+
+// ownBreakpoint has the guest set a breakpoint of its own, and hvid one at the
+// very same place.
+func (g *Guest) ownBreakpoint() error {
+	t := g.t
+	if _, err := g.Run("rmmod observe; echo 0 >/proc/sys/debug/kprobes-optimization; echo off"); err != nil {
+		return err
+	}
+	if err := g.observe("own=1 symbol=" + hot); err != nil {
+		return err
+	}
+	at, err := g.counted("offset")
+	if err != nil {
+		return err
+	}
+	place := fmt.Sprintf("%s+%d", hot, at)
+	const opens = 50
+	before, err := g.Status()
+	if err != nil {
+		return err
+	}
+	ours, theirs, err := g.bothCount(hot, func() error { return g.opens(1, opens) })
+	if err != nil {
+		return err
+	}
+	after, err := g.Status()
+	if err != nil {
+		return err
+	}
+	given := after.Counters.GuestBreakpoints - before.Counters.GuestBreakpoints
+	t.Check(at > 0 && theirs > opens && ours == theirs && given >= theirs, "the guest's own breakpoint at %s, beside hvid's, is the guest's: it counted %d, hvid %d, %d given back", place, theirs, ours, given)
+	if err := t.breakpoint("set", g, place); err != nil {
+		return err
+	}
+	if ours, theirs, err = g.bothCount(place, func() error { return g.opens(1, opens) }); err != nil {
+		return err
+	}
+	t.Check(theirs > opens && ours == theirs, "and at the same place both count: the guest %d, hvid %d", theirs, ours)
+	if _, err := g.Run("rmmod observe; echo gone"); err != nil {
+		return err
+	}
+	// The guest's is gone, hvid's is not.
+	b0, _, err := g.breakpoint(place)
+	if err != nil {
+		return err
+	}
+	if err := g.opens(1, opens); err != nil {
+		return err
+	}
+	b1, _, err := g.breakpoint(place)
+	if err != nil {
+		return err
+	}
+	t.Check(b1.Hits-b0.Hits > opens, "without the guest's, hvid's still counts: %d", b1.Hits-b0.Hits)
+	if err := t.breakpoint("clear", g, place); err != nil {
+		return err
+	}
+	return g.observe("symbol=" + hot)
+}
+
+// repeated sets a breakpoint at a repeated string instruction, and one at the
+// entry of its function.
+func (g *Guest) repeated(h *xen.Host) error {
+	const function, copies = "copy_page", 3
+	t := g.t
+	at, err := g.findInFunction(h, function, []byte{0xf3, 0x48, 0xa5}) // rep movsq
+	if err != nil {
+		return err
+	}
+	place := fmt.Sprintf("%s+%d", function, at)
+	for _, p := range []string{function, place} {
+		if err := t.breakpoint("set", g, p); err != nil {
+			return err
+		}
+	}
+	out, err := g.Run(fmt.Sprintf("dmesg -c >/dev/null; echo %d >%scopies; dmesg | grep hvi-observe", copies, observer))
+	if err != nil {
+		return err
+	}
+	entry, st, err := g.breakpoint(function)
+	if err != nil {
+		return err
+	}
+	rep, _, err := g.breakpoint(place)
+	if err != nil {
+		return err
+	}
+	for _, s := range st.Breakpoints {
+		if s.Symbol != hot {
+			if err := t.breakpoint("clear", g, s.Symbol); err != nil {
+				return err
+			}
+		}
+	}
+	t.Check(strings.Contains(out, "copied") && !strings.Contains(out, "differs"), "pages are copied right through a breakpoint at %s: %q", place, out)
+	t.Check(rep.Hits >= copies && rep.Hits == entry.Hits, "and its 512 turns are one hit: %d, of %d calls", rep.Hits, entry.Hits)
+	return nil
+}
+
+// findInFunction returns the offset of an instruction's bytes in the first 64 of a
+// function of the guest's kernel.
+func (g *Guest) findInFunction(h *xen.Host, symbol string, insn []byte) (int, error) {
+	out, err := g.Run("grep -m 1 -w " + symbol + " /proc/kallsyms")
+	if err != nil {
+		return 0, err
+	}
+	word, _, _ := strings.Cut(out, " ")
+	va, err := strconv.ParseUint(word, 16, 64)
+	if err != nil {
+		return 0, fmt.Errorf("%s is not in the guest's kernel: %q", symbol, out)
+	}
+	st, err := g.Status()
+	if err != nil {
+		return 0, err
+	}
+	// The kernel's code lies in a row from its base on, and is guarded so.
+	off := va - uint64(st.GuestKernel.Base)
+	first := st.Views[1].Restricted[0].First + x86.GFN(off>>x86.PageShift)
+	pages, err := h.MapForeign(xen.DomID(g.ID), []x86.GFN{first, first + 1}, false)
+	if err != nil {
+		return 0, err
+	}
+	defer pages.Close()
+	var code []byte
+	for i := range 2 {
+		page, err := pages.Page(i)
+		if err != nil {
+			return 0, err
+		}
+		code = append(code, page...)
+	}
+	code = code[off&x86.PageMask:][:64]
+	i := bytes.Index(code, insn)
+	if i < 0 {
+		return 0, fmt.Errorf("%s does not have % x in % x", symbol, insn, code)
+	}
+	return i, nil
+}
+
+// attackedBeside checks that a page with a breakpoint is guarded as any other.
+func (g *Guest) attackedBeside() error {
+	before, _, err := g.breakpoint(hot)
+	if err != nil {
+		return err
+	}
+	v, err := g.Attack(Attack{Mode: "text", Symbol: hot})
+	if err != nil {
+		return err
+	}
+	g.t.Check(!v.Written && v.After == v.Before, "an attack on the very page of the breakpoint is blocked: tried %#x, after %#x", v.Tried, v.After)
+	if err := g.opens(1, 10); err != nil {
+		return err
+	}
+	after, _, err := g.breakpoint(hot)
+	if err != nil {
+		return err
+	}
+	g.t.Check(after.Hits > before.Hits+10, "and the breakpoint still stands: %d hits more", after.Hits-before.Hits)
+	return nil
+}
+
+// looksForShadow has the guest read and write the place of hvi's copy.
+func (g *Guest) looksForShadow(s control.ShadowPage) error {
+	before, _, err := g.breakpoint(hot)
+	if err != nil {
+		return err
+	}
+	out, err := g.Run(fmt.Sprintf("dmesg -c >/dev/null; echo %#x >%speek; dmesg | grep hvi-observe", uint64(s.Shadow.Addr()), observer))
+	if err != nil {
+		return err
+	}
+	g.t.Check(strings.Contains(out, ": ffffffffffffffff, then ffffffffffffffff"), "where hvi's copy lies the guest finds no memory: %q", out)
+	if err := g.opens(1, 10); err != nil {
+		return err
+	}
+	after, st, err := g.breakpoint(hot)
+	if err != nil {
+		return err
+	}
+	g.t.Check(st.Counters.Concealed == 3 && after.Hits > before.Hits+10, "its write changed nothing: %d accesses concealed, %d hits more", st.Counters.Concealed, after.Hits-before.Hits)
+	return nil
+}
+
+// breakpointCost measures what a hit costs by the emulated clock, which counts
+// instructions: of Xen, the control domain and hvid together.
+func (g *Guest) breakpointCost(fact string) error {
+	const opens = 500
+	t := g.t
+	timed := func() (time.Duration, error) {
+		start := time.Now()
+		err := g.opens(0, opens)
+		return time.Since(start), err
+	}
+	if _, err := timed(); err != nil {
+		return err
+	}
+	with, err := timed()
+	if err != nil {
+		return err
+	}
+	if err := t.breakpoint("clear", g, hot); err != nil {
+		return err
+	}
+	without, err := timed()
+	if err != nil {
+		return err
+	}
+	per := (with - without).Seconds() * instructionsPerSecond / opens
+	t.Fact(fact, int(per))
+	t.Check(per > 0, "a hit costs %.0f instructions", per)
+	return t.breakpoint("set", g, hot)
+}
+
+// breakpointCosts measures a hit of the call that ftrace has put at the function's
+// entry for the guest's probe, which the processor steps over, and one of what is
+// there without, which Xen emulates.
+func (g *Guest) breakpointCosts() error {
+	if err := g.breakpointCost("instructions_per_hit.stepped"); err != nil {
+		return err
+	}
+	if _, err := g.Run("rmmod observe; echo gone"); err != nil {
+		return err
+	}
+	if err := g.breakpointCost("instructions_per_hit.emulated"); err != nil {
+		return err
+	}
+	return g.observe("symbol=" + hot)
+}
+
+// noShadowLeft checks that nothing of breakpoints is left of a domain.
+func (g *Guest) noShadowLeft(h *xen.Host, was xen.DomainInfo, s control.ShadowPage) error {
+	t := g.t
+	left, err := t.leftovers(g.ID)
+	if err != nil {
+		return err
+	}
+	t.Check(left.restricted == 0 && left.frames > 0 && !left.views && left.steps == 0 && !left.paused,
+		"detached with a breakpoint set, none of its pages is restricted, no view is left, no step, no pause: %d of %d, %v, %d, %v", left.restricted, left.frames, left.views, left.steps, left.paused)
+	now, err := h.Domain(xen.DomID(g.ID))
+	if err != nil {
+		return err
+	}
+	kind, err := h.PageFrameType(xen.DomID(g.ID), s.Shadow)
+	if err != nil {
+		return err
+	}
+	t.Check(now.MaxPages == was.MaxPages && !kind.Present(), "and no page of hvi's: limit %d pages, was %d; a page at %s: %v", now.MaxPages, was.MaxPages, s.Shadow, kind.Present())
+	return nil
+}

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * A guest's kernel that looks at itself: for what was put into its code, and how
+ * often that code is come to.
+ *
+ *	symbol=NAME	the function in question
+ *	own=1		with a probe that is a breakpoint, at an instruction in it;
+ *			else the probe is at its entry, by way of ftrace where the
+ *			kernel can
+ *
+ * To be read in /sys/module/observe/parameters:
+ *
+ *	hits		how often the probe was come to
+ *	offset		where it is in the function
+ *	sum		a checksum of the page of code that the probe is in, as read
+ *			through the text mapping and through the direct mapping
+ *
+ * and written, with the outcome in the log as "hvi-observe: ...":
+ *
+ *	copies=N	copy a page N times with copy_page
+ *	peek=ADDRESS	read, write and read 8 bytes of physical memory
+ */
+#include <linux/io.h>
+#include <linux/mm.h>
+
+#include "kernel.h"
+
+static char *symbol = "do_filp_open";
+module_param(symbol, charp, 0);
+static bool own;
+module_param(own, bool, 0);
+
+static struct kprobe probe;
+static unsigned long hits; /* of a guest with one CPU, or approximately */
+
+static int count(struct kprobe *p, struct pt_regs *regs)
+{
+	WRITE_ONCE(hits, READ_ONCE(hits) + 1);
+	return 0;
+}
+
+static int get_hits(char *buf, const struct kernel_param *kp)
+{
+	return sprintf(buf, "%lu\n", READ_ONCE(hits));
+}
+
+static int get_offset(char *buf, const struct kernel_param *kp)
+{
+	return sprintf(buf, "%u\n", probe.offset);
+}
+
+/* FNV-1a */
+static u64 sum_of(const u8 *p, unsigned long n)
+{
+	u64 h = 0xcbf29ce484222325ULL;
+
+	while (n--)
+		h = (h ^ READ_ONCE(*p++)) * 0x100000001b3ULL;
+	return h;
+}
+
+static int get_sum(char *buf, const struct kernel_param *kp)
+{
+	unsigned long page = (unsigned long)probe.addr & PAGE_MASK;
+
+	return sprintf(buf, "%llx %llx\n", sum_of((u8 *)page, PAGE_SIZE),
+		       sum_of(__va(__pa_symbol(page)), PAGE_SIZE));
+}
+
+static int set_copies(const char *val, const struct kernel_param *kp)
+{
+	unsigned long from, to, n;
+	int err = kstrtoul(val, 0, &n);
+
+	if (err)
+		return err;
+	from = __get_free_page(GFP_KERNEL);
+	to = __get_free_page(GFP_KERNEL);
+	if (from && to) {
+		memset((void *)from, 0xa5, PAGE_SIZE);
+		while (n--) {
+			memset((void *)to, 0, PAGE_SIZE);
+			copy_page((void *)to, (void *)from);
+			if (memcmp((void *)to, (void *)from, PAGE_SIZE))
+				pr_info("hvi-observe: a copy differs\n");
+		}
+		pr_info("hvi-observe: copied\n");
+	}
+	free_page(from);
+	free_page(to);
+	return 0;
+}
+
+static int set_peek(const char *val, const struct kernel_param *kp)
+{
+	unsigned long long at;
+	u64 __iomem *p;
+	u64 first;
+	int err = kstrtoull(val, 0, &at);
+
+	if (err)
+		return err;
+	p = ioremap(at, PAGE_SIZE);
+	if (!p)
+		return -ENOMEM;
+	first = readq(p);
+	writeq(0, p);
+	pr_info("hvi-observe: at %llx: %llx, then %llx\n", at, first, readq(p));
+	iounmap(p);
+	return 0;
+}
+
+static const struct kernel_param_ops hits_ops = { .get = get_hits };
+static const struct kernel_param_ops offset_ops = { .get = get_offset };
+static const struct kernel_param_ops sum_ops = { .get = get_sum };
+static const struct kernel_param_ops copies_ops = { .set = set_copies };
+static const struct kernel_param_ops peek_ops = { .set = set_peek };
+
+module_param_cb(hits, &hits_ops, NULL, 0400);
+module_param_cb(offset, &offset_ops, NULL, 0400);
+module_param_cb(sum, &sum_ops, NULL, 0400);
+module_param_cb(copies, &copies_ops, NULL, 0200);
+module_param_cb(peek, &peek_ops, NULL, 0200);
+
+static int __init observe_init(void)
+{
+	unsigned int offset = own ? 8 : 0, last = own ? 64 : 0;
+	int err;
+
+	/* An address that is not an instruction's is refused. */
+	do {
+		memset(&probe, 0, sizeof(probe));
+		probe.symbol_name = symbol;
+		probe.offset = offset;
+		probe.pre_handler = count;
+		err = register_kprobe(&probe);
+	} while (err && ++offset <= last);
+	return err;
+}
+module_init(observe_init);
+
+static void __exit observe_exit(void)
+{
+	unregister_kprobe(&probe);
+}
+module_exit(observe_exit);
+
+MODULE_LICENSE("GPL");
