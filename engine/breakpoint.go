@@ -234,14 +234,14 @@ func (s *Session) openBreakpoints() error {
 			return err
 		}
 	}
-	stop := ledger.MonitorOp{Event: abi.MonitorEventSoftwareBreakpoint}
-	if err := s.ledger.Monitor(stop); err != nil && !errors.Is(err, xen.ErrNotSupported) {
-		return err
-	}
 	for _, sh := range h.shadows {
 		if err := s.ledger.Restrict(xen.AccessN, sh.frame, 1); err != nil {
 			return err
 		}
+	}
+	// Last, since it cannot be asked for twice.
+	if err := s.ledger.Monitor(ledger.MonitorOp{Event: abi.MonitorEventSoftwareBreakpoint}); err != nil {
+		return err
 	}
 	h.running = running.ID
 	h.live = view.New(h.running, h.stepping, s.info.VCPUs, s.memory, s.ledger.ReturnBreakpoint)

@@ -200,10 +200,19 @@ func hiddenBreakpoints(t *T, hits int) error {
 	if err := t.breakpoint("set", g, hot); err != nil {
 		return err
 	}
+	if err := g.shadowsRunOut(); err != nil {
+		return err
+	}
 	if _, err := t.Exec("hvictl", "detach", g.Name); err != nil {
 		return err
 	}
 	if err := g.noShadowLeft(h, info, shadow); err != nil {
+		return err
+	}
+	if err := g.viewsRunOut(); err != nil {
+		return err
+	}
+	if _, err := t.Exec("hvictl", "detach", g.Name); err != nil {
 		return err
 	}
 	if _, err := t.Exec("hvictl", "attach", g.Name); err != nil {
@@ -543,4 +552,56 @@ func (g *Guest) noShadowLeft(h *xen.Host, was xen.DomainInfo, s control.ShadowPa
 	}
 	t.Check(now.MaxPages == was.MaxPages && !kind.Present(), "and no page of hvi's: limit %d pages, was %d; a page at %s: %v", now.MaxPages, was.MaxPages, s.Shadow, kind.Present())
 	return nil
+}
+
+// shadowsRunOut sets breakpoints in more pages than can have a shadow.
+func (g *Guest) shadowsRunOut() error {
+	const most = 64
+	t := g.t
+	// The first function of each page, in pages of which few are ever come to.
+	out, err := g.Run(fmt.Sprintf(`grep -i ' t [a-z]' /proc/kallsyms | grep -v '\[' | cut -c 1-13,20- | sort -u -k 1,1 | head -n %d | cut -d ' ' -f 3 | sort | uniq -u`, 4*most))
+	if err != nil {
+		return err
+	}
+	set := 1 // there is one already
+	for _, symbol := range strings.Fields(out) {
+		r, err := t.Exec("hvictl", "breakpoint", "set", g.Name, symbol)
+		switch {
+		case err == nil:
+			set++
+			continue
+		case strings.Contains(r.Stderr, "have a shadow already"):
+			t.Check(set == most, "%d pages have a shadow, and the next is refused: %s", set, strings.TrimSpace(r.Stderr))
+			return g.opens(2, 20)
+		case !strings.Contains(r.Stderr, "no symbol") && !strings.Contains(r.Stderr, "not in the kernel"):
+			return fmt.Errorf("breakpoint at %s: %w: %s", symbol, err, r.Stderr)
+		}
+	}
+	return fmt.Errorf("%d breakpoints were set, and none refused", set)
+}
+
+// viewsRunOut has somebody else take all views that Xen can make.
+func (g *Guest) viewsRunOut() error {
+	t := g.t
+	if _, err := t.Exec("hvictl", "attach", g.Name); err != nil {
+		return err
+	}
+	if _, err := g.WaitState(protectLimit, control.StateProtecting); err != nil {
+		return err
+	}
+	n, err := t.takeViews(g.ID)
+	if err != nil {
+		return err
+	}
+	r, err := t.Exec("hvictl", "breakpoint", "set", g.Name, hot)
+	st, statusErr := g.Status()
+	if statusErr != nil {
+		return statusErr
+	}
+	t.Check(err != nil && n > 0 && st.State == control.StateProtecting && len(st.Breakpoints) == 0,
+		"with %d views taken by others there is none for breakpoints, which is said, and protection goes on: %s, %s", n, strings.TrimSpace(r.Stderr), st.State)
+	if err := g.attackIsBlocked("text"); err != nil {
+		return err
+	}
+	return g.opens(2, 20)
 }

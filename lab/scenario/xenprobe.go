@@ -250,3 +250,22 @@ func placeRing(h *xen.Host, l *ledger.Ledger, dom xen.DomID) (*xen.RingMapping, 
 	}
 	return h.MapRing(dom, gfn)
 }
+
+// takeViews makes views of a domain until Xen can have no more, and returns how
+// many those were. They go with the domain's others.
+func (t *T) takeViews(id int) (n int, err error) {
+	const most = 1024
+	h, err := xen.Open()
+	if err != nil {
+		return 0, err
+	}
+	defer h.Close()
+	m := mutate.New(h)
+	for ; n < most; n++ {
+		if _, err := m.CreateView(xen.DomID(id)); err != nil {
+			t.Logf("after %d views: %v", n, err)
+			return n, nil
+		}
+	}
+	return n, fmt.Errorf("%d views were made, and there was no end of them", n)
+}
