@@ -3,10 +3,13 @@ package scenario
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/arch/x86/x86asm"
 
 	"github.com/xen-hvi/hvi/control"
 	"github.com/xen-hvi/hvi/engine/x86"
@@ -168,7 +171,9 @@ func hiddenBreakpoints(t *T, hits int) error {
 	t.Check(theirs > uint64(hits) && ours == theirs, "no hit is missed: the guest's own probe counted %d, hvid %d", theirs, ours)
 
 	for _, part := range []func(*Guest) error{
-		(*Guest).ownBreakpoint, func(g *Guest) error { return g.repeated(h) }, (*Guest).attackedBeside,
+		(*Guest).ownBreakpoint, func(g *Guest) error { return g.repeated(h) },
+		func(g *Guest) error { return g.acrossPages(h) }, func(g *Guest) error { return g.shadowed(h) },
+		(*Guest).attackedBeside,
 		func(g *Guest) error { return g.looksForShadow(shadow) },
 		(*Guest).breakpointCosts,
 	} {
@@ -368,11 +373,10 @@ func (g *Guest) ownBreakpoint() error {
 func (g *Guest) repeated(h *xen.Host) error {
 	const function, copies = "copy_page", 3
 	t := g.t
-	at, err := g.findInFunction(h, function, []byte{0xf3, 0x48, 0xa5}) // rep movsq
+	place, err := g.findIn(h, []byte{0xf3, 0x48, 0xa5}, function) // rep movsq
 	if err != nil {
 		return err
 	}
-	place := fmt.Sprintf("%s+%d", function, at)
 	if err := t.breakpoint("set", g, place); err != nil {
 		return err
 	}
@@ -394,44 +398,173 @@ func (g *Guest) repeated(h *xen.Host) error {
 	return t.breakpoint("clear", g, place)
 }
 
-// findInFunction returns the offset of an instruction's bytes in the first 64 of a
-// function of the guest's kernel.
-func (g *Guest) findInFunction(h *xen.Host, symbol string, insn []byte) (int, error) {
-	out, err := g.Run("grep -m 1 -w " + symbol + " /proc/kallsyms")
+// function is one of the guest's kernel, with its code.
+type function struct {
+	name string
+	va   x86.VirtAddr
+	code []byte
+}
+
+// functions reads the beginning, n bytes, of those of the named functions that the
+// guest's kernel has.
+func (g *Guest) functions(h *xen.Host, n int, names ...string) (fs []function, err error) {
+	out, err := g.Run("grep -w -E '(" + strings.Join(names, "|") + ")$' /proc/kallsyms")
 	if err != nil {
-		return 0, err
-	}
-	word, _, _ := strings.Cut(out, " ")
-	va, err := strconv.ParseUint(word, 16, 64)
-	if err != nil {
-		return 0, fmt.Errorf("%s is not in the guest's kernel: %q", symbol, out)
+		return nil, err
 	}
 	st, err := g.Status()
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	// The kernel's code lies in a row from its base on, and is guarded so.
-	off := va - uint64(st.GuestKernel.Base)
-	first := st.Views[1].Restricted[0].First + x86.GFN(off>>x86.PageShift)
-	pages, err := h.MapForeign(xen.DomID(g.ID), []x86.GFN{first, first + 1}, false)
+	for line := range strings.Lines(out) {
+		words := strings.Fields(line)
+		if len(words) != 3 || !slices.Contains(names, words[2]) {
+			continue
+		}
+		va, err := strconv.ParseUint(words[0], 16, 64)
+		if err != nil {
+			return nil, err
+		}
+		// The kernel's code lies in a row from its base on, and is guarded so.
+		off := va - uint64(st.GuestKernel.Base)
+		text := st.Views[1].Restricted[0]
+		var gfns []x86.GFN
+		for p := off >> x86.PageShift; p <= (off+uint64(n))>>x86.PageShift && p < text.Count; p++ {
+			gfns = append(gfns, text.First+x86.GFN(p))
+		}
+		code, err := codeOf(h, xen.DomID(g.ID), gfns)
+		if err != nil {
+			return nil, err
+		}
+		code = code[off&x86.PageMask:]
+		fs = append(fs, function{words[2], x86.VirtAddr(va), code[:min(n, len(code))]})
+	}
+	return fs, nil
+}
+
+func codeOf(h *xen.Host, dom xen.DomID, gfns []x86.GFN) (b []byte, err error) {
+	pages, err := h.MapForeign(dom, gfns, false)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	defer pages.Close()
-	var code []byte
-	for i := range 2 {
+	for i := range gfns {
 		page, err := pages.Page(i)
 		if err != nil {
-			return 0, err
+			return nil, err
 		}
-		code = append(code, page...)
+		b = append(b, page...)
 	}
-	code = code[off&x86.PageMask:][:64]
-	i := bytes.Index(code, insn)
-	if i < 0 {
-		return 0, fmt.Errorf("%s does not have % x in % x", symbol, insn, code)
+	return b, nil
+}
+
+// findIn returns a place, SYMBOL+OFFSET, where one of the functions has these bytes
+// among its first.
+func (g *Guest) findIn(h *xen.Host, insn []byte, names ...string) (place string, err error) {
+	fs, err := g.functions(h, 64, names...)
+	if err != nil {
+		return "", err
 	}
-	return i, nil
+	for _, f := range fs {
+		if i := bytes.Index(f.code, insn); i >= 0 {
+			return fmt.Sprintf("%s+%d", f.name, i), nil
+		}
+	}
+	return "", fmt.Errorf("none of %q has % x", names, insn)
+}
+
+// busy are functions that a guest comes to when it forks, executes, opens files and
+// ends processes.
+var busy = []string{
+	"path_openat", "walk_component", "link_path_walk", "do_dentry_open", "__d_lookup_rcu", "lookup_fast", "step_into", "open_last_lookups",
+	"inode_permission", "generic_permission", "may_open", "terminate_walk", "dput", "__fput", "task_work_run", "kmem_cache_alloc", "kmem_cache_free",
+	"seq_read_iter", "uptime_proc_show", "proc_reg_open", "copy_process", "dup_mm", "kernel_clone", "wp_page_copy", "do_wp_page", "handle_mm_fault",
+	"__handle_mm_fault", "do_user_addr_fault", "filemap_map_pages", "next_uptodate_page", "unmap_page_range", "zap_pte_range", "copy_page_range",
+	"free_pgtables", "unmap_vmas", "exit_mmap", "load_elf_binary", "begin_new_exec", "bprm_execve", "do_exit", "release_task", "wait_consider_task",
+	"__schedule", "update_load_avg", "enqueue_task_fair", "dequeue_task_fair", "enqueue_entity", "dequeue_entity", "update_curr", "try_to_wake_up",
+	"mas_walk", "mas_store_prealloc", "mas_wr_modify", "mas_next_entry", "mmap_region", "do_mmap", "vma_merge", "__vma_adjust", "get_page_from_freelist",
+	"rmqueue", "__alloc_pages", "free_unref_page_list", "release_pages", "folio_batch_move_lru", "page_remove_rmap", "charge_memcg", "try_charge_memcg",
+}
+
+// acrossPages sets breakpoints at instructions that begin in one page and end in
+// the next, of which the view leads to another.
+func (g *Guest) acrossPages(h *xen.Host) error {
+	const most, reach = 12, 3 << x86.PageShift
+	t := g.t
+	fs, err := g.functions(h, reach, busy...)
+	if err != nil {
+		return err
+	}
+	var places []string
+	for _, f := range fs {
+		end := int(x86.PageSize - f.va.Offset())
+		for at := 0; at < end && len(places) < most; {
+			inst, err := x86asm.Decode(f.code[at:], 64)
+			if err != nil || inst.Op == x86asm.INT {
+				break // behind the function's end
+			}
+			if at+inst.Len > end {
+				places = append(places, fmt.Sprintf("%s+%d", f.name, at))
+				break
+			}
+			at += inst.Len
+		}
+	}
+	for _, p := range places {
+		if err := t.breakpoint("set", g, p); err != nil {
+			return err
+		}
+	}
+	if err := g.opens(5, 50); err != nil {
+		return err
+	}
+	st, err := g.Status()
+	if err != nil {
+		return err
+	}
+	hits := map[string]uint64{}
+	for _, b := range st.Breakpoints {
+		if slices.Contains(places, b.Symbol) && b.Hits > 0 {
+			hits[b.Symbol] = b.Hits
+		}
+	}
+	for _, p := range places {
+		if err := t.breakpoint("clear", g, p); err != nil {
+			return err
+		}
+	}
+	t.Fact("hits_across_pages", hits)
+	t.Check(len(hits) > 0, "instructions that lie in two pages are executed right: of %d with a breakpoint these were hit: %v", len(places), hits)
+	return nil
+}
+
+// shadowed sets a breakpoint at the HLT behind an STI, where the guest waits for an
+// interrupt that may not come before the HLT.
+func (g *Guest) shadowed(h *xen.Host) error {
+	t := g.t
+	sti, err := g.findIn(h, []byte{0xfb, 0xf4}, "default_idle", "native_safe_halt", "pv_native_safe_halt")
+	if err != nil {
+		return err
+	}
+	name, off, _ := strings.Cut(sti, "+")
+	n, err := strconv.Atoi(off)
+	if err != nil {
+		return err
+	}
+	place := fmt.Sprintf("%s+%d", name, n+1)
+	if err := t.breakpoint("set", g, place); err != nil {
+		return err
+	}
+	out, err := g.Run("sleep 1; sleep 1; echo awake")
+	if err != nil {
+		return err
+	}
+	b, _, err := g.breakpoint(place)
+	if err != nil {
+		return err
+	}
+	t.Check(out == "awake" && b.Hits > 1, "the guest sleeps and wakes with a breakpoint at its HLT, in the shadow of an STI: %d times", b.Hits)
+	return t.breakpoint("clear", g, place)
 }
 
 // attackedBeside checks that a page with a breakpoint is guarded as any other.
