@@ -64,21 +64,15 @@ type answer struct {
 // stop reports an INT3 at a place.
 func (w *world) stop(at x86.PhysAddr, view uint16, rcx uint64) answer {
 	w.t.Helper()
-	return w.parse(w.stopRaw(at, view, rcx))
-}
-
-// stopRaw is stop that returns the whole answer.
-func (w *world) stopRaw(at x86.PhysAddr, view uint16, rcx uint64) []byte {
-	w.t.Helper()
 	l := &w.layout.VMEvent
 	regs := w.guest.Regs[0]
 	regs.RIP = uint64(w.guest.Base) + uint64(at-w.guest.PhysBase)
-	return w.sendEvent(abi.VMEventReasonSoftwareBreakpoint, regs, func(put func(int, uint64)) {
+	return w.parse(w.sendEvent(abi.VMEventReasonSoftwareBreakpoint, regs, func(put func(int, uint64)) {
 		put(l.Debug.GFN, uint64(at.GFN()))
 		put(l.Debug.InsnLength, 1)
 		put(l.Regs.RCX, rcx)
 		put(l.OffAltP2MIdx, uint64(view))
-	})
+	}))
 }
 
 // access reports an access to a frame.
@@ -172,20 +166,6 @@ func TestBreakpoint(t *testing.T) {
 			}
 			if h := w.status().Hidden; h.Reads != 1 || w.status().Stray != 0 || w.status().Stepped != 0 {
 				t.Errorf("counted as %+v, %+v", h, w.status())
-			}
-
-			// An instruction that Xen's emulator knows for certain.
-			push := []byte{0x55, 0x48, 0x89, 0xe5}
-			w.dom.Write(at, push)
-			raw := w.stopRaw(at, runningView, 0)
-			if got := w.parse(raw); got != (answer{flags: abi.VMEventFlagEmulate | abi.VMEventFlagSetEmulInsnData}) {
-				t.Errorf("a hit of a push was answered with %+v", got)
-			}
-			if b := raw[w.layout.VMEvent.OffEmulInsnData:]; string(b[:len(push)]) != string(push) {
-				t.Errorf("% x is emulated", b[:16])
-			}
-			if h := w.status().Hidden; h.Emulated != 1 {
-				t.Errorf("counted as %+v", h)
 			}
 
 			w.clear(where)

@@ -41,14 +41,10 @@ type Breakpoints struct {
 	// Of the ring thread. What is read of an instruction is kept here, so that
 	// reading it needs no heap.
 	vcpus []vcpu
-	insn  [maxInsn]byte
+	insn  [2]byte
 
-	emulated, returned, reads, writes, concealed, failed atomic.Uint64
+	returned, reads, writes, concealed, failed atomic.Uint64
 }
-
-// maxInsn is how much is read at a breakpoint: more than the longest instruction,
-// and as much as Xen takes to emulate.
-const maxInsn = 16
 
 // table is what the ring thread looks up. It is replaced as a whole.
 type table struct {
@@ -71,9 +67,6 @@ type vcpu struct {
 
 // Counters say what became of events that have to do with shadow pages.
 type Counters struct {
-	// Emulated counts the hits at which Xen's emulator carried the instruction
-	// out; at the others the processor did, in a step.
-	Emulated uint64
 	// Returned counts breakpoints of the guest's own, Reads and Writes accesses
 	// to pages that have a shadow, Concealed accesses to shadow pages themselves.
 	Returned, Reads, Writes, Concealed uint64
@@ -95,7 +88,6 @@ func New(running, stepping uint16, vcpus int, mem guest.Memory, giveIt Returner)
 // Counters returns the counters of this moment.
 func (b *Breakpoints) Counters() Counters {
 	return Counters{
-		Emulated: b.emulated.Load(),
 		Returned: b.returned.Load(), Reads: b.reads.Load(), Writes: b.writes.Load(),
 		Concealed: b.concealed.Load(), Failed: b.failed.Load(),
 	}
@@ -184,18 +176,14 @@ func (b *Breakpoints) stopped(ev *vmevent.Event) vmevent.Verdict {
 		// The guest has a breakpoint of its own at the same place.
 		return b.giveBack(ev, at)
 	}
-	if n := min(maxInsn, x86.PageSize-int(at.Offset())); emulable(b.insn[:n]) {
-		b.emulated.Add(1)
-		ev.Insn = b.insn
-		return vmevent.EmulateInsn
-	}
 	return b.step(ev, b.stepping)
 }
 
-// read reads the guest's own instruction at a place, as far as its page goes.
+// read reads the beginning of the guest's own instruction at a place, as far as its
+// page goes.
 func (b *Breakpoints) read(at x86.PhysAddr) bool {
-	b.insn = [maxInsn]byte{}
-	n := min(maxInsn, x86.PageSize-int(at.Offset()))
+	b.insn = [2]byte{}
+	n := min(len(b.insn), x86.PageSize-int(at.Offset()))
 	return b.mem.ReadPhys(at, b.insn[:n]) == nil
 }
 

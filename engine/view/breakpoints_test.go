@@ -149,47 +149,6 @@ func TestChangedUnderLoad(t *testing.T) {
 	}
 }
 
-// TestHowHitsAreAnswered has the emulator carry out what functions begin with, and
-// the processor everything else, as well as what goes beyond the page.
-func TestHowHitsAreAnswered(t *testing.T) {
-	for _, c := range []struct {
-		name string
-		insn []byte
-		want vmevent.Verdict
-	}{
-		{"nop", []byte{0x90}, vmevent.EmulateInsn},
-		{"push %rbp", []byte{0x55}, vmevent.EmulateInsn},
-		{"push %r15", []byte{0x41, 0x57}, vmevent.EmulateInsn},
-		{"endbr64", []byte{0xf3, 0x0f, 0x1e, 0xfa}, vmevent.EmulateInsn},
-		{"nopl, for ftrace", []byte{0x0f, 0x1f, 0x44, 0x00, 0x00}, vmevent.EmulateInsn},
-		{"nopl with segment and registers", []byte{0x0f, 0x1f, 0x84, 0x00}, vmevent.Step},
-		{"call", []byte{0xe8, 1, 2, 3, 4}, vmevent.Step},
-		{"pop %rbp", []byte{0x5d}, vmevent.Step},
-		{"mov %rsp,%rbp", []byte{0x48, 0x89, 0xe5}, vmevent.Step},
-		{"rep movsq", []byte{0xf3, 0x48, 0xa5}, vmevent.Step},
-		{"movss, which begins as endbr64", []byte{0xf3, 0x0f, 0x10, 0x00}, vmevent.Step},
-	} {
-		f := shadowed(t)
-		for _, off := range []uint64{16, x86.PageSize - 1} {
-			for i, b := range c.insn {
-				f.mem.write(code.Addr()+x86.PhysAddr(off)+x86.PhysAddr(i), b)
-			}
-			want := c.want
-			if len(c.insn) > 1 && off > 16 {
-				want = vmevent.Step
-			}
-			ev := hit(f.set(t, off))
-			v, _ := f.HandleEvent(ev)
-			if v != want {
-				t.Errorf("%s at %#x: %#x, want %#x", c.name, off, v, want)
-			}
-			if v == vmevent.EmulateInsn && string(ev.Insn[:len(c.insn)]) != string(c.insn) {
-				t.Errorf("%s at %#x: % x is emulated", c.name, off, ev.Insn)
-			}
-		}
-	}
-}
-
 func BenchmarkHit(b *testing.B) {
 	f := shadowed(b)
 	ev := hit(f.set(b, 16))

@@ -120,10 +120,6 @@ type Event struct {
 	// they are 0, which is the host's view.
 	StepIn, ReturnTo uint16
 
-	// Insn is the instruction for EmulateInsn, with whatever follows it. The
-	// handler sets it.
-	Insn [maxEmulInsn]byte
-
 	Mem  MemAccess
 	CR   CtrlRegWrite
 	MSR  MSRWrite
@@ -137,9 +133,6 @@ type Event struct {
 
 // maxSlot is at least the largest sizeof(vm_event_st) of any known release.
 const maxSlot = 512
-
-// maxEmulInsn is the size of vm_event_emul_insn_data in every release.
-const maxEmulInsn = 16
 
 // Verdict is the answer to an event: a set of what Xen shall do before the
 // vCPU goes on. The zero value lets it go on unchanged.
@@ -168,10 +161,6 @@ const (
 	// Report, with Step, has the step end in an event on every release, unless
 	// the vCPU was making a step already that Xen ends without one.
 	Report Verdict = 1 << 5
-	// EmulateInsn, in answer to a breakpoint, carries out the instruction whose
-	// bytes are in Event.Insn in Xen's emulator, whatever is in memory. One that
-	// the emulator does not know is an invalid opcode to the guest.
-	EmulateInsn Verdict = 1 << 7
 	// ReadOnes carries the instruction out in Xen's emulator with all bits set
 	// in what it reads from the page, as from memory that is not there.
 	ReadOnes Verdict = 1 << 6
@@ -192,9 +181,6 @@ func (v Verdict) responseFlags() uint32 {
 	}
 	if v&Deny != 0 {
 		f |= abi.VMEventFlagDeny
-	}
-	if v&EmulateInsn != 0 {
-		f |= abi.VMEventFlagEmulate | abi.VMEventFlagSetEmulInsnData
 	}
 	if v&ReadOnes != 0 {
 		f |= abi.VMEventFlagEmulate | abi.VMEventFlagSetEmulReadData

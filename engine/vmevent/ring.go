@@ -105,11 +105,8 @@ func (r *Ring) Respond(ev *Event, v Verdict) {
 		flags |= abi.VMEventFlagVCPUPaused
 	}
 	flags |= r.step(s, ev, v)
-	switch {
-	case v&ReadOnes != 0:
+	if v&ReadOnes != 0 {
 		r.readOnes(s)
-	case v&EmulateInsn != 0:
-		copy(s[r.layout.OffEmulInsnData:], ev.Insn[:])
 	}
 	binary.LittleEndian.PutUint32(s[r.layout.OffFlags:], flags)
 	r.rspProdPvt++

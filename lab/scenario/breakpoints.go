@@ -175,7 +175,7 @@ func hiddenBreakpoints(t *T, hits int) error {
 		func(g *Guest) error { return g.acrossPages(h) }, func(g *Guest) error { return g.shadowed(h) },
 		(*Guest).attackedBeside,
 		func(g *Guest) error { return g.looksForShadow(shadow) },
-		(*Guest).breakpointCosts,
+		(*Guest).breakpointCost,
 	} {
 		if err := part(g); err != nil {
 			return err
@@ -613,7 +613,7 @@ func (g *Guest) looksForShadow(s control.ShadowPage) error {
 
 // breakpointCost measures what a hit costs by the emulated clock, which counts
 // instructions: of Xen, the control domain and hvid together.
-func (g *Guest) breakpointCost(fact string) error {
+func (g *Guest) breakpointCost() error {
 	const opens = 500
 	t := g.t
 	timed := func() (time.Duration, error) {
@@ -636,25 +636,9 @@ func (g *Guest) breakpointCost(fact string) error {
 		return err
 	}
 	per := (with - without).Seconds() * instructionsPerSecond / opens
-	t.Fact(fact, int(per))
+	t.Fact("instructions_per_hit", int(per))
 	t.Check(per > 0, "a hit costs %.0f instructions", per)
 	return t.breakpoint("set", g, hot)
-}
-
-// breakpointCosts measures a hit of the call that ftrace has put at the function's
-// entry for the guest's probe, which the processor steps over, and one of what is
-// there without, which Xen emulates.
-func (g *Guest) breakpointCosts() error {
-	if err := g.breakpointCost("instructions_per_hit.stepped"); err != nil {
-		return err
-	}
-	if _, err := g.Run("rmmod observe; echo gone"); err != nil {
-		return err
-	}
-	if err := g.breakpointCost("instructions_per_hit.emulated"); err != nil {
-		return err
-	}
-	return g.observe("symbol=" + hot)
 }
 
 // noShadowLeft checks that nothing of breakpoints is left of a domain.
