@@ -666,26 +666,29 @@ func (g *Guest) noShadowLeft(h *xen.Host, was xen.DomainInfo, s control.ShadowPa
 func (g *Guest) shadowsRunOut() error {
 	const most = 64
 	t := g.t
-	// The first function of each page, in pages of which few are ever come to.
-	out, err := g.Run(fmt.Sprintf(`grep -i ' t [a-z]' /proc/kallsyms | grep -v '\[' | cut -c 1-13,20- | sort -u -k 1,1 | head -n %d | cut -d ' ' -f 3 | sort | uniq -u`, 4*most))
+	// A function of each page, by the guest's own word.
+	out, err := g.Run(fmt.Sprintf(`grep -v '\[' /proc/kallsyms | awk '$2 ~ /^[tT]$/ && !s[substr($1, 1, 13)]++ { print $3 }' | head -n %d`, 3*most))
 	if err != nil {
 		return err
 	}
-	set := 1 // there is one already
 	for _, symbol := range strings.Fields(out) {
 		r, err := t.Exec("hvictl", "breakpoint", "set", g.Name, symbol)
 		switch {
 		case err == nil:
-			set++
 			continue
 		case strings.Contains(r.Stderr, "have a shadow already"):
-			t.Check(set == most, "%d pages have a shadow, and the next is refused: %s", set, strings.TrimSpace(r.Stderr))
+			st, err := g.Status()
+			if err != nil {
+				return err
+			}
+			t.Check(len(st.Views[1].Shadows) == most && st.State == control.StateProtecting,
+				"%d pages have a shadow, the next is refused, and protection goes on: %s", len(st.Views[1].Shadows), strings.TrimSpace(r.Stderr))
 			return g.opens(2, 20)
 		case !strings.Contains(r.Stderr, "no symbol") && !strings.Contains(r.Stderr, "not in the kernel"):
 			return fmt.Errorf("breakpoint at %s: %w: %s", symbol, err, r.Stderr)
 		}
 	}
-	return fmt.Errorf("%d breakpoints were set, and none refused", set)
+	return fmt.Errorf("no breakpoint was refused, of %d", len(strings.Fields(out)))
 }
 
 // viewsRunOut has somebody else take all views that Xen can make.
