@@ -293,9 +293,9 @@ var declarationRoutes = pathRoutes{{method: http.MethodPut, need: mayChange, ser
 // domainRoutes are by what follows /v1/domains/{dom}/; those of guest/{kind} are
 // made from the table of questions.
 var domainRoutes = withQuestions(map[string]pathRoutes{
-	"":        {{method: http.MethodGet, serve: (*Server).domain}},
-	"attach":  {{method: http.MethodPost, need: mayChange, serve: (*Server).attach}},
-	"detach":  {{method: http.MethodPost, need: mayChange, serve: (*Server).detach}},
+	"":       {{method: http.MethodGet, serve: (*Server).domain}},
+	"attach": {{method: http.MethodPost, need: mayChange, serve: (*Server).attach}},
+	"detach": {{method: http.MethodPost, need: mayChange, serve: (*Server).detach}},
 	"breakpoints": {
 		{method: http.MethodPut, need: mayChange, serve: (*Server).setBreakpoint},
 		{method: http.MethodDelete, need: mayChange, serve: (*Server).clearBreakpoint},

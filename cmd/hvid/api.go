@@ -306,7 +306,7 @@ func domainStatus(st engine.Status) control.DomainStatus {
 			RingEvents: st.Events, RecordsLost: st.Unrecorded, Stepped: st.Stepped, Emulated: st.Emulated, Restored: st.Restored,
 			ShadowReads: st.Hidden.Reads, ShadowWrites: st.Hidden.Writes, Concealed: st.Hidden.Concealed, GuestBreakpoints: st.Hidden.Returned,
 		},
-		Views:    views(st.Views),
+		Views: views(st.Views),
 	}
 	if !st.AttachedAt.IsZero() {
 		out.AttachPC = &st.AttachPC
