@@ -205,6 +205,26 @@ func TestViews(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Error(err)
 	}
+	// A page of ours in the guest's memory goes after the views that lead to it, and
+	// the limit that made room for it last.
+	c = &calls{}
+	l = open(t, t.TempDir(), c)
+	if err := errors.Join(l.Remap(1, 3, 0x100000), l.Unmap(1, 3)); err == nil || len(c.made) != 0 {
+		t.Errorf("frames are led elsewhere before views are on: %v, %q", err, c.made)
+	}
+	if err := errors.Join(l.EnableViews(), l.RaiseMaxPages(100, 164), l.PopulateShadow(0x100000), l.Remap(1, 3, 0x100000), l.Unmap(1, 3), l.ReturnBreakpoint(2, 1)); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"views true", "max 164", "populate 0x100000", "view 1: 0x3 to 0x100000", "view 1: 0x3 to itself", "inject 3 of 1 bytes into 2"}; !slices.Equal(c.made, want) {
+		t.Errorf("made %q, want %q", c.made, want)
+	}
+	c.made = nil
+	if err := errors.Join(l.Undo(ledger.OpViews), l.Undo(ledger.OpShadow, ledger.OpMaxPages), l.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"views false", "release 0x100000", "max 164 back to 100"}; !slices.Equal(c.made, want) {
+		t.Errorf("undone by %q, want %q", c.made, want)
+	}
 	// A death between the intent and the mutation: there is nothing to undo.
 	c = &calls{refuse: map[string]error{"views false": &xen.NotSupportedError{Feature: "altp2m"}}}
 	l = open(t, t.TempDir(), c)
