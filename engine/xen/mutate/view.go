@@ -45,8 +45,8 @@ func (m *Mutator) AltP2MSetState(dom xen.DomID, on bool) error {
 
 // CreateView makes a view of a domain's memory that permits everything, and
 // returns its number. It is empty: Xen copies an entry of the host's view when
-// a vCPU in this one touches the page. ENOSPC says that there are as many views
-// as Xen can have.
+// a vCPU in this one touches the page. EINVAL says that there are as many views
+// as Xen can have (p2m_init_next_altp2m, xen/arch/x86/mm/p2m.c in 4.17).
 //
 // Undone by AltP2MSetState with false.
 func (m *Mutator) CreateView(dom xen.DomID) (view uint16, err error) {
@@ -54,7 +54,7 @@ func (m *Mutator) CreateView(dom xen.DomID) (view uint16, err error) {
 	if err != nil {
 		return 0, err
 	}
-	err = m.altP2M("altp2m(create_p2m)", dom, abi.AltP2MCreateP2M, "", func(b *hypercall.Buffer, l *abi.AltP2MOp) {
+	err = m.altP2M("altp2m(create_p2m)", dom, abi.AltP2MCreateP2M, "all views may be taken", func(b *hypercall.Buffer, l *abi.AltP2MOp) {
 		b.PutU16(l.ViewDefaultAccess, uint16(access))
 	}, func(b *hypercall.Buffer, l *abi.AltP2MOp) { view = b.U16(l.ViewView) })
 	return view, err

@@ -815,7 +815,7 @@ func (d *Domain) altP2M(c *caller, cmd uint32, p handle) error {
 	switch cmd {
 	case abi.AltP2MCreateP2M:
 		if len(d.views) >= maxViews {
-			return unix.ENOSPC
+			return unix.EINVAL
 		}
 		d.views = append(d.views, &view{access: map[uint64]uint8{}, leads: map[uint64]uint64{}})
 		p.put(f.ViewView, 2, uint64(len(d.views)-1))
