@@ -305,12 +305,14 @@ var meanings = map[string]map[syscall.Errno]meaning{
 		unix.EINVAL: {"the domain is PV, or the parameter is not known", "", nil},
 		unix.EEXIST: {"the parameter can be set only once", "", nil},
 	},
+	"altp2m(create_p2m)": {
+		unix.EINVAL: {"Xen can make no more views of this domain, or altp2m is not enabled for it", hintAltp2mVM, nil},
+	},
 	"altp2m": {
 		unix.EOPNOTSUPP: {"altp2m is off: Xen runs without it, or it is not active for this domain", hintAltp2m, ErrNotSupported},
 		unix.EINVAL:     {"altp2m is not enabled for this domain, there is no such view, or the domain uses nested virtualization", hintAltp2mVM, nil},
 		unix.EPERM:      {"the domain's altp2m mode does not let another domain use it", hintAltp2mVM, nil},
 		unix.EBUSY:      {"a vCPU is in this view", "switch the domain to view 0 first", nil},
-		unix.ENOSPC:     {"all views are in use", "", nil},
 		unix.ENOMEM:     {"the domain's paging pool is exhausted", "raise shadow_memory= in the domain's configuration", nil},
 	},
 	"dm_op(inject_event)": {

@@ -54,7 +54,7 @@ func (m *Mutator) CreateView(dom xen.DomID) (view uint16, err error) {
 	if err != nil {
 		return 0, err
 	}
-	err = m.altP2M("altp2m(create_p2m)", dom, abi.AltP2MCreateP2M, "all views may be taken", func(b *hypercall.Buffer, l *abi.AltP2MOp) {
+	err = m.altP2M("altp2m(create_p2m)", dom, abi.AltP2MCreateP2M, "", func(b *hypercall.Buffer, l *abi.AltP2MOp) {
 		b.PutU16(l.ViewDefaultAccess, uint16(access))
 	}, func(b *hypercall.Buffer, l *abi.AltP2MOp) { view = b.U16(l.ViewView) })
 	return view, err
