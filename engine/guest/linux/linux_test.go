@@ -91,6 +91,68 @@ func TestIdentifyByIDT(t *testing.T) {
 	}
 }
 
+// leaving is memory of a page-table page whose process ends: from the second
+// read of it on it is used for something else.
+type leaving struct {
+	guest.Memory
+	table x86.PhysAddr
+	reads int
+	reuse func()
+}
+
+func (m *leaving) ReadPhys(pa x86.PhysAddr, buf []byte) error {
+	if pa < m.table+x86.PageSize && m.table < pa+x86.PhysAddr(len(buf)) {
+		if m.reads++; m.reads == 2 {
+			m.reuse()
+		}
+	}
+	return m.Memory.ReadPhys(pa, buf)
+}
+
+// A process whose page tables the processor uses may end as soon as the first of
+// them was looked at: a kernel is found none the less, and the same, from nothing
+// and with its profile.
+func TestIdentifyWhileProcessEnds(t *testing.T) {
+	for name, c := range map[string]linuxtest.Config{
+		"4 levels": {Layout: linuxtest.After64},
+		"5 levels": {Layout: linuxtest.After64, FiveLevels: true},
+	} {
+		for what, fill := range map[string]byte{"cleared": 0, "filled": 0xff} {
+			cache := openCache(t, t.TempDir())
+			for _, cached := range []bool{false, true} {
+				g := linuxtest.New(c)
+				want, err := Identify(g.Memory(), g.Regs[0])
+				if err != nil {
+					t.Fatal(err)
+				}
+				table := g.AllocPage()
+				page := g.Mem[table:][:x86.PageSize]
+				copy(page, g.Mem[g.Root:])
+				regs := g.Regs[0]
+				regs.CR3 = uint64(table)
+				m := &leaving{Memory: g.Memory(), table: table, reuse: func() {
+					for i := range page {
+						page[i] = fill
+					}
+				}}
+				k, err := IdentifyWith(m, regs, Options{Cache: cache})
+				if err != nil {
+					t.Errorf("%s, %s, cached %v: %v", name, what, cached, err)
+					continue
+				}
+				cache.Close()
+				if k.Cached != cached {
+					t.Errorf("%s, %s: cached %v, want %v", name, what, k.Cached, cached)
+				}
+				same(t, name+", "+what, k, want)
+				if as := k.AddressSpace(); as.Root() != g.Root || as.Levels() != want.as.Levels() {
+					t.Errorf("%s, %s: root %v of %d levels, want %v", name, what, as.Root(), as.Levels(), g.Root)
+				}
+			}
+		}
+	}
+}
+
 func TestIdentifyErrors(t *testing.T) {
 	for _, c := range []struct {
 		name   string
