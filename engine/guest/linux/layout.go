@@ -179,7 +179,10 @@ func fillLayout(src typeSource, name string, ref int, v reflect.Value) error {
 				continue
 			}
 			least := max(m.width, 1)
-			if n == 0 { // an array of no fixed length, which may begin at the end
+			switch {
+			case f.field.Kind() == reflect.Struct && m.width == 0: // see Bits
+				least = 8
+			case n == 0: // an array of no fixed length, which may begin at the end
 				least = 0
 			}
 			if m.bits < 0 || m.bits+least > 8*size {
