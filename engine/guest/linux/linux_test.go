@@ -773,12 +773,13 @@ func FuzzBTF(f *testing.F) {
 // FuzzTask lets the fuzzer write a per-CPU area and choose the GS bases.
 func FuzzTask(f *testing.F) {
 	g, k := identified(f, linuxtest.Config{Layout: linuxtest.Relative61, CPUs: 2})
-	area := linuxtest.PerCPU
-	f.Add(bytes.Clone(g.Mem[area:area+0x100]), g.Regs[0].GSBase, g.Regs[1].GSBase, uint8(0))
+	variables := g.Mem[int(linuxtest.PerCPU)+0x2_1a8:][:0x100]
+	saved := bytes.Clone(variables)
+	f.Add(saved, g.Regs[0].GSBase, g.Regs[1].GSBase, uint8(0))
 	f.Add([]byte{}, uint64(linuxtest.DirectMap), uint64(1), uint8(3))
 	f.Fuzz(func(t *testing.T, b []byte, gs, kernelGS uint64, cpl uint8) {
-		at := int(linuxtest.PerCPU) + 0x2_1a8
-		copy(g.Mem[at:at+0x100], b)
+		defer copy(variables, saved)
+		copy(variables, b)
 		task := Task{PID: -7}
 		err := k.ReadTask(&x86.Registers{GSBase: gs, KernelGSBase: kernelGS, CPL: cpl & 3}, &task)
 		if err != nil {
