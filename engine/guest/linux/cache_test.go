@@ -522,7 +522,7 @@ func TestProfileFile(t *testing.T) {
 		if !reflect.DeepEqual(got, p) {
 			t.Errorf("%v: %+v, want %+v", l, got, p)
 		}
-		for n := range len(b) {
+		for n := 0; n < len(b); n += 1 + n/64 {
 			if _, err := decodeProfile(b[:n:n], 5); !errors.Is(err, errProfile) {
 				t.Fatalf("%v: the first %d bytes: %v", l, n, err)
 			}
