@@ -601,9 +601,18 @@ func TestProcessesThatNeverSettle(t *testing.T) {
 		"nearly all": {maxUnsettled + 9, maxUnsettled + 1, 0, true},
 	} {
 		p, r := processGuest(t, c.tasks)
+		as := p.AddressSpace()
+		var starts []x86.PhysAddr // when each restless one was started
+		for _, task := range p.Tasks[2:][:c.restless] {
+			at, err := as.Translate(task + linuxtest.TaskStart)
+			if err != nil {
+				t.Fatal(err)
+			}
+			starts = append(starts, at.Phys)
+		}
 		m := &restless{Memory: p.Memory(), f: func(read int) {
-			for _, task := range p.Tasks[2:][:c.restless] {
-				p.WriteUint64(task+linuxtest.TaskStart, uint64(read))
+			for _, at := range starts {
+				p.Put(at, uint64(read))
 			}
 		}}
 		r = r.k.Over(m).NewReader(p.Regs)
