@@ -34,6 +34,8 @@ var (
 	ErrNotPresent = errors.New("not present")
 	// ErrNotCanonical: the address is none the processor could use.
 	ErrNotCanonical = errors.New("not canonical")
+	// ErrOtherPart: the address is not in this part of the address space.
+	ErrOtherPart = errors.New("in another part of the address space")
 	// ErrReserved: an entry has a bit set that the architecture reserves;
 	// the processor would fault on it too.
 	ErrReserved = errors.New("reserved bit set in page-table entry")
@@ -42,7 +44,8 @@ var (
 )
 
 // TranslateError says where a page walk stopped. errors.Is finds
-// [ErrNotPresent], [ErrNotCanonical], [ErrReserved] or the Memory's own error.
+// [ErrNotPresent], [ErrNotCanonical], [ErrOtherPart], [ErrReserved] or the Memory's
+// own error.
 type TranslateError struct {
 	VA x86.VirtAddr
 	// Level is the level of the entry at fault: 5 or 4 for the root's, 1
@@ -100,7 +103,10 @@ type AddressSpace struct {
 	direct *Direct    // of mem, where it offers that
 	tlb    *TLB       // or nil
 	root   uint64     // with the paging mode in its low bits
-	half   uint64     // addresses in each half
+	// The canonical addresses, or those of a part: size of them from low on,
+	// which wraps around.
+	low, size uint64
+	above     mapping // rights that the levels above the root's leave
 }
 
 // The paging mode, in the low bits of a root.
@@ -116,14 +122,16 @@ const (
 // chooses between 4 and 5 levels. An efer of 0 means unknown, and is taken as
 // having NXE, as every 64-bit kernel sets it.
 func NewAddressSpace(mem Memory, cr3, cr4, efer uint64) AddressSpace {
-	as := AddressSpace{root: cr3 & x86.CR3AddrMask, half: 1 << 47}
+	as := AddressSpace{root: cr3 & x86.CR3AddrMask, above: pteW | pteU}
 	as.setMemory(mem)
+	half := uint64(1 << 47)
 	if cr4&x86.CR4LA57 != 0 {
 		as.root |= 5
-		as.half = 1 << 56
+		half = 1 << 56
 	} else {
 		as.root |= 4
 	}
+	as.low, as.size = -half, 2*half
 	if efer != 0 && efer&x86.EFERNXE == 0 {
 		as.root |= modeNoNX
 	}
@@ -154,7 +162,7 @@ func (as *AddressSpace) setMemory(mem Memory) {
 // Root is the physical address of the top-level table.
 func (as *AddressSpace) Root() x86.PhysAddr { return x86.PhysAddr(as.root &^ modeMask) }
 
-// Levels is 4 or 5.
+// Levels is 4 or 5, and 3 of a [AddressSpace.Part].
 func (as *AddressSpace) Levels() int { return int(as.root & modeLevels) }
 
 // Memory returns the physical memory below.
@@ -192,10 +200,27 @@ func (m mapping) base() x86.PhysAddr         { return x86.PhysAddr(m & pteAddr) 
 func (m mapping) size() uint64               { return 1 << ((3 + 9*m.level()) & 63) }
 func (m mapping) off(va x86.VirtAddr) uint64 { return uint64(va) & (m.size() - 1) }
 
+// under is the rights of what an entry leads to, m being those of the levels
+// above.
+func (m mapping) under(e uint64) mapping {
+	return m&mapping(e)&(pteW|pteU) | (m|mapping(e))&pteNX
+}
+
 // phys is where va leads, and left the number of bytes from there to the end of
 // the page.
 func (m mapping) phys(va x86.VirtAddr) x86.PhysAddr { return m.base() | x86.PhysAddr(m.off(va)) }
 func (m mapping) left(va x86.VirtAddr) uint64       { return m.size() - m.off(va) }
+
+// checkEntry returns why an entry of any level leads nowhere, or nil.
+func (as *AddressSpace) checkEntry(e uint64) error {
+	if e&pteP == 0 {
+		return ErrNotPresent
+	}
+	if as.root&modeNoNX != 0 && e&pteNX != 0 {
+		return ErrReserved
+	}
+	return nil
+}
 
 // Translate walks the page tables for va. It allocates only to report an error,
 // which is a [*TranslateError].
@@ -215,13 +240,22 @@ func (as *AddressSpace) Translate(va x86.VirtAddr) (t Translation, err error) {
 
 // lookup finds what maps va, from the TLB if there is one.
 func (as *AddressSpace) lookup(va x86.VirtAddr) (mapping, error) {
-	if uint64(va)+as.half >= 2*as.half {
-		return 0, &TranslateError{VA: va, Err: ErrNotCanonical}
+	if uint64(va)-as.low >= as.size {
+		return 0, as.outside(va)
 	}
 	if as.tlb != nil {
 		return as.cached(as.tlb, va)
 	}
-	return as.walk(va, as.root&modeLevels, as.Root(), pteW|pteU)
+	return as.walk(va, as.root&modeLevels, as.Root(), as.above)
+}
+
+// outside is the error for an address that the address space doesn't have.
+func (as *AddressSpace) outside(va x86.VirtAddr) error {
+	err := ErrNotCanonical
+	if as.root&modeLevels == 3 {
+		err = ErrOtherPart
+	}
+	return &TranslateError{VA: va, Err: err}
 }
 
 // walk finds what maps va from the table of a level downwards. rights are those
@@ -237,13 +271,10 @@ func (as *AddressSpace) walk(va x86.VirtAddr, level uint64, table x86.PhysAddr, 
 				return 0, &TranslateError{VA: va, Level: int(level), Err: err}
 			}
 		}
-		if e&pteP == 0 {
-			return 0, &TranslateError{VA: va, Level: int(level), Entry: e, Err: ErrNotPresent}
+		if err := as.checkEntry(e); err != nil {
+			return 0, &TranslateError{VA: va, Level: int(level), Entry: e, Err: err}
 		}
-		if as.root&modeNoNX != 0 && e&pteNX != 0 {
-			return 0, &TranslateError{VA: va, Level: int(level), Entry: e, Err: ErrReserved}
-		}
-		rights = rights&mapping(e)&(pteW|pteU) | (rights|mapping(e))&pteNX
+		rights = rights.under(e)
 		table = x86.PhysAddr(e & pteAddr)
 		if level > 1 && e&ptePS == 0 {
 			if as.tlb != nil && level <= 3 {

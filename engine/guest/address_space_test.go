@@ -299,6 +299,16 @@ func FuzzTranslate(f *testing.F) {
 		if a != b || (errA == nil) != (errB == nil) {
 			t.Fatalf("%+v, %v by words; %+v, %v by bytes", a, errA, b, errB)
 		}
+		part, errP := fast.Part(x86.VirtAddr(va))
+		if errP == nil {
+			var p guest.Translation
+			if p, errP = part.Translate(x86.VirtAddr(va)); p != a {
+				t.Fatalf("%+v of the whole, %+v of a part", a, p)
+			}
+		}
+		if !sameError(errA, errP) {
+			t.Fatalf("%v of the whole, %v of a part", errA, errP)
+		}
 		if errA != nil {
 			var te *guest.TranslateError
 			if !errors.As(errA, &te) || te.Skip() == te.VA {

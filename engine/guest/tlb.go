@@ -242,5 +242,5 @@ func (as *AddressSpace) cachedAbove(t *TLB, va x86.VirtAddr) (mapping, error) {
 		}
 		return as.walk(va, 2, m.base(), m&mappingRights)
 	}
-	return as.walk(va, as.root&modeLevels, as.Root(), pteW|pteU)
+	return as.walk(va, as.root&modeLevels, as.Root(), as.above)
 }

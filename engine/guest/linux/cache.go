@@ -221,12 +221,19 @@ func (c *Cache) find(r *imageReader, base, entry x86.VirtAddr) *profile {
 		if compared++; compared > maxCompared {
 			break
 		}
-		p := c.use(f.Name())
+		p := c.known(f.Name())
+		inUse := p != nil
+		if !inUse {
+			p = c.load(f.Name())
+		}
 		if p == nil {
 			os.Remove(filepath.Join(c.dir, f.Name()))
 			continue
 		}
 		if p.entry == uint32(entry-base) && p.fits(c.key, r, base) {
+			if !inUse {
+				c.remember(f.Name(), p)
+			}
 			now := time.Now()
 			_ = os.Chtimes(filepath.Join(c.dir, f.Name()), now, now) // kept longest
 			return p
@@ -235,18 +242,11 @@ func (c *Cache) find(r *imageReader, base, entry x86.VirtAddr) *profile {
 	return nil
 }
 
-// use returns a profile that is in use in this process, or loads it.
-func (c *Cache) use(name string) *profile {
+// known returns a profile that is in use in this process, or nil.
+func (c *Cache) known(name string) *profile {
 	c.mu.Lock()
-	p := c.live[name].Value()
-	c.mu.Unlock()
-	if p != nil {
-		return p
-	}
-	if p = c.load(name); p != nil {
-		c.remember(name, p)
-	}
-	return p
+	defer c.mu.Unlock()
+	return c.live[name].Value()
 }
 
 // remember lets others find a profile for as long as somebody uses it.
@@ -261,8 +261,8 @@ func (c *Cache) remember(name string, p *profile) {
 	c.live[name] = weak.Make(p)
 }
 
-// load reads a profile, or nil if the file is not one that this cache has
-// written.
+// load reads a profile from its file, yet without its symbols, or nil if the file
+// is not one that this cache has written.
 func (c *Cache) load(name string) *profile {
 	b, err := readPrivate(filepath.Join(c.dir, name), maxProfile, 0o022)
 	if err != nil || len(b) < len(digest{}) {

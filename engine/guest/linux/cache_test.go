@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -99,7 +100,7 @@ func TestCache(t *testing.T) {
 				same(t, fmt.Sprintf("%v, %s, base %v", l, name, base), k, want)
 			}
 		}
-		if made.profile == nil || second.use(first.list()[0].Name()) == nil {
+		if made.profile == nil || second.load(first.list()[0].Name()) == nil {
 			t.Errorf("%v: the profile is not shared", l)
 		}
 	}
@@ -206,25 +207,34 @@ func TestCacheSumsWhatWasParsed(t *testing.T) {
 	places := s.src.places(g.Base)
 	key := ownKey()
 	before := key.sumTables(&places, s.src)
-	p := &profile{tables: places, sum: before}
-	if !p.fits(key, r, g.Base) {
-		t.Fatal("the guest's memory does not fit its own profile")
-	}
-	for i, piece := range places.pieces {
-		for _, at := range []uint32{0, piece.size / 2, piece.size - 1} {
-			b := &g.Mem[uint32(g.PhysBase)+piece.at+at]
-			*b ^= 1
-			if p.fits(key, r, g.Base) {
-				t.Errorf("piece %d: a change at %d is not noticed", i, at)
-			}
-			if key.sumTables(&places, s.src) != before {
-				t.Errorf("piece %d: the sum is of the guest's memory, not of the copy", i)
-			}
-			*b ^= 1
+	s.buildIndex(key.names)
+	for name, p := range map[string]*profile{
+		"in use":      {tables: places, sum: before, index: s.index, sym: s.symbolTable},
+		"from a file": {tables: places, sum: before, index: s.index},
+	} {
+		fits := func(key *digestKey) bool {
+			p := *p
+			return p.fits(key, r, g.Base)
 		}
-	}
-	if p.fits(newDigestKey([]byte("another")), r, g.Base) {
-		t.Error("a sum made with another key fits")
+		if !fits(key) {
+			t.Fatalf("%s: the guest's memory does not fit its own profile", name)
+		}
+		for i, piece := range places.pieces {
+			for _, at := range []uint32{0, piece.size / 2, piece.size - 1} {
+				b := &g.Mem[uint32(g.PhysBase)+piece.at+at]
+				*b ^= 1
+				if fits(key) {
+					t.Errorf("%s: piece %d: a change at %d is not noticed", name, i, at)
+				}
+				if key.sumTables(&places, s.src) != before {
+					t.Errorf("%s: piece %d: the sum is of the guest's memory, not of the copy", name, i)
+				}
+				*b ^= 1
+			}
+		}
+		if fits(newDigestKey([]byte("another"))) {
+			t.Errorf("%s: a sum made with another key fits", name)
+		}
 	}
 }
 
@@ -478,41 +488,81 @@ func TestCacheFails(t *testing.T) {
 	}
 }
 
-func testProfile(tb testing.TB, layout linuxtest.Layout) *profile {
+// testProfile is the profile of a guest, and copies of what it was made from.
+func testProfile(tb testing.TB, layout linuxtest.Layout) (p *profile, pieces [5][]byte) {
 	g := linuxtest.New(linuxtest.Config{Layout: layout, Symbols: 300})
 	k, err := IdentifyWith(g.Memory(), g.Regs[0], Options{Cache: openCache(tb, tb.TempDir())})
 	if err != nil {
 		tb.Fatal(err)
 	}
-	return k.profile
+	as := k.AddressSpace()
+	for i, piece := range k.profile.tables.pieces {
+		pieces[i] = make([]byte, piece.size)
+		if err := as.Read(k.Base+x86.VirtAddr(piece.at), pieces[i]); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	return k.profile, pieces
 }
 
+// A file has all but the symbols, and those come again from the guest's memory,
+// in every layout.
 func TestProfileFile(t *testing.T) {
-	p := testProfile(t, linuxtest.After64)
-	b := p.encode()
-	got, err := decodeProfile(bytes.Clone(b), p.sym.mul)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !reflect.DeepEqual(got, p) {
-		t.Errorf("%+v, want %+v", got, p)
-	}
-	for n := range len(b) {
-		if _, err := decodeProfile(b[:n:n], 5); !errors.Is(err, errProfile) {
-			t.Fatalf("the first %d bytes: %v", n, err)
+	for l := range linuxtest.NumLayouts {
+		p, pieces := testProfile(t, l)
+		b := p.encode()
+		got, err := decodeProfile(bytes.Clone(b), p.index.mul)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got.sym != nil {
+			t.Errorf("%v: symbols from the file alone", l)
+		}
+		got.sym = got.symbols(&pieces)
+		if !reflect.DeepEqual(got, p) {
+			t.Errorf("%v: %+v, want %+v", l, got, p)
+		}
+		for n := 0; n < len(b); n += 1 + n/64 {
+			if _, err := decodeProfile(b[:n:n], 5); !errors.Is(err, errProfile) {
+				t.Fatalf("%v: the first %d bytes: %v", l, n, err)
+			}
+		}
+		if _, err := decodeProfile(append(b, 0), 5); !errors.Is(err, errProfile) {
+			t.Errorf("%v: a byte more: %v", l, err)
 		}
 	}
 }
 
-// FuzzProfile lets the fuzzer write the content of a file whose sum is right.
-// What is accepted is safe to use.
+// An index that leads outside of its table is refused.
+func TestProfileIndex(t *testing.T) {
+	p, _ := testProfile(t, linuxtest.After64)
+	n := len(p.index.entries)
+	for name, bend := range map[string]func(x *nameIndex){
+		"a number too high":       func(x *nameIndex) { x.entries[7] = uint32(n) },
+		"a bucket that goes back": func(x *nameIndex) { x.buckets[7] = uint32(n) },
+		"a first bucket later":    func(x *nameIndex) { x.buckets[0] = 1 },
+		"a last bucket too far":   func(x *nameIndex) { x.buckets[numBuckets]++ },
+		"a last bucket too near":  func(x *nameIndex) { x.buckets[numBuckets]-- },
+	} {
+		bent := *p
+		bent.index.entries, bent.index.buckets = slices.Clone(p.index.entries), slices.Clone(p.index.buckets)
+		bend(&bent.index)
+		if _, err := decodeProfile(bent.encode(), 5); !errors.Is(err, errProfile) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// FuzzProfile lets the fuzzer write the content of a file whose sum is right, and
+// memory that has the profile's sum. What is accepted is safe to use.
 func FuzzProfile(f *testing.F) {
 	for _, l := range []linuxtest.Layout{linuxtest.Addresses, linuxtest.Relative61, linuxtest.Place72} {
-		f.Add(testProfile(f, l).encode()[8+4+32:])
+		p, pieces := testProfile(f, l)
+		f.Add(p.encode()[8+4+32:], pieces[0], pieces[2], pieces[3], pieces[4])
 	}
 	head := append(bytes.Clone(profileMagic), profileVersion, 0, 0, 0)
 	head = append(head, offsetsSchema[:]...)
-	f.Fuzz(func(t *testing.T, b []byte) {
+	f.Fuzz(func(t *testing.T, b, tokens, names, markers, values []byte) {
 		p, err := decodeProfile(append(bytes.Clone(head), b...), 5)
 		if err != nil {
 			if p != nil || !errors.Is(err, errProfile) {
@@ -520,7 +570,14 @@ func FuzzProfile(f *testing.F) {
 			}
 			return
 		}
-		s := &Symbols{symbolTable: p.sym}
+		if again, err := decodeProfile(p.encode(), 5); err != nil || !reflect.DeepEqual(again, p) {
+			t.Fatalf("%v after writing and reading again", err)
+		}
+		table := p.symbols(&[5][]byte{tokens, nil, names, markers, values})
+		if table == nil {
+			return
+		}
+		s := &Symbols{symbolTable: table}
 		s.setBounds(imageLow, imageHigh)
 		n := 0
 		for sym := range s.All() {
@@ -532,9 +589,6 @@ func FuzzProfile(f *testing.F) {
 		}
 		if n != s.Len() {
 			t.Fatalf("%d symbols listed of %d", n, s.Len())
-		}
-		if again, err := decodeProfile(p.encode(), 5); err != nil || !reflect.DeepEqual(again, p) {
-			t.Fatalf("%v after writing and reading again", err)
 		}
 	})
 }

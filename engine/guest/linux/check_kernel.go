@@ -38,7 +38,8 @@ const (
 
 // persistent looks, and again while it finds something, and returns what was
 // found every time. Of an image there is one look.
-func (r *Reader) persistent(look func() (int, []report.Finding, error)) (examined int, findings []report.Finding, err error) {
+func (r *Reader) persistent(look func() (int, findings, error)) (examined int, found []report.Finding, err error) {
+	var left findings
 	for i := 0; ; i++ {
 		r.tlb.Flush()
 		r.beginLook()
@@ -47,18 +48,23 @@ func (r *Reader) persistent(look func() (int, []report.Finding, error)) (examine
 				return 0, nil, &ReadError{What: "the registers of the virtual processors", Err: err}
 			}
 		}
-		n, found, err := look()
+		n, now, err := look()
 		if err != nil {
 			return n, nil, err
 		}
 		if i > 0 {
-			found = slices.DeleteFunc(found, func(f report.Finding) bool {
-				return !slices.ContainsFunc(findings, func(g report.Finding) bool { return g.Object == f.Object && g.Detail == f.Detail })
-			})
+			before := map[findingKey]bool{}
+			for _, f := range left {
+				before[f.key] = true
+			}
+			now = slices.DeleteFunc(now, func(f finding) bool { return !before[f.key] })
 		}
-		examined, findings = n, found
-		if len(findings) == 0 || i == persistLooks || r.wait == nil {
-			return examined, findings, nil
+		examined, left = n, now
+		if len(left) == 0 || i == persistLooks || r.wait == nil {
+			for _, f := range left {
+				found = append(found, f.Finding)
+			}
+			return examined, found, nil
 		}
 		r.wait(shortestWait + rand.N(longestWait-shortestWait))
 	}
@@ -67,14 +73,33 @@ func (r *Reader) persistent(look func() (int, []report.Finding, error)) (examine
 // maxFindings bounds what one check tells.
 const maxFindings = 256
 
-// findings collects what a check finds.
-type findings []report.Finding
+// findingKey tells what one check has found from all else that it may find, in
+// each look: what kind of thing it is about, and its address, or its number. Where
+// that leads and what it is called are no part of it: both are what an attacker can
+// change between two looks.
+type findingKey struct {
+	kind string
+	at   uint64
+	// more is where memory lies that is used again and again: its frame.
+	more x86.PhysAddr
+}
 
-func (f *findings) add(object, detail string, at *report.Place) {
+type finding struct {
+	report.Finding
+	key findingKey
+}
+
+// findings collects what a check finds.
+type findings []finding
+
+func (f *findings) add(key findingKey, object, detail string, at *report.Place) {
 	if len(*f) < maxFindings {
-		*f = append(*f, report.Finding{Object: report.Text(object), Detail: report.Text(detail), Place: at})
+		*f = append(*f, finding{report.Finding{Object: report.Text(object), Detail: report.Text(detail), Place: at}, key})
 	}
 }
+
+// onCPU is the number, for a key, of what each processor has many of.
+func onCPU(cpu, number int) uint64 { return uint64(cpu)<<32 | uint64(number) }
 
 // where says in words where a place is.
 func where(p report.Place) string {
@@ -91,7 +116,7 @@ func where(p report.Place) string {
 
 // checkSyscalls: every entry leads into the kernel's text.
 func (r *Reader) checkSyscalls() (int, []report.Finding, error) {
-	return r.persistent(func() (int, []report.Finding, error) {
+	return r.persistent(func() (int, findings, error) {
 		var out findings
 		n := 0
 		for _, name := range syscallTables {
@@ -105,7 +130,7 @@ func (r *Reader) checkSyscalls() (int, []report.Finding, error) {
 			for _, e := range t.Entries {
 				n++
 				if h := e.Handler; h.In != report.InKernel {
-					out.add(fmt.Sprintf("system call %d", e.Number), fmt.Sprintf("%s[%d] is %s", t.Name, e.Number, where(h)), &h)
+					out.add(findingKey{kind: t.Name, at: uint64(e.Number)}, fmt.Sprintf("system call %d", e.Number), fmt.Sprintf("%s[%d] is %s", t.Name, e.Number, where(h)), &h)
 				}
 			}
 		}
@@ -119,7 +144,7 @@ func (r *Reader) checkSyscalls() (int, []report.Finding, error) {
 // checkInterrupts: every processor uses the kernel's table, and every gate leads
 // into the kernel's text.
 func (r *Reader) checkInterrupts() (int, []report.Finding, error) {
-	return r.persistent(func() (int, []report.Finding, error) {
+	return r.persistent(func() (int, findings, error) {
 		tables, err := r.interruptTables()
 		if err != nil {
 			return 0, nil, err
@@ -144,7 +169,7 @@ func (r *Reader) checkInterrupts() (int, []report.Finding, error) {
 			// The kernel shows it to the processor at an address of its own.
 			t, err := r.as.Translate(table.base)
 			if err != nil || !own[t.Phys] {
-				out.add(what, fmt.Sprintf("it is at %v and not the kernel's idt_table", table.base), nil)
+				out.add(findingKey{kind: "table", at: onCPU(table.cpu, 0)}, what, fmt.Sprintf("it is at %v and not the kernel's idt_table", table.base), nil)
 			}
 			if err == nil && done[t.Phys] {
 				continue
@@ -161,7 +186,7 @@ func (r *Reader) checkInterrupts() (int, []report.Finding, error) {
 				}
 				n++
 				if g.Handler = r.place(g.Handler.Addr); g.Handler.In != report.InKernel && !leftFromBoot(g) {
-					out.add(fmt.Sprintf("vector %d of CPU %d", v, table.cpu), "its gate leads to "+where(g.Handler), &g.Handler)
+					out.add(findingKey{kind: "gate", at: onCPU(table.cpu, v)}, fmt.Sprintf("vector %d of CPU %d", v, table.cpu), "its gate leads to "+where(g.Handler), &g.Handler)
 				}
 			}
 		}
@@ -171,7 +196,7 @@ func (r *Reader) checkInterrupts() (int, []report.Finding, error) {
 
 // checkSegments: every processor uses its own table, which has no gates.
 func (r *Reader) checkSegments() (int, []report.Finding, error) {
-	return r.persistent(func() (int, []report.Finding, error) {
+	return r.persistent(func() (int, findings, error) {
 		tables, err := r.segmentTables()
 		if err != nil {
 			return 0, nil, err
@@ -185,7 +210,7 @@ func (r *Reader) checkSegments() (int, []report.Finding, error) {
 		for _, table := range tables {
 			what := fmt.Sprintf("the GDT of CPU %d", table.cpu)
 			if t, err := r.as.Translate(table.base); err != nil || !own[t.Phys] {
-				out.add(what, fmt.Sprintf("it is at %v and no processor's gdt_page", table.base), nil)
+				out.add(findingKey{kind: "table", at: onCPU(table.cpu, 0)}, what, fmt.Sprintf("it is at %v and no processor's gdt_page", table.base), nil)
 			}
 			var gdt object
 			if err := r.read(&gdt, table.base, table.size); err != nil {
@@ -197,7 +222,7 @@ func (r *Reader) checkSegments() (int, []report.Finding, error) {
 					n++
 				}
 				if strings.HasPrefix(s.Type, "type-") {
-					out.add(fmt.Sprintf("entry %d of %s", i, what), fmt.Sprintf("it is a %s descriptor, which Linux has none of", s.Type), nil)
+					out.add(findingKey{kind: "entry", at: onCPU(table.cpu, i)}, fmt.Sprintf("entry %d of %s", i, what), fmt.Sprintf("it is a %s descriptor, which Linux has none of", s.Type), nil)
 				}
 				i += max(entries, 1)
 			}
@@ -238,8 +263,7 @@ func (r *Reader) checkEntryPoints() (int, []report.Finding, error) {
 	if len(r.cpus) == 0 {
 		return 0, nil, &ReadError{What: "MSR LSTAR", Got: "no registers", Err: ErrUnsupported}
 	}
-	return r.persistent(func() (n int, found []report.Finding, err error) {
-		var out findings
+	return r.persistent(func() (n int, out findings, err error) {
 		for i := range r.cpus {
 			c := &r.cpus[i]
 			for _, e := range [...]struct {
@@ -251,7 +275,7 @@ func (r *Reader) checkEntryPoints() (int, []report.Finding, error) {
 				}
 				n++
 				if p := r.place(x86.VirtAddr(e.addr)); p.In != report.InKernel || p.Offset != 0 {
-					out.add(fmt.Sprintf("%s of CPU %d", e.name, i), "it leads to "+where(p), &p)
+					out.add(findingKey{kind: e.name, at: onCPU(i, 0)}, fmt.Sprintf("%s of CPU %d", e.name, i), "it leads to "+where(p), &p)
 				}
 			}
 		}
@@ -268,8 +292,7 @@ func (r *Reader) checkProbes(symbol string, each func(func(report.Probe)) error)
 	if _, err := r.variable(symbol); err != nil {
 		return 0, nil, err
 	}
-	return r.persistent(func() (n int, found []report.Finding, err error) {
-		var out findings
+	return r.persistent(func() (n int, out findings, err error) {
 		err = r.consistently(symbol, func() error {
 			n, out = 0, nil
 			return each(func(p report.Probe) {
@@ -279,7 +302,7 @@ func (r *Reader) checkProbes(symbol string, each func(func(report.Probe)) error)
 					if p.Target.Addr != 0 {
 						at = where(p.Target)
 					}
-					out.add(fmt.Sprintf("%s at %v", p.Kind, p.Addr), fmt.Sprintf("on %s: it calls %s", at, where(p.Handler)), &p.Handler)
+					out.add(findingKey{kind: p.Kind, at: uint64(p.Addr)}, fmt.Sprintf("%s at %v", p.Kind, p.Addr), fmt.Sprintf("on %s: it calls %s", at, where(p.Handler)), &p.Handler)
 				}
 			})
 		})
@@ -300,7 +323,7 @@ func (r *Reader) checkFtrace() (int, []report.Finding, error) {
 
 // checkDirectCalls looks at the functions that ftrace makes call something
 // directly (5.5): BPF trampolines, and what modules ask for.
-func (r *Reader) checkDirectCalls() (n int, found []report.Finding, err error) {
+func (r *Reader) checkDirectCalls() (n int, out findings, err error) {
 	head, err := r.variable("direct_functions")
 	if err != nil {
 		return 0, nil, nil // built without
@@ -309,7 +332,6 @@ func (r *Reader) checkDirectCalls() (n int, found []report.Finding, err error) {
 	if err := need("ftrace_hash.size_bits", h.SizeBits, "ftrace_func_entry.direct", r.k.Offsets.FtraceEntry.Direct); err != nil {
 		return 0, nil, err
 	}
-	var out findings
 	err = r.consistently("direct_functions", func() error {
 		n, out = 0, nil
 		at, err := r.as.ReadPointer(head)
@@ -326,7 +348,7 @@ func (r *Reader) checkDirectCalls() (n int, found []report.Finding, err error) {
 		return r.eachFtraceEntry(&hash, func(ip, direct x86.VirtAddr) error {
 			n++
 			if p := r.place(direct); direct != 0 && !p.In.Code() {
-				out.add("ftrace on "+where(r.place(ip)), "it calls "+where(p)+" directly", &p)
+				out.add(findingKey{kind: "direct", at: uint64(ip)}, "ftrace on "+where(r.place(ip)), "it calls "+where(p)+" directly", &p)
 			}
 			return nil
 		})
@@ -374,14 +396,13 @@ func (r *Reader) checkLSM() (int, []report.Finding, error) {
 		}
 		each = r.staticHooks
 	}
-	return r.persistent(func() (n int, found []report.Finding, err error) {
-		var out findings
+	return r.persistent(func() (n int, out findings, err error) {
 		err = r.consistently("security hooks", func() error {
 			n, out = 0, nil
 			return each(func(at, hook x86.VirtAddr) {
 				n++
 				if p := r.place(hook); hook != 0 && !p.In.Code() {
-					out.add(fmt.Sprintf("security hook at %v", at), "it calls "+where(p), &p)
+					out.add(findingKey{kind: "hook", at: uint64(at)}, fmt.Sprintf("security hook at %v", at), "it calls "+where(p), &p)
 				}
 			})
 		})
@@ -461,7 +482,7 @@ type seen struct {
 // books that the kernel keeps of them, and for code in the modules' memory that
 // belongs to nobody.
 func (r *Reader) checkModules() (int, []report.Finding, error) {
-	return r.persistent(func() (int, []report.Finding, error) {
+	return r.persistent(func() (int, findings, error) {
 		listed := map[x86.VirtAddr]bool{}
 		err := r.consistently("the list of modules", func() error {
 			clear(listed)
@@ -518,7 +539,7 @@ func (r *Reader) checkModules() (int, []report.Finding, error) {
 				r.missing("module %s: not on the list of modules, but an image can't tell whether it was only being removed", name)
 				continue
 			}
-			out.add("module "+string(name), "it is in "+strings.Join(s.books, ", ")+" but not on the list of modules", at)
+			out.add(findingKey{kind: "module", at: uint64(s.addr)}, "module "+string(name), "it is in "+strings.Join(s.books, ", ")+" but not on the list of modules", at)
 		}
 		theirs.sort()
 		pages, stray, err := r.strayCode(&theirs)
@@ -526,7 +547,7 @@ func (r *Reader) checkModules() (int, []report.Finding, error) {
 			return n, nil, err
 		}
 		for _, s := range stray {
-			out.add(fmt.Sprintf("%d bytes of code at %v", s.end-s.start, s.start),
+			out.add(findingKey{"code", uint64(s.start), s.phys}, fmt.Sprintf("%d bytes of code at %v", s.end-s.start, s.start),
 				fmt.Sprintf("they are in the modules' memory, from %v in the guest's memory on, and belong to no module, eBPF program or probe", s.phys),
 				&report.Place{Addr: s.start, In: report.InUnknown})
 		}

@@ -99,9 +99,12 @@ func (d *digester) bytes(b []byte) {
 	}
 }
 
-// guest adds what bytes does with a copy of n bytes at va. buf holds a window.
+// guest adds what bytes does with a copy of n bytes at va. All of the copy is left
+// in buf if it fits, and otherwise only a window of it at a time, for which there
+// must be room.
 func (d *digester) guest(read func(x86.VirtAddr, []byte) error, va x86.VirtAddr, n int, buf []byte) error {
 	d.number(uint64(n))
+	whole := n <= len(buf)
 	for n > 0 {
 		b := buf[:min(n, digestWindow)]
 		if err := read(va, b); err != nil {
@@ -110,6 +113,9 @@ func (d *digester) guest(read func(x86.VirtAddr, []byte) error, va x86.VirtAddr,
 		d.window(b)
 		n -= len(b)
 		va += x86.VirtAddr(len(b))
+		if whole {
+			buf = buf[len(b):]
+		}
 	}
 	return nil
 }

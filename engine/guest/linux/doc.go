@@ -17,7 +17,7 @@
 //
 // A Kernel borrows the guest.Memory given to Identify and must not be used
 // after that is closed. It holds private copies of the tables it parsed (2 to
-// 4 MiB, shared by the kernels of one build that one Cache knows) and no
+// 5 MiB, shared by the kernels of one build that one Cache knows) and no
 // resource to release. After Identify it is immutable and safe for concurrent
 // use.
 //

@@ -33,6 +33,8 @@ const (
 // one on. IDTBase serves kernels whose LSTAR leads into a trampoline (4.15 to
 // 4.19 with page-table isolation). The vCPU should be held; a kernel that runs
 // meanwhile is recognised as well, but a change in the middle of it is an error.
+// The process whose page tables CR3 names must live until they are first looked
+// at, and no longer: one that ends then changes nothing.
 //
 // The work is bounded whatever the guest does. Errors are *[IdentifyError].
 // Without usable type information the kernel is returned nevertheless, see
@@ -95,11 +97,17 @@ func identify(as guest.AddressSpace, regs *x86.Registers, opt *Options) (*Kernel
 	if err != nil {
 		return nil, err
 	}
-	base, err := findBase(as, entry)
+	// CR3 is some process's, which may end meanwhile. So its top-level table is
+	// looked at once; the tables below, of the image, are the kernel's own.
+	image, err := as.Part(entry)
+	if err != nil {
+		return nil, unmappedCode(entry, err)
+	}
+	base, err := findBase(image, entry)
 	if err != nil {
 		return nil, err
 	}
-	r := &imageReader{as: as, extents: imageExtents(as, base)}
+	r := &imageReader{as: image, extents: imageExtents(image, base)}
 	k := &Kernel{Base: base, Offsets: noOffsets(), Types: report.TypesNone, key: opt.Cache.sumKey()}
 	known := opt.Cache.find(r, base, entry)
 	if known != nil {
@@ -117,7 +125,7 @@ func identify(as guest.AddressSpace, regs *x86.Registers, opt *Options) (*Kernel
 	if err := k.readBanner(r); err != nil {
 		return nil, err
 	}
-	if err := k.setRoot(as); err != nil {
+	if err := k.setRoot(as, image); err != nil {
 		return nil, err
 	}
 	if known != nil && known.banner == k.Banner {
@@ -184,8 +192,7 @@ func findBase(as guest.AddressSpace, entry x86.VirtAddr) (x86.VirtAddr, error) {
 	for va := entry &^ (guest.Page2M - 1); va >= imageLow; va -= guest.Page2M {
 		if _, err := as.Translate(va); err != nil {
 			if base == 0 {
-				return 0, &IdentifyError{Stage: StageBase, Want: fmt.Sprintf("code mapped at %v", entry), Err: err,
-					Hint: "the registers may be another moment's or another vCPU's than the memory"}
+				return 0, unmappedCode(entry, err)
 			}
 			break
 		}
@@ -196,6 +203,12 @@ func findBase(as guest.AddressSpace, entry x86.VirtAddr) (x86.VirtAddr, error) {
 		}
 	}
 	return base, nil
+}
+
+// unmappedCode is the error for an entry point that isn't mapped.
+func unmappedCode(entry x86.VirtAddr, err error) error {
+	return &IdentifyError{Stage: StageBase, Want: fmt.Sprintf("code mapped at %v", entry), Err: err,
+		Hint: "the registers may be another moment's or another vCPU's than the memory"}
 }
 
 // imageExtents lists what is mapped from base on, up to the bounds above.
@@ -296,9 +309,10 @@ func parseBanner(b []byte) (banner, release string, ok bool) {
 	return text, release, true
 }
 
-// setRoot finds the kernel's own page tables: CR3 is some process's, or, at the
-// very beginning, a table that boot will leave behind.
-func (k *Kernel) setRoot(as guest.AddressSpace) error {
+// setRoot finds the kernel's own page tables: CR3, that of as, is some process's,
+// or, at the very beginning, a table that boot will leave behind. image is the
+// part of as that has the kernel's image.
+func (k *Kernel) setRoot(as, image guest.AddressSpace) error {
 	fail := func(got string, err error) error {
 		return &IdentifyError{Stage: StageRoot, Want: "init_top_pgt that maps the image as CR3 does", Got: got, Err: err}
 	}
@@ -309,13 +323,13 @@ func (k *Kernel) setRoot(as guest.AddressSpace) error {
 	if !ok || va.Offset() != 0 {
 		return fail(fmt.Sprintf("symbol %v (%v)", va, ok), nil)
 	}
-	t, err := as.Translate(va)
+	t, err := image.Translate(va)
 	if err != nil {
 		return fail("", err)
 	}
 	k.as = as.WithRoot(t.Phys)
 	for _, va := range []x86.VirtAddr{k.Base, k.TextEnd - 1, va} {
-		now, err := as.Translate(va)
+		now, err := image.Translate(va)
 		if err != nil {
 			return fail("", err)
 		}

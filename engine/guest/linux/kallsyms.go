@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/xen-hvi/hvi/engine/guest"
 	"github.com/xen-hvi/hvi/engine/x86"
@@ -521,18 +522,19 @@ func nameLength(b []byte, pos int) (n, width int) {
 // readValues finds the symbols' values, after the token index or before
 // num_syms, and checks that they are what the kernel's own search needs.
 func (r *imageReader) readValues(s *Symbols, base x86.VirtAddr, nm nameTable, afterTokens x86.VirtAddr) error {
+	s.base = base
 	size := x86.VirtAddr(align8(nm.n * 4))
 	// From 6.4: offsets, relative_base.
 	errAfter := r.checkBase(base, afterTokens+size)
 	if errAfter == nil {
 		s.src.baseAt = afterTokens + size
-		return r.relativeValues(s, base, nm.n, afterTokens)
+		return r.relativeValues(s, nm.n, afterTokens)
 	}
 	// 4.6 to 6.3: offsets, relative_base, num_syms.
 	errBefore := r.checkBase(base, nm.start-8)
 	if errBefore == nil {
 		s.src.baseAt = nm.start - 8
-		return r.relativeValues(s, base, nm.n, nm.start-8-size)
+		return r.relativeValues(s, nm.n, nm.start-8-size)
 	}
 	// To 4.5: addresses, num_syms.
 	errAbsolute := r.absoluteValues(s, base, nm.n, nm.start-x86.VirtAddr(8*nm.n))
@@ -561,31 +563,14 @@ func (r *imageReader) checkBase(base, at x86.VirtAddr) error {
 	return nil
 }
 
-func (r *imageReader) relativeValues(s *Symbols, base x86.VirtAddr, n int, at x86.VirtAddr) error {
+func (r *imageReader) relativeValues(s *Symbols, n int, at x86.VirtAddr) error {
 	raw, err := r.read(at, n*4)
 	if err != nil {
 		return err
 	}
-	// With KALLSYMS_ABSOLUTE_PERCPU (x86-64 to 6.14) addresses are stored as
-	// -1-offset and values of per-CPU symbols as they are.
 	s.src.values = piece{at, raw}
-	negative := 0
-	for i := range n {
-		negative += int(raw[4*i+3] >> 7)
-	}
-	s.off = make([]uint32, n)
-	s.nabs = 0
-	s.base = base
-	for i := range s.off {
-		v := le32(raw[4*i:])
-		if negative > n/2 {
-			if int32(v) < 0 {
-				v = ^v
-			} else if s.nabs++; s.nabs != i+1 {
-				return fmt.Errorf("%w: absolute symbol %d after others", errNoTable, i)
-			}
-		}
-		s.off[i] = v
+	if err := s.setRelative(slices.Clone(uint32s(raw))); err != nil {
+		return err
 	}
 	return s.checkValues()
 }
@@ -596,9 +581,49 @@ func (r *imageReader) absoluteValues(s *Symbols, base x86.VirtAddr, n int, at x8
 		return err
 	}
 	s.src.values = piece{at, raw}
-	s.off = make([]uint32, n)
-	s.nabs = 0
-	s.base = base
+	if err := s.setAbsolute(raw, base); err != nil {
+		return err
+	}
+	return s.checkValues()
+}
+
+func (r *imageReader) placeValues(s *Symbols, base x86.VirtAddr, n int, at x86.VirtAddr) error {
+	raw, err := r.read(at, n*4)
+	if err != nil {
+		return err
+	}
+	s.src.values = piece{at, raw}
+	if err := s.setPlaced(slices.Clone(uint32s(raw)), uint64(at-base)); err != nil {
+		return err
+	}
+	return s.checkValues()
+}
+
+// setRelative takes values that count from the image's base, and takes them over.
+// With KALLSYMS_ABSOLUTE_PERCPU (x86-64 to 6.14) addresses are stored as -1-offset
+// and values of per-CPU symbols as they are.
+func (s *symbolTable) setRelative(words []uint32) error {
+	negative := 0
+	for _, v := range words {
+		negative += int(v >> 31)
+	}
+	s.off, s.nabs = words, 0
+	if negative <= len(words)/2 {
+		return nil
+	}
+	for i, v := range words {
+		if int32(v) < 0 {
+			words[i] = ^v
+		} else if s.nabs++; s.nabs != i+1 {
+			return fmt.Errorf("%w: absolute symbol %d after others", errNoTable, i)
+		}
+	}
+	return nil
+}
+
+// setAbsolute takes values of 8 bytes that are addresses.
+func (s *symbolTable) setAbsolute(raw []byte, base x86.VirtAddr) error {
+	s.off, s.nabs = make([]uint32, len(raw)/8), 0
 	for i := range s.off {
 		v := x86.VirtAddr(le64(raw[8*i:]))
 		switch {
@@ -611,33 +636,27 @@ func (r *imageReader) absoluteValues(s *Symbols, base x86.VirtAddr, n int, at x8
 		}
 		s.off[i] = uint32(v)
 	}
-	return s.checkValues()
+	return nil
 }
 
-func (r *imageReader) placeValues(s *Symbols, base x86.VirtAddr, n int, at x86.VirtAddr) error {
-	raw, err := r.read(at, n*4)
-	if err != nil {
-		return err
-	}
-	s.src.values = piece{at, raw}
-	s.off = make([]uint32, n)
-	s.nabs = 0
-	s.base = base
-	for i := range s.off {
-		place := at + x86.VirtAddr(4*i)
-		v := place + x86.VirtAddr(int64(int32(le32(raw[4*i:])))) - base
+// setPlaced takes values that each count from its own place, and takes them over.
+// at is where the first is, from the image's base.
+func (s *symbolTable) setPlaced(words []uint32, at uint64) error {
+	s.off, s.nabs = words, 0
+	for i, w := range words {
+		v := at + uint64(4*i) + uint64(int64(int32(w)))
 		if v >= maxOffset {
-			return fmt.Errorf("%w: symbol %d at %v", errNoTable, i, base+v)
+			return fmt.Errorf("%w: symbol %d at the image + %#x", errNoTable, i, v)
 		}
-		s.off[i] = uint32(v)
+		words[i] = uint32(v)
 	}
-	return s.checkValues()
+	return nil
 }
 
 // checkValues checks that absolute values come first, that both parts ascend,
 // which the binary search needs, the kernel's as ours, and that the lowest
 // address is the image's, which zeros taken for values would not give.
-func (s *Symbols) checkValues() error {
+func (s *symbolTable) checkValues() error {
 	if s.nabs == len(s.off) {
 		return fmt.Errorf("%w: no symbol is an address", errNoTable)
 	}

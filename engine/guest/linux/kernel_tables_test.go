@@ -2,6 +2,7 @@ package linux
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -317,10 +318,36 @@ func TestCheckModules(t *testing.T) {
 	if found := b.checkOf(t, "hidden-modules", func(time.Duration) { looks++ }); len(found) != 1 || looks != persistLooks {
 		t.Errorf("a module that stays: %+v after %d more looks", found, looks)
 	}
+	// One that is called something else in each look is the same.
+	looks = 0
+	found = b.checkOf(t, "hidden-modules", func(time.Duration) {
+		looks++
+		b.Write(mod+x86.VirtAddr(b.k.Offsets.Module.Name), fmt.Appendf(nil, "name%d\x00", looks))
+	})
+	if len(found) != 1 || found[0].Object != report.Text(fmt.Sprintf("module name%d", persistLooks)) {
+		t.Errorf("a module that changes its name: %+v after %d more looks", found, looks)
+	}
 	// Of an image nobody can tell, unless it says that it is in use.
 	b.u32(mod, 3)
 	if found := b.checkOf(t, "hidden-modules", nil); len(found) != 0 {
 		t.Errorf("perhaps a module on its way out: %+v", found)
+	}
+}
+
+// TestCheckCodeThatMoves: code that is in other memory in each look is another's
+// each time.
+func TestCheckCodeThatMoves(t *testing.T) {
+	b := newKernelGuest(t, false)
+	b.Map(coreBase, 0x40_0000, 0x1000, guest.Page4K, 0)
+	b.Mem[0x40_0000], b.Mem[0x40_1000] = 0x55, 0x55
+	entry := b.Entry(coreBase, 1)
+	looks := 0
+	found := b.checkOf(t, "hidden-modules", func(time.Duration) {
+		looks++
+		b.Put(entry, b.Get(entry)^0x1000)
+	})
+	if len(found) != 0 || looks != 1 {
+		t.Errorf("%+v after %d more looks", found, looks)
 	}
 }
 
@@ -354,17 +381,32 @@ func TestCheckHooks(t *testing.T) {
 			t.Errorf("a clean guest: %+v", found)
 		}
 	}
-	evil := b.alloc(16)
-	b.pointer(kprobe+40, evil)
-	b.pointer(ops, evil)
-	b.pointer(hook+24, evil)
-	b.pointer(b.Addr("sys_call_table")+62/2*8, evil)
-	gate(evil)
-	b.Regs[0].LSTAR = uint64(evil)
+	evil := b.alloc(16 * (persistLooks + 1))
+	set := func() {
+		b.pointer(kprobe+40, evil)
+		b.pointer(ops, evil)
+		b.pointer(hook+24, evil)
+		b.pointer(b.Addr("sys_call_table")+62/2*8, evil)
+		gate(evil)
+		b.Regs[0].LSTAR = uint64(evil)
+	}
+	set()
 	for _, name := range names {
 		if found := b.checkOf(t, name, nil); len(found) != 1 || found[0].Place == nil || found[0].Place.Addr != evil {
 			t.Errorf("%s: %+v", name, found)
 		}
+		// One that leads elsewhere in each look is never right.
+		first, looks := evil, 0
+		found := b.checkOf(t, name, func(time.Duration) {
+			looks++
+			evil += 16
+			set()
+		})
+		if len(found) != 1 || found[0].Place == nil || found[0].Place.Addr != evil || looks != persistLooks {
+			t.Errorf("%s, moving: %+v after %d more looks", name, found, looks)
+		}
+		evil = first
+		set()
 	}
 	// Without registers there are no entry points to look at.
 	if _, _, err := b.k.NewReader(nil).checkEntryPoints(); !errors.Is(err, ErrUnsupported) {

@@ -472,8 +472,12 @@ func TestOldLog(t *testing.T) {
 
 // withoutSymbol is a table in which a name is not found.
 func withoutSymbol(s *Symbols, name string) *Symbols {
+	table := *s.symbolTable
+	table.index.entries = slices.Clone(table.index.entries)
+	for i, e := range table.index.find(name) {
+		table.index.find(name)[i] = e &^ indexNumber // of symbol 0, which has another name
+	}
 	out := *s
-	h := uint64(hashName(name, s.mul))
-	out.byName = slices.DeleteFunc(slices.Clone(s.byName), func(v uint64) bool { return v>>32 == h })
+	out.symbolTable = &table
 	return &out
 }

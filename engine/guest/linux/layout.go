@@ -178,8 +178,13 @@ func fillLayout(src typeSource, name string, ref int, v reflect.Value) error {
 			if !ok || m.width != 0 && f.field.Kind() != reflect.Struct {
 				continue
 			}
-			least := max(m.width, 1)
-			if n == 0 { // an array of no fixed length, which may begin at the end
+			least := 1
+			switch {
+			case m.width != 0:
+				least = m.width
+			case f.field.Kind() == reflect.Struct: // see Bits
+				least = 8
+			case n == 0: // an array of no fixed length, which may begin at the end
 				least = 0
 			}
 			if m.bits < 0 || m.bits+least > 8*size {

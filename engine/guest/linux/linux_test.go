@@ -91,6 +91,68 @@ func TestIdentifyByIDT(t *testing.T) {
 	}
 }
 
+// leaving is memory of a page-table page whose process ends: from the second
+// read of it on it is used for something else.
+type leaving struct {
+	guest.Memory
+	table x86.PhysAddr
+	reads int
+	reuse func()
+}
+
+func (m *leaving) ReadPhys(pa x86.PhysAddr, buf []byte) error {
+	if pa < m.table+x86.PageSize && m.table < pa+x86.PhysAddr(len(buf)) {
+		if m.reads++; m.reads == 2 {
+			m.reuse()
+		}
+	}
+	return m.Memory.ReadPhys(pa, buf)
+}
+
+// A process whose page tables the processor uses may end as soon as the first of
+// them was looked at: a kernel is found none the less, and the same, from nothing
+// and with its profile.
+func TestIdentifyWhileProcessEnds(t *testing.T) {
+	for name, c := range map[string]linuxtest.Config{
+		"4 levels": {Layout: linuxtest.After64},
+		"5 levels": {Layout: linuxtest.After64, FiveLevels: true},
+	} {
+		for what, fill := range map[string]byte{"cleared": 0, "filled": 0xff} {
+			cache := openCache(t, t.TempDir())
+			for _, cached := range []bool{false, true} {
+				g := linuxtest.New(c)
+				want, err := Identify(g.Memory(), g.Regs[0])
+				if err != nil {
+					t.Fatal(err)
+				}
+				table := g.AllocPage()
+				page := g.Mem[table:][:x86.PageSize]
+				copy(page, g.Mem[g.Root:])
+				regs := g.Regs[0]
+				regs.CR3 = uint64(table)
+				m := &leaving{Memory: g.Memory(), table: table, reuse: func() {
+					for i := range page {
+						page[i] = fill
+					}
+				}}
+				k, err := IdentifyWith(m, regs, Options{Cache: cache})
+				if err != nil {
+					t.Errorf("%s, %s, cached %v: %v", name, what, cached, err)
+					continue
+				}
+				cache.Close()
+				if k.Cached != cached {
+					t.Errorf("%s, %s: cached %v, want %v", name, what, k.Cached, cached)
+				}
+				same(t, name+", "+what, k, want)
+				if as := k.AddressSpace(); as.Root() != g.Root || as.Levels() != want.as.Levels() {
+					t.Errorf("%s, %s: root %v of %d levels, want %v", name, what, as.Root(), as.Levels(), g.Root)
+				}
+			}
+		}
+	}
+}
+
 func TestIdentifyErrors(t *testing.T) {
 	for _, c := range []struct {
 		name   string
@@ -711,12 +773,13 @@ func FuzzBTF(f *testing.F) {
 // FuzzTask lets the fuzzer write a per-CPU area and choose the GS bases.
 func FuzzTask(f *testing.F) {
 	g, k := identified(f, linuxtest.Config{Layout: linuxtest.Relative61, CPUs: 2})
-	area := linuxtest.PerCPU
-	f.Add(bytes.Clone(g.Mem[area:area+0x100]), g.Regs[0].GSBase, g.Regs[1].GSBase, uint8(0))
+	variables := g.Mem[int(linuxtest.PerCPU)+0x2_1a8:][:0x100]
+	saved := bytes.Clone(variables)
+	f.Add(saved, g.Regs[0].GSBase, g.Regs[1].GSBase, uint8(0))
 	f.Add([]byte{}, uint64(linuxtest.DirectMap), uint64(1), uint8(3))
 	f.Fuzz(func(t *testing.T, b []byte, gs, kernelGS uint64, cpl uint8) {
-		at := int(linuxtest.PerCPU) + 0x2_1a8
-		copy(g.Mem[at:at+0x100], b)
+		defer copy(variables, saved)
+		copy(variables, b)
 		task := Task{PID: -7}
 		err := k.ReadTask(&x86.Registers{GSBase: gs, KernelGSBase: kernelGS, CPL: cpl & 3}, &task)
 		if err != nil {

@@ -94,19 +94,22 @@ func TestImageAddr(t *testing.T) {
 
 // FuzzModuleAt lets a guest fill its list of modules with anything.
 func FuzzModuleAt(f *testing.F) {
-	f.Add([]byte{1, 2, 3, 4, 5, 6, 7, 8}, uint64(coreBase))
-	f.Fuzz(func(t *testing.T, data []byte, va uint64) {
-		g := linuxtest.New(linuxtest.Config{Layout: linuxtest.After64})
-		k, err := Identify(g.Memory(), g.Regs[0])
-		if err != nil {
-			t.Fatal(err)
-		}
-		at := g.Base + linuxtest.Data + 0x10000
-		if len(data) > 0x4000 {
-			data = data[:0x4000]
-		}
-		g.WriteUint64(g.Addr("modules"), uint64(at+linuxtest.ModuleList))
-		g.Write(at, data)
+	g, k := identified(f, linuxtest.Config{Layout: linuxtest.After64})
+	const size = 0x4000
+	first := g.Base + linuxtest.Data + 0x10000
+	second := first + 0x800
+	loadModule(g, first, g.Addr("modules"), second+linuxtest.ModuleList, "virtio", 0, coreBase, 0x3000)
+	loadModule(g, second, first+linuxtest.ModuleList, g.Addr("modules"), "other", 1, initBase, 0x1000)
+	as := g.AddressSpace()
+	list := make([]byte, 0x1000)
+	if err := as.Read(first, list); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(list, uint16(0), uint64(initBase))
+	f.Add([]byte{1, 2, 3, 4, 5, 6, 7, 8}, uint16(linuxtest.ModuleList), uint64(coreBase))
+	f.Fuzz(func(t *testing.T, data []byte, at uint16, va uint64) {
+		at %= size
+		defer overwrite(g, first+x86.VirtAddr(at), data[:min(len(data), size-int(at))])()
 		var m Module
 		if k.ModuleAt(x86.VirtAddr(va), &m) && (m.Base > x86.VirtAddr(va) || x86.VirtAddr(va)-m.Base >= maxModuleSize) {
 			t.Errorf("%#x in a module at %v", va, m.Base)

@@ -1,6 +1,9 @@
 package linux
 
-import "fmt"
+import (
+	"fmt"
+	"sync"
+)
 
 // Offsets is the layout of the structures hvi reads, in bytes from the start of
 // each, taken from the kernel's own type information or from a profile. A
@@ -254,12 +257,12 @@ func (nothing) element(int) (int, int)          { return 0, 0 }
 func (nothing) value(int, string) (int64, bool) { return 0, false }
 
 // noOffsets is the layout of a kernel without type information.
-func noOffsets() Offsets {
+var noOffsets = sync.OnceValue(func() Offsets {
 	var o Offsets
 	// A source that knows nothing has nothing implausible.
 	_ = fillOffsets(nothing{}, &o)
 	return o
-}
+})
 
 // offsetsFrom makes Offsets from a source. Without what every reader needs it
 // is an error.

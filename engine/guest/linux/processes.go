@@ -19,6 +19,11 @@ const (
 	// maxTaskRetries bounds how often one task is read again because it
 	// changed what it has: its program, its credentials.
 	maxTaskRetries = 16
+	// maxUnsettled bounds how many tasks may change in each of these attempts
+	// before a list of the others is worth nothing, and maxNamed how many of
+	// them are named.
+	maxUnsettled = 64
+	maxNamed     = 8
 	// maxRounds bounds how often all processes are read again because some
 	// became others while they were read.
 	maxRounds = 3
@@ -159,8 +164,9 @@ func noProcess(pid int32) error {
 
 // listTasks reports the tasks that find finds, each linked by the member at
 // offset node. What ends while it is read is left out, as it would be a moment
-// later. But a process may have handed on its number, to the thread that runs
-// another program: then all are read anew, a few times.
+// later. What never stands still is said to be missing. But a process may have
+// handed on its number, to the thread that runs another program: then all are read
+// anew, a few times.
 func (r *Reader) listTasks(find func() ([]x86.VirtAddr, error), node int) (report.List[report.Process], error) {
 	out := report.List[report.Process]{Items: []report.Process{}}
 	err := r.reading(&out.Reading, func() error {
@@ -171,6 +177,7 @@ func (r *Reader) listTasks(find func() ([]x86.VirtAddr, error), node int) (repor
 				return err
 			}
 			out.Items = out.Items[:0]
+			t.unsettled = t.unsettled[:0]
 			ended, found := map[x86.VirtAddr]bool{}, map[int32]bool{}
 			unsure := 0 // numbers that are there twice, or are another's now
 			for _, task := range tasks {
@@ -178,6 +185,10 @@ func (r *Reader) listTasks(find func() ([]x86.VirtAddr, error), node int) (repor
 				switch {
 				case errors.Is(err, errEnded):
 					ended[task] = true
+				case errors.Is(err, errTorn) && len(t.unsettled) < maxUnsettled:
+					t.unsettled = append(t.unsettled, fmt.Sprintf("task %d (%s) at %v", p.PID, p.Comm, task))
+				case errors.Is(err, errTorn):
+					return tooOften(fmt.Sprintf("more than %d tasks", maxUnsettled), maxTaskRetries)
 				case err != nil:
 					return err
 				case found[p.PID]:
@@ -247,6 +258,7 @@ type taskReader struct {
 
 	noExe, noCGroup, noCred int // tasks of which these could not be read
 	why                     error
+	unsettled               []string // the tasks that changed in each attempt
 }
 
 func (r *Reader) taskReader() *taskReader {
@@ -261,8 +273,15 @@ func (r *Reader) taskReader() *taskReader {
 	return t
 }
 
-// tellMissing notes what tasks lack.
+// tellMissing notes which tasks are not there, and what others lack.
 func (t *taskReader) tellMissing() {
+	for i, task := range t.unsettled {
+		if i == maxNamed {
+			t.r.missing("%d more tasks that changed in each of %d attempts", len(t.unsettled)-i, maxTaskRetries)
+			break
+		}
+		t.r.missing("%s: a change in each of %d attempts", task, maxTaskRetries)
+	}
 	for _, m := range []struct {
 		n    int
 		what string
@@ -279,12 +298,13 @@ func (t *taskReader) tellMissing() {
 // read reads a task that is linked by its member node. The answer is of one
 // moment as far as what the task has is concerned: the pointers to its
 // credentials, memory and the rest are the same after all has been followed as
-// before. It is errEnded if the task isn't on its list then.
-func (t *taskReader) read(task x86.VirtAddr, node int) (report.Process, error) {
+// before. It is errEnded if the task isn't on its list then, and errTorn, with
+// what was read last, if no attempt has met it standing still.
+func (t *taskReader) read(task x86.VirtAddr, node int) (p report.Process, err error) {
 	r := t.r
 	for n := range maxTaskRetries {
 		noExe, noCGroup, noCred := t.noExe, t.noCGroup, t.noCred
-		p, err := t.once(task)
+		p, err = t.once(task)
 		if err == nil {
 			err = t.unchanged(task)
 		}
@@ -298,7 +318,7 @@ func (t *taskReader) read(task x86.VirtAddr, node int) (report.Process, error) {
 		t.noExe, t.noCGroup, t.noCred = noExe, noCGroup, noCred
 		r.again(n + 1)
 	}
-	return report.Process{}, tooOften(fmt.Sprintf("the task at %v", task), maxTaskRetries)
+	return p, err
 }
 
 // unchanged is errTorn unless what the task has is what it had when it was

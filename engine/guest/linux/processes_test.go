@@ -589,6 +589,60 @@ func TestProcessesThatEnd(t *testing.T) {
 	}
 }
 
+// TestProcessesThatNeverSettle: a task that is another in each attempt is missing
+// and named, and all others are there. If hardly any stands still there is no list.
+func TestProcessesThatNeverSettle(t *testing.T) {
+	for name, c := range map[string]struct {
+		tasks, restless, said int
+		fails                 bool
+	}{
+		"one":        {9, 1, 1, false},
+		"a dozen":    {20, 12, maxNamed + 1, false},
+		"nearly all": {maxUnsettled + 9, maxUnsettled + 1, 0, true},
+	} {
+		p, r := processGuest(t, c.tasks)
+		as := p.AddressSpace()
+		var starts []x86.PhysAddr // when each restless one was started
+		for _, task := range p.Tasks[2:][:c.restless] {
+			at, err := as.Translate(task + linuxtest.TaskStart)
+			if err != nil {
+				t.Fatal(err)
+			}
+			starts = append(starts, at.Phys)
+		}
+		m := &restless{Memory: p.Memory(), f: func(read int) {
+			for _, at := range starts {
+				p.Put(at, uint64(read))
+			}
+		}}
+		r = r.k.Over(m).NewReader(p.Regs)
+		for what, list := range map[string]func() (report.List[report.Process], error){
+			"processes": r.Processes,
+			"threads":   func() (report.List[report.Process], error) { return r.Threads(0) },
+		} {
+			got, err := list()
+			if c.fails {
+				if !errors.Is(err, ErrImplausible) {
+					t.Errorf("%s, %s: %d, %v", name, what, len(got.Items), err)
+				}
+				continue
+			}
+			if err != nil || len(got.Items) != c.tasks-c.restless || len(got.Reading.Incomplete) != c.said {
+				t.Errorf("%s, %s: %d, %+v, %v", name, what, len(got.Items), got.Reading, err)
+				continue
+			}
+			if first := got.Reading.Incomplete[0]; !strings.HasPrefix(first, "task 3 (") || !strings.Contains(first, p.Tasks[2].String()) {
+				t.Errorf("%s, %s: %q", name, what, first)
+			}
+			for _, task := range got.Items {
+				if i := slices.Index(p.Tasks, task.Task); i >= 2 && i < 2+c.restless {
+					t.Errorf("%s, %s: %+v", name, what, task)
+				}
+			}
+		}
+	}
+}
+
 // TestThreadsOfACopy: a task that a fork has just made, at the address of one that
 // has ended, leads to its parent's threads for a moment.
 func TestThreadsOfACopy(t *testing.T) {

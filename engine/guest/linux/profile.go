@@ -2,12 +2,9 @@ package linux
 
 import (
 	"bytes"
-	"crypto/sha256"
-	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"reflect"
 
 	"github.com/xen-hvi/hvi/engine/x86"
 )
@@ -15,6 +12,10 @@ import (
 // A profile is what reading one build of a kernel has given: its symbols, the
 // layout of its structures, and what both were made from. Everything in it
 // counts from the image's base, so it fits the build wherever KASLR puts it.
+//
+// A profile's file holds of the symbols what takes time to find, their places and
+// the index of their names. Names and values are not in it: they are in the
+// memory of every guest that it fits, and are read there anyway.
 //
 // The sums are of every byte that the profile was made from, in the copies that
 // were parsed. Whose memory has the same sums at the same places would be
@@ -34,7 +35,10 @@ type profile struct {
 	btf     place
 	btfSum  digest
 	offsets Offsets
-	sym     *symbolTable
+	// index is that of sym, which is nil in a profile just read from its file,
+	// until it has been found to fit a guest.
+	index nameIndex
+	sym   *symbolTable
 }
 
 // place is a stretch of the image, relative to its base.
@@ -91,7 +95,8 @@ func (k *digestKey) sumBTF(blob []byte) digest {
 }
 
 // fits reports whether a guest's memory is what the profile was made from, but
-// for the banner, which is read later.
+// for the banner, which is read later. It completes a profile that comes from a
+// file, which nobody else may use meanwhile.
 func (p *profile) fits(k *digestKey, r *imageReader, base x86.VirtAddr) bool {
 	if p.tables.imageBase != 0 && p.tables.imageBase != uint64(base) {
 		return false
@@ -99,9 +104,15 @@ func (p *profile) fits(k *digestKey, r *imageReader, base x86.VirtAddr) bool {
 	if at := p.tables.baseAt; at != 0 && r.checkBase(base, base+x86.VirtAddr(at)) != nil {
 		return false
 	}
-	buf := make([]byte, digestWindow)
+	window := make([]byte, digestWindow)
 	d := k.tableDigest(&p.tables)
-	for _, piece := range p.tables.pieces {
+	var copies [5][]byte
+	for i, piece := range p.tables.pieces {
+		buf := window
+		if p.sym == nil {
+			copies[i] = make([]byte, piece.size)
+			buf = copies[i]
+		}
 		if d.guest(r.fill, base+x86.VirtAddr(piece.at), int(piece.size), buf) != nil {
 			return false
 		}
@@ -111,151 +122,50 @@ func (p *profile) fits(k *digestKey, r *imageReader, base x86.VirtAddr) bool {
 	}
 	if p.btf.size != 0 {
 		d = k.digester("BTF")
-		if d.guest(r.fill, base+x86.VirtAddr(p.btf.at), int(p.btf.size), buf) != nil || d.digest() != p.btfSum {
+		if d.guest(r.fill, base+x86.VirtAddr(p.btf.at), int(p.btf.size), window) != nil || d.digest() != p.btfSum {
 			return false
 		}
 	}
-	return true
+	if p.sym == nil {
+		p.sym = p.symbols(&copies)
+	}
+	return p.sym != nil
 }
 
-// build is the name of the build that a profile is of: the same for every guest
-// of this host that runs it. It gives no sum away.
-func (p *profile) build(k *digestKey) string {
-	d := k.digester("kernel build")
-	d.text(p.banner)
-	d.text(string(p.sum[:]))
-	d.text(string(p.btfSum[:]))
-	id := d.digest()
-	return hex.EncodeToString(id[:16])
-}
-
-// profileVersion is that of the file, and of what parsers make of a kernel: it
-// is raised when either changes. Members of Offsets are covered by
-// offsetsSchema.
-const profileVersion = 1
-
-var profileMagic = []byte("hviprof\x00")
-
-// offsetsSchema says what the numbers of Offsets mean.
-var offsetsSchema = func() [32]byte {
-	var b bytes.Buffer
-	eachOffset(reflect.ValueOf(new(Offsets)).Elem(), "", func(path string, _ reflect.Value) {
-		b.WriteString(path + "\n")
-	})
-	return sha256.Sum256(b.Bytes())
-}()
-
-// eachOffset calls f for each number in v, in the order of its members. path
-// has their names and tags.
-func eachOffset(v reflect.Value, path string, f func(path string, n reflect.Value)) {
-	if v.Kind() != reflect.Struct {
-		f(path, v)
-		return
+// symbols makes the table again from copies of its pieces, which become part of it.
+// They have the sum of those that it was made from, so they are what the parser
+// found to be right then, and neither the names, which take longest, nor the order
+// of the values are looked at again. The table is safe to use whatever they are,
+// and nil if they are none at all.
+func (p *profile) symbols(pieces *[5][]byte) *symbolTable {
+	tokens, names, markers, values := pieces[0], pieces[2], pieces[3], pieces[4]
+	t := &symbolTable{tokens: tokenTable{text: tokens}, index: p.index}
+	var err error
+	switch {
+	case p.tables.imageBase != 0:
+		err = t.setAbsolute(values, x86.VirtAddr(p.tables.imageBase))
+	case p.tables.baseAt != 0:
+		err = t.setRelative(uint32s(values))
+	default:
+		err = t.setPlaced(uint32s(values), uint64(p.tables.pieces[4].at))
 	}
-	for i := range v.NumField() {
-		t := v.Type().Field(i)
-		eachOffset(v.Field(i), path+"."+t.Name+" "+string(t.Tag), f)
-	}
-}
-
-// Bounds of a profile, and so of its file. Real ones have 4 MiB.
-const (
-	maxProfile = 64 << 20
-	maxPiece   = 32 << 20
-)
-
-var errProfile = errors.New("no profile of this version")
-
-// encode writes a profile, without what protects it.
-func (p *profile) encode() []byte {
-	le := binary.LittleEndian
-	s := p.sym
-	b := make([]byte, 0, len(s.names)+len(s.tokens.text)+4*len(s.off)+8*len(s.byName)+4*len(s.markers)+16<<10)
-	b = append(b, profileMagic...)
-	b = le.AppendUint32(b, profileVersion)
-	b = append(b, offsetsSchema[:]...)
-	b = le.AppendUint32(b, p.entry)
-	b = le.AppendUint32(b, uint32(len(p.banner)))
-	b = append(b, p.banner...)
-	for _, q := range append(p.tables.pieces[:], p.btf) {
-		b = le.AppendUint32(le.AppendUint32(b, q.at), q.size)
-	}
-	b = le.AppendUint32(b, p.tables.baseAt)
-	b = le.AppendUint64(b, p.tables.imageBase)
-	b = append(b, p.sum[:]...)
-	b = append(b, p.btfSum[:]...)
-	eachOffset(reflect.ValueOf(&p.offsets).Elem(), "", func(_ string, n reflect.Value) {
-		b = le.AppendUint64(b, uint64(n.Int()))
-	})
-	b = le.AppendUint32(b, uint32(len(s.off)))
-	b = le.AppendUint32(b, uint32(s.nabs))
-	b = append(b, make([]byte, -len(b)&7)...) // what follows is used where it is
-	for _, v := range s.byName {
-		b = le.AppendUint64(b, v)
-	}
-	for _, v := range s.off {
-		b = le.AppendUint32(b, v)
-	}
-	b = le.AppendUint32(b, uint32(len(s.tokens.text)))
-	b = append(b, s.tokens.text...)
-	b = le.AppendUint32(b, uint32(len(s.names)))
-	return append(b, s.names...)
-}
-
-// decodeProfile reads what encode has written, for symbols indexed with a
-// multiplier. It keeps b, which must not change any more. It believes nothing:
-// whatever b is, the profile is whole and safe to use, or there is an error,
-// errProfile.
-func decodeProfile(b []byte, mul uint64) (*profile, error) {
-	d := decoder{b: b, whole: len(b)}
-	if !bytes.Equal(d.next(len(profileMagic)), profileMagic) || d.u32() != profileVersion || !bytes.Equal(d.next(32), offsetsSchema[:]) {
-		return nil, errProfile
-	}
-	p := &profile{entry: d.u32()}
-	p.banner = string(d.next(d.length(maxBanner)))
-	for i := range p.tables.pieces {
-		p.tables.pieces[i] = d.place()
-	}
-	p.btf = d.place()
-	p.tables.baseAt, p.tables.imageBase = d.u32(), d.u64()
-	copy(p.sum[:], d.next(32))
-	copy(p.btfSum[:], d.next(32))
-	eachOffset(reflect.ValueOf(&p.offsets).Elem(), "", func(_ string, n reflect.Value) {
-		v := int64(d.u64())
-		if v < NoOffset || v > 1<<31 {
-			d.bad = true
-		}
-		n.SetInt(v)
-	})
-	p.sym = d.symbols()
-	if d.bad || len(d.b) != 0 || p.tables.baseAt >= maxOffset {
-		return nil, errProfile
-	}
-	p.sym.mul = mul
-	return p, nil
-}
-
-// symbols decodes and checks a table. Markers follow from the names, tokens'
-// places from their text. The table keeps the memory it was decoded from.
-func (d *decoder) symbols() *symbolTable {
-	n, nabs := d.length(maxSymbols), int(d.u32())
-	d.align()
-	s := &Symbols{symbolTable: &symbolTable{nabs: nabs, byName: uint64s(d.next(8 * n)), off: uint32s(d.next(4 * n))}}
-	s.tokens.text = d.next(d.length(1<<16 - 1))
-	s.names = d.next(d.length(maxPiece))
-	if d.bad || nabs < 0 || nabs > n || s.checkValues() != nil || !s.tokens.place() || !s.mark() {
-		d.bad = true
+	n := len(t.off)
+	if err != nil || n == 0 || n != len(p.index.entries) || !t.tokens.place() || len(names) < 8 {
 		return nil
 	}
-	prev := uint64(0)
-	for _, v := range s.byName {
-		if v>>32 < prev>>32 || uint32(v) >= uint32(n) {
-			d.bad = true
-			return nil
-		}
-		prev = v
+	// num_syms has 4 bytes before the names, or 8: a name is never empty.
+	if t.names = names[4:]; le32(t.names) == 0 {
+		t.names = names[8:]
 	}
-	return s.symbolTable
+	t.markers = make([]uint32, (n+255)/256)
+	width := len(markers) / len(t.markers) // 4 or 8
+	if width < 4 {
+		return nil
+	}
+	for i := range t.markers {
+		t.markers[i] = le32(markers[i*width:])
+	}
+	return t
 }
 
 // place finds the tokens in their text, and reports whether they are 256.
@@ -273,77 +183,15 @@ func (t *tokenTable) place() bool {
 	return pos == len(t.text)
 }
 
-// mark makes the markers, and reports whether the names are as many as the
-// values.
-func (s *Symbols) mark() bool {
-	s.markers = make([]uint32, 0, (len(s.off)+255)/256)
-	pos, b := 0, s.names
-	for i := range s.off {
-		if i&0xff == 0 {
-			s.markers = append(s.markers, uint32(pos))
-		}
-		n, size := nameLength(b, pos)
-		if size == 0 {
-			return false
-		}
-		pos += size + n
-	}
-	return pos == len(b)
-}
-
-// decoder takes numbers and stretches off the front of b. Once something was
-// missing, bad is set and everything is zero.
-type decoder struct {
-	b     []byte
-	whole int // bytes there were
-	bad   bool
-}
-
-// align skips to a multiple of 8 bytes.
-func (d *decoder) align() { d.next((len(d.b) - d.whole) & 7) }
-
-func (d *decoder) next(n int) []byte {
-	if d.bad || n < 0 || n > len(d.b) {
-		d.bad = true
-		return nil
-	}
-	out := d.b[:n:n]
-	d.b = d.b[n:]
-	return out
-}
-
-func (d *decoder) u32() uint32 {
-	b := d.next(4)
-	if b == nil {
-		return 0
-	}
-	return le32(b)
-}
-
-func (d *decoder) u64() uint64 {
-	b := d.next(8)
-	if b == nil {
-		return 0
-	}
-	return le64(b)
-}
-
-// length is a number of at most a bound.
-func (d *decoder) length(most int) int {
-	n := d.u32()
-	if n > uint32(most) {
-		d.bad = true
-		return 0
-	}
-	return int(n)
-}
-
-func (d *decoder) place() place {
-	p := place{d.u32(), d.u32()}
-	if p.at >= maxOffset || p.size > maxPiece {
-		d.bad = true
-	}
-	return p
+// build is the name of the build that a profile is of: the same for every guest
+// of this host that runs it. It gives no sum away.
+func (p *profile) build(k *digestKey) string {
+	d := k.digester("kernel build")
+	d.text(p.banner)
+	d.text(string(p.sum[:]))
+	d.text(string(p.btfSum[:]))
+	id := d.digest()
+	return hex.EncodeToString(id[:16])
 }
 
 // makeProfile makes the profile of a kernel just read from memory, or nil if its
@@ -353,7 +201,8 @@ func (k *Kernel) makeProfile(entry x86.VirtAddr) *profile {
 	if src == nil || k.BTFError != nil && !errors.Is(k.BTFError, errNoBTF) {
 		return nil
 	}
-	p := &profile{entry: uint32(entry - k.Base), banner: k.Banner, tables: src.places(k.Base), offsets: k.Offsets, sym: k.Symbols.symbolTable}
+	p := &profile{entry: uint32(entry - k.Base), banner: k.Banner, tables: src.places(k.Base), offsets: k.Offsets,
+		index: k.Symbols.index, sym: k.Symbols.symbolTable}
 	p.sum = k.key.sumTables(&p.tables, src)
 	if k.BTFError == nil {
 		p.btf = place{uint32(k.btfStart - k.Base), uint32(k.btfEnd - k.btfStart)}

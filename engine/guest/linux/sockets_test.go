@@ -145,15 +145,18 @@ func (w world) kernel(t testing.TB) *Kernel {
 // scribble writes over what is on the guest's heap and returns what undoes it:
 // to build a guest for each input of a fuzz test would take most of its time.
 func (w world) scribble(at uint16, data []byte) func() {
-	start := w.g.Base + linuxtest.HeapStart + x86.VirtAddr(at&^7)
-	data = data[:min(len(data), 0x4000)]
+	return overwrite(w.g, w.g.Base+linuxtest.HeapStart+x86.VirtAddr(at&^7), data[:min(len(data), 0x4000)])
+}
+
+// overwrite writes into a guest's memory and returns what undoes it.
+func overwrite(g *linuxtest.Guest, at x86.VirtAddr, data []byte) (undo func()) {
 	old := make([]byte, len(data))
-	as := w.g.AddressSpace()
-	if err := as.Read(start, old); err != nil {
+	as := g.AddressSpace()
+	if err := as.Read(at, old); err != nil {
 		panic(err)
 	}
-	w.g.Write(start, data)
-	return func() { w.g.Write(start, old) }
+	g.Write(at, data)
+	return func() { g.Write(at, old) }
 }
 
 func bySocket(a, b report.Socket) int {

@@ -19,7 +19,7 @@ type Symbol struct {
 }
 
 // Symbols is a kernel's symbol table in nearly the compressed form the kernel
-// keeps it in: some 24 bytes a symbol. It is immutable and safe for concurrent
+// keeps it in: some 20 bytes a symbol. It is immutable and safe for concurrent
 // use. A nil *Symbols is an empty table.
 type Symbols struct {
 	base x86.VirtAddr
@@ -39,11 +39,8 @@ type symbolTable struct {
 	names   []byte   // length-prefixed token strings
 	markers []uint32 // offset in names of every 256th symbol
 
-	// byName holds hash<<32 | index, ascending. Nothing in it is guest
-	// data, so a forged table can't make a search long: see LookupAll.
-	byName []uint64
-	// mul is the multiplier of its hashes.
-	mul uint64
+	// index finds symbols by name.
+	index nameIndex
 
 	// src is what the table was made from, until a digest of it was made.
 	src *tableSource
@@ -59,10 +56,6 @@ type tokenTable struct {
 func (t *tokenTable) token(b byte) []byte {
 	return t.text[t.start[b] : t.start[int(b)+1]-1]
 }
-
-// maxLookup bounds how many same-named symbols are looked at: local names such
-// as "__key" occur a few hundred times.
-const maxLookup = 8192
 
 // Len is the number of symbols.
 func (s *Symbols) Len() int {
@@ -98,11 +91,8 @@ func (s *Symbols) lookup(name string, yield func(int) bool) {
 	if s.Len() == 0 {
 		return
 	}
-	h := uint64(hashName(name, s.mul))
-	i := sort.Search(len(s.byName), func(i int) bool { return s.byName[i]>>32 >= h })
-	for n := 0; i < len(s.byName) && s.byName[i]>>32 == h && n < maxLookup; i, n = i+1, n+1 {
-		index := int(uint32(s.byName[i]))
-		if s.nameIs(index, name) && !yield(index) {
+	for _, e := range s.index.find(name) {
+		if i := int(e & indexNumber); s.nameIs(i, name) && !yield(i) {
 			return
 		}
 	}
@@ -121,15 +111,15 @@ func (s *Symbols) Symbolize(va x86.VirtAddr) (name string, offset uint64, ok boo
 // AppendSymbol is Symbolize that appends the name to dst, for callers that must
 // not allocate.
 func (s *Symbols) AppendSymbol(dst []byte, va x86.VirtAddr) (name []byte, offset uint64, ok bool) {
-	i, ok := s.index(va)
+	i, ok := s.at(va)
 	if !ok {
 		return dst, 0, false
 	}
 	return s.appendName(dst, i), uint64(va - s.value(i)), true
 }
 
-// index finds the symbol that va belongs to.
-func (s *Symbols) index(va x86.VirtAddr) (int, bool) {
+// at finds the symbol that va belongs to.
+func (s *Symbols) at(va x86.VirtAddr) (int, bool) {
 	if s.Len() == s.absolutes() || va < s.base || va >= s.end {
 		return 0, false
 	}
@@ -208,16 +198,16 @@ func (s *Symbols) value(i int) x86.VirtAddr {
 	return s.base + x86.VirtAddr(s.off[i])
 }
 
-// entry returns the compressed name at pos and the position after it. names has
-// been walked once by the parser, so every step is known to stay inside.
+// entry returns the compressed name at pos and the position after it. Where no
+// name can be it is empty, and the position the same.
 func entry(names []byte, pos int) (enc []byte, next int) {
-	n := int(names[pos])
-	pos++
-	if n >= 0x80 {
-		n = n&0x7f | int(names[pos])<<7
-		pos++
+	n, width := nameLength(names, pos)
+	if width == 0 {
+		return nil, pos
 	}
-	return names[pos : pos+n], pos + n
+	pos += width
+	next = min(pos+n, len(names))
+	return names[pos:next], next
 }
 
 func (s *Symbols) encoded(i int) []byte {
@@ -274,89 +264,4 @@ func (s *Symbols) nameIs(i int, name string) bool {
 		name = name[len(t):]
 	}
 	return name == "" && skip == 0
-}
-
-// Names are hashed by a polynomial, because the hash of a name is then made
-// from the hashes of its tokens, with no need to expand it. The multiplier is a
-// secret, so that a guest can't prepare collisions.
-func nameMultiplier(random uint64) uint64 { return random&^7 | 5 }
-
-// finish spreads the polynomial, whose low bits are weak.
-func finish(h uint64) uint32 { return uint32((h ^ h>>29) * 0x9e3779b97f4a7c15 >> 32) }
-
-func hashName[T string | []byte](name T, mul uint64) uint32 {
-	var h uint64
-	for i := range len(name) {
-		h = h*mul + uint64(name[i]) + 1
-	}
-	return finish(h)
-}
-
-// tokenHash is what appending a token does to a hash: h*mul + add.
-type tokenHash struct{ mul, add uint64 }
-
-func hashToken(t []byte, mul uint64) tokenHash {
-	r := tokenHash{mul: 1}
-	for _, c := range t {
-		r.add = r.add*mul + uint64(c) + 1
-		r.mul *= mul
-	}
-	return r
-}
-
-// buildIndex fills byName, with a secret multiplier.
-func (s *Symbols) buildIndex(mul uint64) {
-	s.mul = mul
-	var whole, tail [256]tokenHash // tail: of the token without its first byte
-	var empty [256]bool
-	for i := range 256 {
-		t := s.tokens.token(byte(i))
-		whole[i] = hashToken(t, mul)
-		if empty[i] = len(t) == 0; !empty[i] {
-			tail[i] = hashToken(t[1:], mul)
-		}
-	}
-	index := make([]uint64, len(s.off))
-	pos := 0
-	for i := range index {
-		var enc []byte
-		enc, pos = entry(s.names, pos)
-		for len(enc) > 0 && empty[enc[0]] {
-			enc = enc[1:]
-		}
-		var h uint64
-		if len(enc) > 0 {
-			h = tail[enc[0]].add
-			for _, b := range enc[1:] {
-				h = h*whole[b].mul + whole[b].add
-			}
-		}
-		index[i] = uint64(finish(h))<<32 | uint64(i)
-	}
-	s.byName = radixSort(index)
-}
-
-// radixSort sorts by the upper 32 bits, stably, in a time that does not depend
-// on the values.
-func radixSort(a []uint64) []uint64 {
-	const bits = 11
-	b := make([]uint64, len(a))
-	for shift := 32; shift < 64; shift += bits {
-		var count [1 << bits]int
-		for _, v := range a {
-			count[v>>shift&(1<<bits-1)]++
-		}
-		sum := 0
-		for i, n := range count {
-			count[i] = sum
-			sum += n
-		}
-		for _, v := range a {
-			d := v >> shift & (1<<bits - 1)
-			b[count[d]] = v
-			count[d]++
-		}
-		a, b = b, a
-	}
-	return a
 }

@@ -183,18 +183,18 @@ func TestTextWatchUnsupported(t *testing.T) {
 func FuzzTextWatch(f *testing.F) {
 	f.Add([]byte{0xe8, 1, 2, 3, 4}, uint16(keyAt), []byte{1, 0, 0, 0}, uint16(0))
 	f.Add([]byte{0xcc}, uint16(codeAt), []byte{0xff, 0xff, 0xff, 0x7f}, uint16(0x2010))
+	b := newTextGuest(f)
 	f.Fuzz(func(t *testing.T, code []byte, at uint16, table []byte, tableAt uint16) {
-		b := newTextGuest(t)
 		r := b.reader()
 		if len(table) > 0x1000 || len(code) > 0x1000 {
 			return
 		}
-		b.Write(b.Base+jumpTable+x86.VirtAddr(tableAt%0x4000), table)
+		defer overwrite(b.Guest, b.Base+jumpTable+x86.VirtAddr(tableAt%0x4000), table)()
 		w, err := r.WatchText()
 		if err != nil {
 			return
 		}
-		b.code(x86.VirtAddr(at%0x4000), code...)
+		defer overwrite(b.Guest, b.Base+x86.VirtAddr(at%0x4000), code)()
 		for page := range w.Pages() {
 			changes, err := w.Compare(r, page)
 			if err != nil {

@@ -21,19 +21,4 @@ func uint32s(b []byte) []uint32 {
 	return out
 }
 
-// uint64s is the same for 8 bytes.
-func uint64s(b []byte) []uint64 {
-	if len(b) < 8 {
-		return nil
-	}
-	if native && uintptr(unsafe.Pointer(&b[0]))%8 == 0 {
-		return unsafe.Slice((*uint64)(unsafe.Pointer(&b[0])), len(b)/8)
-	}
-	out := make([]uint64, len(b)/8)
-	for i := range out {
-		out[i] = le64(b[8*i:])
-	}
-	return out
-}
-
 var native = binary.NativeEndian.Uint16([]byte{1, 0}) == 1
