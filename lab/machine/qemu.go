@@ -38,7 +38,7 @@ const qemuProcessors = 2
 func (q QEMU) Command() Command {
 	c := qemu(q.Tree, q.Program, q.Dir)
 	c.Args = append(c.Args,
-		"-M", "q35", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "qemu64,+svm,+npt",
+		"-M", "q35", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "qemu64,+svm,+npt,+smep,+smap,+umip",
 		"-smp", strconv.Itoa(cmp.Or(q.Processors, qemuProcessors)), "-m", strconv.Itoa(QEMUMemory),
 		"-kernel", q.Kernel, "-append", q.Args,
 		"-initrd", comma.Replace(q.Module+" "+q.ModuleArgs)+","+comma.Replace(q.Ramdisk),
