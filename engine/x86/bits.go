@@ -14,8 +14,8 @@ var (
 		{CR4UMIP, "UMIP"}, {CR4FSGSBASE, "FSGSBASE"}, {CR4SMEP, "SMEP"},
 		{CR4SMAP, "SMAP"}, {CR4PKE, "PKE"}, {CR4CET, "CET"},
 	}
-	// EFER's SCE is no protection: without it there is no SYSCALL, and an
-	// attacker would emulate it.
+	// EFERProtections has SCE, without which a SYSCALL ends in #UD, where an
+	// attacker could wait for it.
 	EFERProtections = Protections{{EFERSCE, "SCE"}, {EFERNXE, "NXE"}}
 )
 
