@@ -15,24 +15,25 @@ import (
 //
 // Linux does not clear them while it runs. Since 5.3 its own functions refuse to
 // (native_write_cr0, native_write_cr4), so who clears one does it with an
-// instruction of his own. Looked for in 5.10 to 6.12, what is left of the
-// windows of old:
+// instruction of his own. What was looked for in its source, up to 6.12:
 //
-//   - text_poke, alternatives and ftrace write through a second mapping, and leave
-//     CR0.WP alone since 4.20 or longer.
+//   - text_poke, alternatives and ftrace write through a second mapping, with
+//     CR0.WP set.
 //   - EFI's runtime services are called with other page tables and the same CR0.
-//     The thunk of mixed mode that cleared CR0.PG is part of the boot loader only.
-//   - The cache is switched off for MTRRs with CR0.CD, and CR4.PGE is cleared to
-//     flush the TLB. Neither is asked for.
+//   - CR0.CD is set while MTRRs are changed, CR4.PGE cleared to flush the TLB, and
+//     CR4.PCE, TSD and VMXE come and go. None of them is asked for.
 //   - A processor that comes up (hotplug, wake from suspend to RAM) starts in the
 //     trampoline below 1 MiB with the kernel's CR4, which secondary_startup_64
 //     then reduces to PAE and a few more, to be filled again by cr4_init. A
 //     processor is let do that from its reset on, when CR4 is 0, which no code in
 //     long mode can bring about, until CR4 has all bits and the kernel runs at its
 //     own addresses.
-//   - kexec (relocate_kernel) and a reset through real mode (machine_real_restart)
-//     clear WP and most of CR4, once, as the kernel's last deed. They can't be told
-//     from an attack by what an attacker couldn't pretend, and are violations.
+//   - kexec (relocate_kernel) clears WP and most of CR4, and a reset through real
+//     mode (machine_real_restart) WP and EFER, once, as the kernel's last deed.
+//     They can't be told from an attack by what an attacker couldn't pretend, and
+//     are violations.
+//   - KVM changes EFER for a guest's guest on processors that can't do so by
+//     themselves. Nested virtualization doesn't go with hvi.
 //
 // Not seen: a processor that an attacker resets himself and starts with code of
 // his own has none of the bits, and never sets them.
