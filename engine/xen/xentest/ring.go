@@ -64,6 +64,9 @@ func (d *Domain) disconnect() {
 	d.ring = nil
 	clear(d.monitored)
 	d.deferRegisters, d.eachRep = false, false
+	for _, v := range d.vcpus {
+		v.endWrite(true) // what waits for its answer is lost
+	}
 }
 
 // RingConnected reports whether a listener is connected.
