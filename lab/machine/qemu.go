@@ -34,7 +34,7 @@ const (
 const qemuProcessors = 2
 
 // Command returns how to start the machine. EPYC and max, in place of the
-// processor model here, fault while Xen boots.
+// processor model here, fault while Xen boots. SMEP, SMAP and UMIP are for guests.
 func (q QEMU) Command() Command {
 	c := qemu(q.Tree, q.Program, q.Dir)
 	c.Args = append(c.Args,
