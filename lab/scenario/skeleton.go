@@ -195,10 +195,10 @@ func skeletonAMD(t *T) error {
 			return err
 		}
 	}
-	if err := g.denialHolds(); err != nil {
+	if err := g.wpKept(); err != nil {
 		return err
 	}
-	if err := g.wpKept(); err != nil {
+	if err := g.denialHolds(); err != nil {
 		return err
 	}
 	v, err := g.Attack(Attack{Mode: "text", Symbol: victim})

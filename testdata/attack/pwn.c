@@ -146,7 +146,8 @@ static u64 read_control(enum control reg)
 		asm volatile("mov %%cr4, %0" : "=r"(v));
 		break;
 	case EFER:
-		v = read_msr(MSR_EFER);
+		/* On AMD a guest sees SVME, set by Xen, which it may not write. */
+		v = read_msr(MSR_EFER) & ~EFER_SVME;
 		break;
 	}
 	return v;
