@@ -163,7 +163,7 @@ func TestReportOfASpec(t *testing.T) {
 	want := PolicyReport{
 		Declared: PolicyWords{Mode: "enforce", Policy: "ours", Guards: []GuardRequest{{"syscall-entry", "alert"}}},
 		Mode:     PolicyValue{"enforce", file}, Policy: PolicyValue{"ours", file}, RequireAttach: PolicyValue{"yes", ours},
-		Guards: []PolicyGuard{{"kernel-text", "alert", "policy ours at " + ours}, {"syscall-entry", "alert", file}},
+		Guards: []PolicyGuard{{"kernel-text", "alert", "policy ours at " + ours}, {"syscall-entry", "alert", file}, {"cr", "block", "default of mode enforce"}},
 	}
 	if !reflect.DeepEqual(r, want) {
 		t.Errorf("got  %+v\nwant %+v", r, want)

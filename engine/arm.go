@@ -7,6 +7,8 @@ import (
 	"github.com/xen-hvi/hvi/engine/guard"
 	"github.com/xen-hvi/hvi/engine/ledger"
 	"github.com/xen-hvi/hvi/engine/policy"
+	"github.com/xen-hvi/hvi/engine/x86"
+	"github.com/xen-hvi/hvi/engine/xen"
 	"github.com/xen-hvi/hvi/engine/xen/abi"
 )
 
@@ -36,7 +38,11 @@ func (s *Session) arm() error {
 			actions[g.Name] = g.Action
 		}
 	}
-	set, err := guard.NewSet(&guard.Target{Kernel: s.kernel, Boot: s.arming}, s.memory, actions)
+	now, err := s.processors()
+	if err != nil {
+		return fail(err)
+	}
+	set, err := guard.NewSet(&guard.Target{Kernel: s.kernel, Boot: s.arming, Now: now}, s.memory, actions)
 	for _, e := range prepareErrors(err) {
 		s.setGuard(e.Guard, GuardDegraded, e.Err.Error())
 	}
@@ -44,7 +50,7 @@ func (s *Session) arm() error {
 	s.setRef.Store(set)
 	s.stages.set(set)
 	for _, a := range set.Armed() {
-		if a.Action == policy.ActionBlock && len(a.Watch.MSRs) > 0 && !s.ledger.Has(ledger.OpDeferWrites) {
+		if a.Action == policy.ActionBlock && a.Watch.DefersWrites() && !s.ledger.Has(ledger.OpDeferWrites) {
 			// Before the first write can be denied.
 			if err := s.ledger.DeferRegisterWrites(); err != nil {
 				return fail(err)
@@ -118,7 +124,31 @@ func (s *Session) enforce(a *guard.Armed, view uint16) error {
 			return err
 		}
 	}
+	for _, r := range a.Watch.CtrlRegs {
+		op := ledger.MonitorOp{
+			Event: abi.MonitorEventWriteCtrlReg, Register: uint8(r.Reg),
+			Sync: true, OnChangeOnly: true, IgnoreBits: ^r.Bits,
+		}
+		if err := s.ledger.Monitor(op); err != nil {
+			return err
+		}
+	}
 	return nil
+}
+
+// processors returns the registers of each vCPU, zero for one that is not up.
+func (s *Session) processors() ([]x86.Registers, error) {
+	all := make([]x86.Registers, s.info.VCPUs)
+	for i := range all {
+		r, err := s.hv.Registers(s.info.ID, i)
+		if err != nil && !errors.Is(err, xen.ErrVCPUOffline) {
+			return nil, err
+		}
+		if err == nil {
+			all[i] = r
+		}
+	}
+	return all, nil
 }
 
 // prepareErrors lists the guards guard.NewSet could not prepare.

@@ -168,10 +168,16 @@ func (s *Session) probe() {
 	if tier == TierRegisters {
 		missing[guard.NeedMemAccess] = "needs per-page access control (Intel VT-x with HAP): " + reason
 	}
-	if caps, err := s.hv.MonitorCapabilities(s.info.ID); err != nil {
-		missing[guard.NeedMSRWrite] = "needs events of register writes: " + err.Error()
-	} else if !caps.Has(abi.MonitorEventMovToMSR) {
-		missing[guard.NeedMSRWrite] = "needs events of register writes, which Xen does not offer for this domain"
+	caps, err := s.hv.MonitorCapabilities(s.info.ID)
+	for need, event := range map[guard.Need]int{
+		guard.NeedMSRWrite:     abi.MonitorEventMovToMSR,
+		guard.NeedCtrlRegWrite: abi.MonitorEventWriteCtrlReg,
+	} {
+		if err != nil {
+			missing[need] = "needs events of register writes: " + err.Error()
+		} else if !caps.Has(event) {
+			missing[need] = "needs events of register writes, which Xen does not offer for this domain"
+		}
 	}
 	for _, g := range guard.All() {
 		for need, why := range missing {

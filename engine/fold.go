@@ -29,16 +29,20 @@ type violationKey struct {
 	reason    vmevent.Reason
 	target    x86.PhysAddr
 	msr       vmevent.MSRWrite
+	cr        vmevent.CtrlRegWrite
 	attempted string
 }
 
 func keyOf(e *guard.Evidence) violationKey {
 	k := violationKey{guard: e.Guard, action: e.Action, rip: e.Regs.RIP, pid: e.Task.PID, reason: e.Reason}
-	if e.Reason == vmevent.ReasonMemAccess {
+	switch e.Reason {
+	case vmevent.ReasonMemAccess:
 		k.target = e.Mem.Phys()
 		b, _ := e.Attempted() // what can't be told is the same for all
 		k.attempted = string(b)
-	} else {
+	case vmevent.ReasonWriteCtrlReg:
+		k.cr = e.CR
+	default:
 		k.msr = e.MSR
 	}
 	return k

@@ -33,10 +33,23 @@ func newRecord(e *guard.Evidence, k *linux.Kernel) journal.Record {
 	} else {
 		r.Process.Unknown = "the vCPU's current task could not be read"
 	}
-	if e.Reason == vmevent.ReasonMovToMSR {
+	switch e.Reason {
+	case vmevent.ReasonMovToMSR:
 		index := e.MSR.MSR
-		r.Target = journal.Target{Kind: journal.TargetMSR, MSR: &journal.MSRTarget{Index: journal.Hex(index), Name: x86.MSRName(index)}}
+		msr := &journal.MSRTarget{Index: journal.Hex(index), Name: x86.MSRName(index)}
+		if index == x86.MSREFER {
+			msr.Cleared = x86.EFERProtections.Names(e.MSR.Old &^ e.MSR.New)
+		}
+		r.Target = journal.Target{Kind: journal.TargetMSR, MSR: msr}
 		r.Before, r.Attempted = journal.Number(e.MSR.Old), journal.Number(e.MSR.New)
+		return r
+	case vmevent.ReasonWriteCtrlReg:
+		bits := x86.CR4Protections
+		if e.CR.Reg == vmevent.CR0 {
+			bits = x86.CR0Protections
+		}
+		r.Target = journal.Target{Kind: journal.TargetCR, CR: &journal.CRTarget{Name: e.CR.Reg.String(), Cleared: bits.Names(e.CR.Old &^ e.CR.New)}}
+		r.Before, r.Attempted = journal.Number(e.CR.Old), journal.Number(e.CR.New)
 		return r
 	}
 	m := &journal.MemoryTarget{Phys: e.Mem.Phys(), GFN: e.Mem.GFN}

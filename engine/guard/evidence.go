@@ -27,10 +27,11 @@ type Evidence struct {
 	VCPU   uint32
 	Regs   x86.Registers
 
-	// Event payload: Mem for a memory access, MSR for a register write.
+	// Event payload: Mem for a memory access, MSR or CR for a register write.
 	Reason vmevent.Reason
 	Mem    vmevent.MemAccess
 	MSR    vmevent.MSRWrite
+	CR     vmevent.CtrlRegWrite
 
 	insn, before, source          [maxBytes]byte
 	insnLen, beforeLen, sourceLen uint8
@@ -57,7 +58,7 @@ func (e *Evidence) When() time.Time { return time.Unix(0, e.Time) }
 // is reported with what there is.
 func (e *Evidence) take(t *Target, mem guest.Memory, ev *vmevent.Event) {
 	e.Time = time.Now().UnixNano()
-	e.VCPU, e.Regs, e.Reason, e.Mem, e.MSR = ev.VCPU, ev.Regs, ev.Reason, ev.Mem, ev.MSR
+	e.VCPU, e.Regs, e.Reason, e.Mem, e.MSR, e.CR = ev.VCPU, ev.Regs, ev.Reason, ev.Mem, ev.MSR, ev.CR
 	e.HasTask = t.Kernel.ReadTask(&ev.Regs, &e.Task) == nil
 
 	rip := x86.VirtAddr(ev.Regs.RIP)

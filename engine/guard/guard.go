@@ -17,6 +17,8 @@ const (
 	NeedMemAccess Need = 1 << iota
 	// NeedMSRWrite is events for writes of model-specific registers.
 	NeedMSRWrite
+	// NeedCtrlRegWrite is events for writes of control registers.
+	NeedCtrlRegWrite
 )
 
 // Watch is what a guard asks Xen to report.
@@ -27,7 +29,19 @@ type Watch struct {
 	Access xen.Access
 	// MSRs are reported when a write changes their value.
 	MSRs []uint32
+	// CtrlRegs are reported when a write changes one of the bits named.
+	CtrlRegs []CtrlRegBits
 }
+
+// CtrlRegBits are some bits of a control register, at least one.
+type CtrlRegBits struct {
+	Reg  vmevent.CtrlReg
+	Bits uint64
+}
+
+// DefersWrites reports whether w watches registers. To deny a write of one, Xen
+// must be told to wait for the answer.
+func (w *Watch) DefersWrites() bool { return len(w.MSRs)+len(w.CtrlRegs) > 0 }
 
 // Target is the guest a guard protects, as far as it is known when it is
 // armed.
@@ -35,6 +49,9 @@ type Target struct {
 	Kernel *linux.Kernel
 	// Boot holds vCPU 0's registers at the end of the kernel's boot.
 	Boot x86.Registers
+	// Now holds each vCPU's registers while the guards are being armed; a vCPU
+	// that is not up has those of a processor after its reset, all zero here.
+	Now []x86.Registers
 }
 
 // Guard is one protection.
@@ -53,4 +70,4 @@ type Guard struct {
 }
 
 // All returns every guard, in the order they are armed and shown.
-func All() []Guard { return []Guard{KernelText(), SyscallEntry()} }
+func All() []Guard { return []Guard{KernelText(), SyscallEntry(), ControlRegisters()} }

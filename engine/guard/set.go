@@ -35,11 +35,12 @@ type Set struct {
 	target *Target
 	mem    guest.Memory
 	armed  []*Armed
-	// frames and msrs say which guard watches what: its place in armed, plus
-	// one. Reading a map neither allocates nor locks, and takes the same time
-	// for one page as for a million.
-	frames map[x86.GFN]uint8
-	msrs   map[uint32]uint8
+	// frames, msrs and ctrlRegs say which guard watches what: its place in
+	// armed, plus one. Reading a map neither allocates nor locks, and takes the
+	// same time for one page as for a million.
+	frames   map[x86.GFN]uint8
+	msrs     map[uint32]uint8
+	ctrlRegs [vmevent.NumCtrlRegs]uint8
 
 	// view is the one whose pages are restricted, 0 where the host's are.
 	view atomic.Uint32
@@ -110,6 +111,9 @@ func (s *Set) add(g Guard, action policy.Action) error {
 	for _, msr := range w.MSRs {
 		s.msrs[msr] = index
 	}
+	for _, r := range w.CtrlRegs {
+		s.ctrlRegs[r.Reg] = index
+	}
 	s.armed = append(s.armed, &Armed{Guard: g, Action: action, Watch: w, judge: judge})
 	return nil
 }
@@ -167,6 +171,10 @@ func (s *Set) decide(ev *vmevent.Event) vmevent.Verdict {
 		index = s.frames[ev.Mem.GFN]
 	case vmevent.ReasonMovToMSR:
 		index = s.msrs[ev.MSR.MSR]
+	case vmevent.ReasonWriteCtrlReg:
+		if ev.CR.Reg < vmevent.NumCtrlRegs {
+			index = s.ctrlRegs[ev.CR.Reg]
+		}
 	case vmevent.ReasonSingleStep:
 		ev.ReturnTo = uint16(s.view.Load())
 		return vmevent.EndStep

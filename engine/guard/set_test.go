@@ -28,7 +28,8 @@ func arm(t testing.TB, actions map[policy.GuardName]policy.Action) fixture {
 	}
 	boot := g.Regs[0]
 	boot.STAR, boot.CSTAR, boot.SysenterEIP = 0x23001000000000, uint64(g.Base)+0x2000, uint64(g.Base)+0x3000
-	set, err := guard.NewSet(&guard.Target{Kernel: k, Boot: boot}, g.Memory(), actions)
+	now := []x86.Registers{boot, boot}
+	set, err := guard.NewSet(&guard.Target{Kernel: k, Boot: boot, Now: now}, g.Memory(), actions)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -61,6 +61,7 @@ type TargetKind string
 const (
 	TargetMemory TargetKind = "memory"
 	TargetMSR    TargetKind = "msr"
+	TargetCR     TargetKind = "cr"
 )
 
 // Record is one security event: a violation of what a guard protects. Its JSON
@@ -160,6 +161,7 @@ type Target struct {
 	Kind   TargetKind    `json:"kind"`
 	Memory *MemoryTarget `json:"memory,omitempty"`
 	MSR    *MSRTarget    `json:"msr,omitempty"`
+	CR     *CRTarget     `json:"cr,omitempty"`
 }
 
 // String returns the target as people read it: a symbol with its address, or
@@ -174,8 +176,21 @@ func (t Target) String() string {
 		return fmt.Sprintf("MSR %s (%#x)", t.MSR.Name, uint64(t.MSR.Index))
 	case t.MSR != nil:
 		return fmt.Sprintf("MSR %#x", uint64(t.MSR.Index))
+	case t.CR != nil:
+		return printable.Text(t.CR.Name).String()
 	}
 	return "an unknown target"
+}
+
+// cleared returns the names of the protections that the write switched off.
+func (t Target) cleared() []string {
+	switch {
+	case t.MSR != nil:
+		return t.MSR.Cleared
+	case t.CR != nil:
+		return t.CR.Cleared
+	}
+	return nil
 }
 
 // MemoryTarget is a place in the guest's memory.
@@ -192,6 +207,18 @@ type MSRTarget struct {
 	Index Hex `json:"index"`
 	// Name is the SDM's short name, "LSTAR", or empty.
 	Name string `json:"name,omitempty"`
+	// Cleared names the protections that the write would switch off, by the
+	// SDM's names of their bits: "NXE".
+	Cleared []string `json:"cleared,omitempty"`
+}
+
+// CRTarget is a control register.
+type CRTarget struct {
+	// Name is the SDM's, "CR4".
+	Name string `json:"name"`
+	// Cleared names the protections that the write would switch off, by the
+	// SDM's names of their bits: "SMEP".
+	Cleared []string `json:"cleared,omitempty"`
 }
 
 // Detail is what only some events have.
@@ -288,6 +315,9 @@ func (r *Record) Summary() string {
 		what = accessWords(r.Detail.Access)
 	}
 	fmt.Fprintf(&b, "%s %s", what, r.Target)
+	if c := r.Target.cleared(); len(c) > 0 {
+		fmt.Fprintf(&b, " that clears %s", printable.Text(strings.Join(c, " and ")))
+	}
 	if r.Before.known() || r.Attempted.known() {
 		fmt.Fprintf(&b, ", %s -> %s", r.Before, r.Attempted)
 	}

@@ -50,9 +50,26 @@ func msrRecord() Record {
 	}
 }
 
+// crRecord is a write to CR4 that was blocked.
+func crRecord() Record {
+	r := msrRecord()
+	r.ID, r.Guard, r.Action, r.Mode = "69fe2b1d7c3a-19", "cr", Blocked, "enforce"
+	r.Target = Target{Kind: TargetCR, CR: &CRTarget{Name: "CR4", Cleared: []string{"SMEP", "SMAP"}}}
+	r.Before, r.Attempted = Number(0x3006f0), Number(0x6f0)
+	return r
+}
+
+// eferRecord is a write to EFER.
+func eferRecord() Record {
+	r := crRecord()
+	r.Target = Target{Kind: TargetMSR, MSR: &MSRTarget{Index: 0xc0000080, Name: "EFER", Cleared: []string{"NXE"}}}
+	r.Before, r.Attempted = Number(0xd01), Number(0x501)
+	return r
+}
+
 // TestRecordJSON pins the public schema.
 func TestRecordJSON(t *testing.T) {
-	for name, r := range map[string]Record{"memory": memoryRecord(), "msr": msrRecord()} {
+	for name, r := range map[string]Record{"memory": memoryRecord(), "msr": msrRecord(), "cr": crRecord(), "efer": eferRecord()} {
 		t.Run(name, func(t *testing.T) {
 			line, err := marshal(r)
 			if err != nil {
@@ -98,6 +115,8 @@ func TestSummary(t *testing.T) {
 	}{
 		{"memory", `web1: kernel-text blocked: write to do_syscall_64+0x12 (0xffffffff81002012), 0f 1f 44 -> unknown: the write was not decoded, by "insmod" (pid 412) at evil_init+0x24 [evil] (0xffffffffc0001024), vCPU 1, and 3 more like it`, memoryRecord()},
 		{"msr", `web1: syscall-entry alerted: write to MSR LSTAR (0xc0000082), 0xffffffff81800000 -> 0xffffffffc0002000, by an unknown process (the guest's kernel is not identified) at 0xffffffffc0001040, vCPU 0`, msrRecord()},
+		{"cr", `web1: cr blocked: write to CR4 that clears SMEP and SMAP, 0x3006f0 -> 0x6f0, by an unknown process (the guest's kernel is not identified) at 0xffffffffc0001040, vCPU 0`, crRecord()},
+		{"efer", `web1: cr blocked: write to MSR EFER (0xc0000080) that clears NXE, 0xd01 -> 0x501, by an unknown process (the guest's kernel is not identified) at 0xffffffffc0001040, vCPU 0`, eferRecord()},
 		{"physical", `web1: kernel-text blocked: execution of physical 0x1002012, by "insmod" (pid 412) at evil_init+0x24 [evil] (0xffffffffc0001024), vCPU 1`, physical},
 		{"empty", `: kernel-text alerted: write to an unknown target, by "" (pid 0) at 0x0, vCPU 0`, Record{Guard: "kernel-text", Action: Alerted}},
 	} {

@@ -12,6 +12,8 @@ const (
 	GuardKernelText GuardName = "kernel-text"
 	// GuardSyscallEntry protects where system calls enter the kernel.
 	GuardSyscallEntry GuardName = "syscall-entry"
+	// GuardControlRegisters protects the processor's own protections.
+	GuardControlRegisters GuardName = "cr"
 )
 
 // Guard is one line of the table of protections: what a policy may name.
@@ -48,6 +50,12 @@ var guards = []Guard{
 	{
 		Name:    GuardSyscallEntry,
 		Meaning: "the registers that say where system calls enter the kernel (LSTAR, CSTAR, STAR, SYSENTER_EIP) stay as the kernel set them at boot",
+		Observe: ActionAlert,
+		Enforce: ActionBlock,
+	},
+	{
+		Name:    GuardControlRegisters,
+		Meaning: "the processor's protections (CR0.WP; CR4.SMEP, SMAP, UMIP, FSGSBASE, PKE, CET; EFER.NXE, SCE) stay on once the kernel has set them",
 		Observe: ActionAlert,
 		Enforce: ActionBlock,
 	},

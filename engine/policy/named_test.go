@@ -73,6 +73,7 @@ func TestNamedPolicy(t *testing.T) {
 		want := []EffectiveGuard{
 			{GuardKernelText, ActionBlock, of(2), "policy web at /etc/hvi/policies/web.toml:2"},
 			{GuardSyscallEntry, ActionAlert, of(3), "policy web at /etc/hvi/policies/web.toml:3"},
+			{GuardControlRegisters, ActionBlock, Origin{}, "default of mode enforce"},
 		}
 		if !slices.Equal(e.Guards, want) {
 			t.Errorf("got  %+v\nwant %+v", e.Guards, want)

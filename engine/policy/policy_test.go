@@ -179,7 +179,7 @@ func TestBuildErrors(t *testing.T) {
 		{"unknown mode", func(b *Builder) { b.Mode("enfroce", at(1)) },
 			[]string{`g.cfg:1: unknown mode "enfroce"; did you mean "enforce"? (known: off, observe, enforce)`}},
 		{"unknown guard", func(b *Builder) { b.Mode("enforce", at(1)); b.GuardAssignment("kernel_txt=block", at(2)) },
-			[]string{`g.cfg:2: unknown guard "kernel_txt"; did you mean "kernel-text"? (known: kernel-text, syscall-entry)`}},
+			[]string{`g.cfg:2: unknown guard "kernel_txt"; did you mean "kernel-text"? (known: kernel-text, syscall-entry, cr)`}},
 		{"unknown action", func(b *Builder) { b.Mode("enforce", at(1)); b.GuardAssignment("kernel-text=blok", at(2)) },
 			[]string{`g.cfg:2: unknown action of guard kernel-text "blok"; did you mean "block"?`}},
 		{"unknown preset", func(b *Builder) { b.Mode("1", at(1)); b.Preset("linux-server", at(2)) },

@@ -80,7 +80,25 @@ const (
 	CR3  CtrlReg = 1
 	CR4  CtrlReg = 2
 	XCR0 CtrlReg = 3
+
+	// NumCtrlRegs is one more than the highest of them.
+	NumCtrlRegs = 4
 )
+
+// String returns the SDM's name of the register.
+func (r CtrlReg) String() string {
+	switch r {
+	case CR0:
+		return "CR0"
+	case CR3:
+		return "CR3"
+	case CR4:
+		return "CR4"
+	case XCR0:
+		return "XCR0"
+	}
+	return "unknown"
+}
 
 // CtrlRegWrite is the payload of a ReasonWriteCtrlReg event.
 type CtrlRegWrite struct {
@@ -88,8 +106,7 @@ type CtrlRegWrite struct {
 	New, Old uint64
 }
 
-// MSRWrite is the payload of a ReasonMovToMSR event. Old is zero before 4.14,
-// where Xen does not say it.
+// MSRWrite is the payload of a ReasonMovToMSR event.
 type MSRWrite struct {
 	MSR      uint32
 	New, Old uint64

@@ -35,11 +35,15 @@ const (
 	CR0WP = 1 << 16
 	CR0PG = 1 << 31
 
-	CR4PAE   = 1 << 5
-	CR4LA57  = 1 << 12
-	CR4SMEP  = 1 << 20
-	CR4SMAP  = 1 << 21
-	CR4PCIDE = 1 << 17
+	CR4PAE      = 1 << 5
+	CR4UMIP     = 1 << 11
+	CR4LA57     = 1 << 12
+	CR4FSGSBASE = 1 << 16
+	CR4PCIDE    = 1 << 17
+	CR4SMEP     = 1 << 20
+	CR4SMAP     = 1 << 21
+	CR4PKE      = 1 << 22
+	CR4CET      = 1 << 23
 
 	EFERSCE = 1 << 0
 	EFERLME = 1 << 8

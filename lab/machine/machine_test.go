@@ -129,7 +129,7 @@ func TestDisks(t *testing.T) {
 func TestQEMUCommand(t *testing.T) {
 	c := QEMU{Tree: "/tree", Program: "/qemu", Kernel: "/xen", Args: "a=b,c", Module: "/vmlinux", ModuleArgs: "x=1,2", Ramdisk: "/ini,trd"}.Command()
 	args := strings.Join(c.Args, "\n")
-	for _, want := range []string{"/qemu\n", "-append\na=b,c\n", "-initrd\n/vmlinux x=1,,2,/ini,,trd\n", "file:" + ConsolePath, "file:" + ResultsPath, "qemu64,+svm,+npt", "\n-m\n3072\n"} {
+	for _, want := range []string{"/qemu\n", "-append\na=b,c\n", "-initrd\n/vmlinux x=1,,2,/ini,,trd\n", "file:" + ConsolePath, "file:" + ResultsPath, "qemu64,+svm,+npt,+smep,+smap,+umip", "\n-m\n3072\n"} {
 		if !strings.Contains(args+"\n", want) {
 			t.Errorf("%q is not in\n%s", want, args)
 		}

@@ -56,6 +56,7 @@ func boot(t *T) error {
 	}
 	for _, a := range []Attack{
 		{Mode: "text"}, {Mode: "alias"}, {Mode: "rep"}, {Mode: "lstar"}, {Mode: "star"}, {Mode: "cstar"}, {Mode: "sysenter-eip"},
+		{Mode: "wp"}, {Mode: "cr0-wp"}, {Mode: "efer-sce"},
 		{Mode: "text", Symbol: "kernel_halt"},
 	} {
 		name := strings.TrimSuffix(a.Mode+"-"+a.Symbol, "-")

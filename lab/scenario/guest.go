@@ -490,12 +490,16 @@ var ErrNoVerdict = errors.New("the attack module gave no verdict")
 type Attack struct {
 	// Mode is one of
 	//
-	//	text      clear CR0.WP, store through the kernel's text mapping
+	//	text      make a page table entry writable, store through the kernel's text mapping
 	//	keep      the same, and leave it so
 	//	alias     the same through the direct mapping of the same frame
 	//	rep       the same as text with rep movsb, 4 bytes
+	//	wp        the same as text by clearing CR0.WP, if that can be done
 	//	lstar, star, cstar, sysenter-eip
 	//	          write the system call entry's MSR
+	//	cr0-wp, cr4-smep, cr4-smap, cr4-umip, efer-sce, efer-nxe
+	//	          clear the bit; the guest's processor must have it
+	//	vmfunc    execute VMFUNC
 	Mode string
 	// Symbol is the function whose first byte is the target, in the modes
 	// that write code. It must be in the guest's /proc/kallsyms. "" takes
@@ -509,7 +513,7 @@ type Attack struct {
 // Verdict is how an attack ended, as the attacker saw it.
 type Verdict struct {
 	Mode    string
-	Address uint64 // what was to be overwritten, or the MSR's number
+	Address uint64 // what was to be overwritten, or the register's number
 	Before  uint64 // the value or the bytes before
 	Tried   uint64 // what the attack wrote
 	After   uint64 // what it read back before restoring

@@ -145,6 +145,7 @@ func metricsOfAGuest(t *T) error {
 		"hvi_guard_state " + label("guard", "kernel-text") + " " + label("state", "armed"):                 1,
 		"hvi_guard_violations_total " + label("guard", "kernel-text") + " " + label("action", "blocked"):   0,
 		"hvi_guard_violations_total " + label("guard", "syscall-entry") + " " + label("action", "blocked"): 0,
+		"hvi_guard_violations_total " + label("guard", "cr") + " " + label("action", "blocked"):            0,
 		"hvi_guard_violations_total " + label("guard", "kernel-text") + " " + label("action", "alerted"):   0,
 		"hvi_records_lost_total": 0,
 	})

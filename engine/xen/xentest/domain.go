@@ -105,6 +105,9 @@ type vcpu struct {
 	// leaving is how often Xen will be asked before the vCPU has left its
 	// processor, which it begins to do when it reports an event.
 	leaving int
+	// writing is a register that gets its value when an event is answered.
+	writing *uint64
+	value   uint64
 }
 
 // Injected is an event that was injected into a vCPU.
@@ -229,6 +232,12 @@ func (d *Domain) MappedPages() int {
 func (d *Domain) SetRegisters(vcpu int, r x86.Registers) {
 	defer d.lock()()
 	d.vcpus[vcpu].regs = r
+}
+
+// Registers returns the registers of a vCPU.
+func (d *Domain) Registers(vcpu int) x86.Registers {
+	defer d.lock()()
+	return d.vcpus[vcpu].regs
 }
 
 // SetOnline says whether the guest has started a vCPU.

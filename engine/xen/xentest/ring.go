@@ -64,6 +64,9 @@ func (d *Domain) disconnect() {
 	d.ring = nil
 	clear(d.monitored)
 	d.deferRegisters, d.eachRep = false, false
+	for _, v := range d.vcpus {
+		v.endWrite(true) // what waits for its answer is lost
+	}
 }
 
 // RingConnected reports whether a listener is connected.
@@ -85,6 +88,10 @@ func (d *Domain) SetRingWaiters(n int) {
 // ErrRingFull, or where no listener is connected.
 func (d *Domain) Send(entry []byte) error {
 	defer d.lock()()
+	return d.send(entry)
+}
+
+func (d *Domain) send(entry []byte) error {
 	l, r := d.h.layout, d.ring
 	if r == nil {
 		return errors.New("no listener is connected")
@@ -146,9 +153,12 @@ func (d *Domain) resume() {
 			d.vcpus[v].eventPause--
 			// Releases that wait for an answer because they were told to
 			// begin to wait after they have asked.
-			if le(rsp[l.VMEvent.OffFlags:], 4)&abi.VMEventFlagDeny != 0 && d.deferRegisters && d.vcpus[v].leaving > 0 {
+			denied := le(rsp[l.VMEvent.OffFlags:], 4)&abi.VMEventFlagDeny != 0
+			if denied && d.deferRegisters && d.vcpus[v].leaving > 0 {
 				d.lostDenials++
+				denied = false
 			}
+			d.vcpus[v].endWrite(denied)
 			if le(rsp[l.VMEvent.OffFlags:], 4)&abi.VMEventFlagToggleSingleStep != 0 {
 				d.vcpus[v].singleStep = !d.vcpus[v].singleStep
 			}

@@ -273,7 +273,10 @@ func (g *Guest) state(c Config) {
 	for i := range c.CPUs {
 		area := DirectMap + PerCPU + x86.VirtAddr(i)<<16 - slot
 		task := DirectMap + Tasks + x86.VirtAddr(i)<<12
-		r := x86.Registers{CR3: uint64(root), CR4: g.CR4(), EFER: g.EFER(), LSTAR: uint64(g.Base + Entry)}
+		r := x86.Registers{
+			CR0: x86.CR0PG | x86.CR0WP | x86.CR0PE, CR3: uint64(root), CR4: g.CR4() | x86.CR4SMEP | x86.CR4SMAP,
+			EFER: g.EFER(), LSTAR: uint64(g.Base + Entry),
+		}
 		if c.Early {
 			g.Regs = append(g.Regs, r)
 			break
