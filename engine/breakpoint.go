@@ -234,8 +234,9 @@ func (s *Session) openBreakpoints() error {
 			return err
 		}
 	}
+	h.running = running.ID
 	for _, sh := range h.shadows {
-		if err := s.ledger.Restrict(xen.AccessN, sh.frame, 1); err != nil {
+		if err := s.conceal(sh.frame); err != nil {
 			return err
 		}
 	}
@@ -243,7 +244,6 @@ func (s *Session) openBreakpoints() error {
 	if err := s.ledger.Monitor(ledger.MonitorOp{Event: abi.MonitorEventSoftwareBreakpoint}); err != nil {
 		return err
 	}
-	h.running = running.ID
 	h.live = view.New(h.running, h.stepping, s.info.VCPUs, s.memory, s.ledger.ReturnBreakpoint)
 	s.set.UseBreakpoints(h.live)
 	s.showBreakpoints()
@@ -265,7 +265,7 @@ func (s *Session) makeShadow() (*shadow, error) {
 	h := &s.hidden
 	for _, sh := range h.shadows {
 		if sh.page == nil {
-			return sh, s.conceal(sh)
+			return sh, s.mapShadow(sh)
 		}
 	}
 	if len(h.shadows) == maxShadows {
@@ -293,15 +293,31 @@ func (s *Session) makeShadow() (*shadow, error) {
 	}
 	// It is the session's from here on, in whatever state.
 	h.shadows = append(h.shadows, sh)
-	return sh, s.conceal(sh)
+	return sh, s.mapShadow(sh)
 }
 
-// conceal makes a new page of ours inaccessible to the guest, and maps it for us.
-func (s *Session) conceal(sh *shadow) error {
+// conceal makes a page of ours inaccessible to the guest where it lies, in every
+// view. A view that has no entry for a page takes it from the host's with the
+// access of that up to some release and with its own default in later ones (4.20),
+// so each is told.
+func (s *Session) conceal(frame x86.GFN) error {
+	if err := s.ledger.Restrict(xen.AccessN, frame, 1); err != nil {
+		return err
+	}
+	for _, v := range []uint16{s.hidden.running, s.hidden.stepping} {
+		if err := s.ledger.RestrictView(v, xen.AccessN, frame, 1); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mapShadow conceals a new page of ours and maps it for us.
+func (s *Session) mapShadow(sh *shadow) error {
 	if sh.mapped != nil {
 		return nil
 	}
-	if err := s.ledger.Restrict(xen.AccessN, sh.frame, 1); err != nil {
+	if err := s.conceal(sh.frame); err != nil {
 		return err
 	}
 	var err error
@@ -401,24 +417,37 @@ func (s *Session) placeAgain() {
 	s.showBreakpoints()
 }
 
-// checkShadows has the running view lead to each shadow page that it does not
-// lead to any more, and returns how many those were.
+// checkShadows conceals shadow pages again, and has the running view lead to each
+// that it should lead to, where Xen has dropped that, and returns how many frames
+// those were.
 func (s *Session) checkShadows() (restored uint64, err error) {
 	if s.hidden.live == nil {
 		return 0, nil
 	}
-	s.hidden.live.Follow()
-	for _, sh := range s.hidden.shadows {
-		if sh.page == nil {
-			continue
-		}
-		if s.hv.Layout().Has.AltP2MGetMemAccess {
-			access, err := s.hv.ViewAccess(s.info.ID, s.hidden.running, sh.page.GFN)
-			if err == nil && access == xen.AccessX {
-				continue
-			}
+	h := &s.hidden
+	h.live.Follow()
+	// What Xen does not tell is done again without looking.
+	told := s.hv.Layout().Has.AltP2MGetMemAccess
+	holds := func(view uint16, gfn x86.GFN, want xen.Access) bool {
+		access, err := s.hv.ViewAccess(s.info.ID, view, gfn)
+		return told && err == nil && access == want
+	}
+	count := func() {
+		if told {
 			restored++
 		}
+	}
+	for _, sh := range h.shadows {
+		if !holds(h.running, sh.frame, xen.AccessN) || !holds(h.stepping, sh.frame, xen.AccessN) {
+			count()
+			if err := s.conceal(sh.frame); err != nil {
+				return restored, err
+			}
+		}
+		if sh.page == nil || holds(h.running, sh.page.GFN, xen.AccessX) {
+			continue
+		}
+		count()
 		if err := s.lead(sh); err != nil {
 			return restored, err
 		}

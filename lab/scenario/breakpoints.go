@@ -285,6 +285,12 @@ func (g *Guest) checkHidden(h *xen.Host) (control.ShadowPage, error) {
 		return s, err
 	}
 	t.Check(a == xen.AccessN, "and nothing of the copy where it lies: %s", a)
+	for _, v := range st.Views[1:] {
+		if a, err = h.ViewAccess(dom, v.ID, s.Shadow); err != nil {
+			return s, err
+		}
+		t.Check(a == xen.AccessN, "nor in view %d: %s", v.ID, a)
+	}
 	pages, err := h.MapForeign(dom, []x86.GFN{s.Frame, s.Shadow}, false)
 	if err != nil {
 		return s, err

@@ -396,13 +396,14 @@ func (d *Domain) LeadsTo(view uint16, gfn x86.GFN) x86.GFN {
 	return gfn
 }
 
-// ViewAccess returns the access of a frame in a view.
+// ViewAccess returns the access of a frame in a view: all of it where nobody has
+// set it, as Xen 4.20 has it, whatever is permitted in the host's.
 func (d *Domain) ViewAccess(view uint16, gfn x86.GFN) uint8 {
 	defer d.lock()()
 	if a, ok := d.views[view].access[uint64(gfn)]; ok {
 		return a
 	}
-	return d.accessOf(uint64(gfn))
+	return abi.AccessRWX
 }
 
 // FlushView has a view forget all that was done to it, as Xen does when a page
