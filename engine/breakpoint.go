@@ -74,6 +74,7 @@ type shadow struct {
 	frame  x86.GFN
 	mapped RingPage
 	page   *view.Page // what it stands for; nil while it is free
+	lost   bool       // the guest has taken the frame out of its memory
 }
 
 // hidden is what a session has for its breakpoints. It is the session goroutine's.
@@ -135,7 +136,7 @@ func (s *Session) setBreakpoint(symbol string) error {
 		return err
 	}
 	if err := s.place(b); err != nil {
-		return errors.Join(refuse("it could not be placed", "", err), s.ledger.Unpause())
+		return errors.Join(refuse("it could not be placed", "clear breakpoints in other pages, or stop what else makes views of the domain; hvictl views shows what hvi has", err), s.ledger.Unpause())
 	}
 	s.hidden.points = append(s.hidden.points, b)
 	s.showBreakpoints()
@@ -236,6 +237,9 @@ func (s *Session) openBreakpoints() error {
 	}
 	h.running = running.ID
 	for _, sh := range h.shadows {
+		if sh.lost {
+			continue
+		}
 		if err := s.conceal(sh.frame); err != nil {
 			return err
 		}
@@ -264,7 +268,7 @@ func (s *Session) shadowOf(gfn x86.GFN) *shadow {
 func (s *Session) makeShadow() (*shadow, error) {
 	h := &s.hidden
 	for _, sh := range h.shadows {
-		if sh.page == nil {
+		if sh.page == nil && !sh.lost {
 			return sh, s.mapShadow(sh)
 		}
 	}
@@ -304,6 +308,12 @@ func (s *Session) conceal(frame x86.GFN) error {
 	if err := s.ledger.Restrict(xen.AccessN, frame, 1); err != nil {
 		return err
 	}
+	return s.concealInViews(frame)
+}
+
+// concealInViews does so in the views alone. What Xen drops there again and again
+// must not fill the ledger.
+func (s *Session) concealInViews(frame x86.GFN) error {
 	for _, v := range []uint16{s.hidden.running, s.hidden.stepping} {
 		if err := s.ledger.RestrictView(v, xen.AccessN, frame, 1); err != nil {
 			return err
@@ -419,12 +429,14 @@ func (s *Session) placeAgain() {
 
 // checkShadows conceals shadow pages again, and has the running view lead to each
 // that it should lead to, where Xen has dropped that, and returns how many frames
-// those were.
+// those were. Where that can't be, since the guest has taken the frame of the shadow
+// out of its memory, the breakpoints of the page are given up, and it is restricted
+// as any other.
 func (s *Session) checkShadows() (restored uint64, err error) {
-	if s.hidden.live == nil {
+	h := &s.hidden
+	if h.live == nil {
 		return 0, nil
 	}
-	h := &s.hidden
 	h.live.Follow()
 	// What Xen does not tell is done again without looking.
 	told := s.hv.Layout().Has.AltP2MGetMemAccess
@@ -438,21 +450,37 @@ func (s *Session) checkShadows() (restored uint64, err error) {
 		}
 	}
 	for _, sh := range h.shadows {
-		if !holds(h.running, sh.frame, xen.AccessN) || !holds(h.stepping, sh.frame, xen.AccessN) {
-			count()
-			if err := s.conceal(sh.frame); err != nil {
-				return restored, err
-			}
-		}
-		if sh.page == nil || holds(h.running, sh.page.GFN, xen.AccessX) {
+		if sh.lost {
 			continue
 		}
-		count()
-		if err := s.lead(sh); err != nil {
-			return restored, err
+		var failed error
+		if !holds(h.running, sh.frame, xen.AccessN) || !holds(h.stepping, sh.frame, xen.AccessN) {
+			count()
+			failed = s.concealInViews(sh.frame)
+		}
+		if failed == nil && sh.page != nil && !holds(h.running, sh.page.GFN, xen.AccessX) {
+			count()
+			failed = s.lead(sh)
+		}
+		if failed != nil {
+			err = errors.Join(err, s.giveUp(sh, failed))
 		}
 	}
-	return restored, nil
+	return restored, err
+}
+
+// giveUp takes the breakpoints of a page away whose shadow is lost.
+func (s *Session) giveUp(sh *shadow, why error) error {
+	sh.lost = true
+	if sh.page == nil {
+		return nil
+	}
+	gfn := sh.page.GFN
+	s.hidden.points = slices.DeleteFunc(s.hidden.points, func(b *breakpoint) bool { return b.point.At.GFN() == gfn })
+	s.log.Error("breakpoints are lost: their page's shadow is", "gfn", gfn, "err", why)
+	err := s.unshadowPage(sh)
+	s.showBreakpoints()
+	return err
 }
 
 // releaseShadows unmaps the shadow pages.

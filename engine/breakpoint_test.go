@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -462,5 +463,50 @@ func TestBreakpointDeath(t *testing.T) {
 	if off < 0 || unheard < off || gone < off {
 		t.Errorf("views off at %d, breakpoints not reported from %d on, page taken away at %d:\n%s", off, unheard, gone, calls)
 	}
+	w.checkClean(1)
+}
+
+// TestShadowLost has the guest take the frame of a shadow out of its memory: its
+// breakpoints go, and the page is guarded as before. What Xen drops in views again
+// and again does not make the ledger grow.
+func TestShadowLost(t *testing.T) {
+	w := withBreakpoint(t, 17)
+	at := w.place(where)
+	shadow := w.dom.LeadsTo(runningView, at.GFN())
+	size := func() int64 {
+		files, err := os.ReadDir(w.dir)
+		if err != nil || len(files) != 1 {
+			t.Fatalf("ledgers %v, %v", files, err)
+		}
+		info, err := files[0].Info()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.Size()
+	}
+	before := size()
+	for range 3 {
+		w.dom.FlushView(runningView)
+		w.engine.CheckView(7)
+	}
+	if now := size(); now != before || w.dom.LeadsTo(runningView, at.GFN()) != shadow {
+		t.Errorf("the ledger has grown from %d to %d bytes, and the view leads to %v", before, now, w.dom.LeadsTo(runningView, at.GFN()))
+	}
+	w.dom.DropPage(shadow)
+	w.dom.FlushView(runningView)
+	w.engine.CheckView(7)
+	st := w.status()
+	if len(st.Breakpoints) != 0 || st.State != engine.StateProtecting {
+		t.Errorf("%s, breakpoints %+v", st.State, st.Breakpoints)
+	}
+	if to, a := w.dom.LeadsTo(runningView, at.GFN()), w.dom.ViewAccess(runningView, at.GFN()); to != at.GFN() || a != abi.AccessRX {
+		t.Errorf("the view leads to %v with access %d", to, a)
+	}
+	w.set(where) // in another
+	if to := w.dom.LeadsTo(runningView, at.GFN()); to == shadow || to < 1<<20 {
+		t.Errorf("set again, it is in %v", to)
+	}
+	w.dom.Shutdown(abi.ShutdownPoweroff)
+	w.engine.ShutDown(w.info)
 	w.checkClean(1)
 }

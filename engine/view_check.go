@@ -55,7 +55,8 @@ func (s *Session) checkView() {
 	}
 	restored, err := s.checkShadows()
 	if err != nil && !s.gone() {
-		s.log.Error("breakpoints are lost", "err", err)
+		// What is restricted is looked at below all the same.
+		s.log.Error("a page with a lost shadow could not be given back", "err", err)
 	}
 	for _, v := range s.views {
 		n, guard, err := s.checkRestrictions(v)

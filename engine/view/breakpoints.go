@@ -118,7 +118,13 @@ func (b *Breakpoints) Set(p *Page, pt *Point) error {
 	// Known before it can be hit.
 	b.change(func(t *table) { t.points[pt.At] = pt })
 	p.add(pt.At.Offset())
-	return p.follow(b.mem, b.scratch)
+	err := p.follow(b.mem, b.scratch)
+	if err != nil {
+		// Or the next change of the page would bring it.
+		p.remove(pt.At.Offset())
+		b.change(func(t *table) { delete(t.points, pt.At) })
+	}
+	return err
 }
 
 // Clear takes a breakpoint away. The guest may run, and may be about to report a

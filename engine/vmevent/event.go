@@ -175,8 +175,8 @@ const (
 	// EndStep ends a step that was reported: the vCPU returns to
 	// Event.ReturnTo.
 	EndStep Verdict = 1 << 4
-	// Report, with Step, has the step end in an event on every release, unless
-	// the vCPU was making a step already that Xen ends without one.
+	// Report, with Step, has the step end in an event on every release. It is not
+	// for a vCPU in a step that Xen ends without one: Xen would end that instead.
 	Report Verdict = 1 << 5
 	// ReadOnes carries the instruction out in Xen's emulator with all bits set
 	// in what it reads from the page, as from memory that is not there.

@@ -291,7 +291,7 @@ var meanings = map[string]map[syscall.Errno]meaning{
 		unix.ENOMEM: {"no page could be added: the domain is at its limit, dying or gone, or Xen is out of memory", "raise maxmem= of the domain, or free host memory", nil},
 	},
 	"memory_op(decrease_reservation)": {
-		unix.ENOENT: {"the page could not be taken back: there is none, or the domain is gone", "", nil},
+		unix.ENOENT: {"the page could not be taken back: there is none, or the domain is gone", "", ErrNoPage},
 	},
 	"debug_op": {
 		unix.EOPNOTSUPP: {"single-stepping needs Intel's monitor trap flag", "", ErrNotSupported},

@@ -88,7 +88,8 @@ func (m *Mutator) PopulatePage(dom xen.DomID, gfn x86.GFN) error {
 
 // ReleasePage takes the page behind a guest frame away. The page is freed when
 // the last reference on it goes, so a mapping of it stays valid: that is how
-// the ring page is hidden from its guest.
+// the ring page is hidden from its guest. It fails with an error that matches
+// xen.ErrNoPage where there is none: the guest may have taken it away itself.
 //
 // Undone by PopulatePage, with a new page; the old one's contents are lost.
 func (m *Mutator) ReleasePage(dom xen.DomID, gfn x86.GFN) error {
