@@ -212,6 +212,9 @@ func hiddenBreakpoints(t *T, hits int, exhaust bool) error {
 			return err
 		}
 	}
+	if err := g.dropsShadow(shadow); err != nil {
+		return err
+	}
 	if _, err := t.Exec("hvictl", "detach", g.Name); err != nil {
 		return err
 	}
@@ -620,6 +623,35 @@ func (g *Guest) looksForShadow(s control.ShadowPage) error {
 		return err
 	}
 	g.t.Check(st.Counters.Concealed == 3 && after.Hits > before.Hits+10, "its write changed nothing: %d accesses concealed, %d hits more", st.Counters.Concealed, after.Hits-before.Hits)
+	return nil
+}
+
+// dropsShadow has the guest take the page of hvi's out of its memory, whereupon Xen
+// flushes the view, and waits until hvid has given the breakpoints up.
+func (g *Guest) dropsShadow(s control.ShadowPage) error {
+	t := g.t
+	out, err := g.Run(fmt.Sprintf("dmesg -c >/dev/null; echo %#x >%sdrop; dmesg | grep hvi-observe", uint64(s.Shadow), observer))
+	if err != nil {
+		return err
+	}
+	var st control.DomainStatus
+	if err := t.Eventually(restoreLimit, "hvid has given the page's breakpoints up", func() (bool, error) {
+		st, err = g.Status()
+		return !slices.ContainsFunc(st.Breakpoints, func(b control.Breakpoint) bool { return b.Symbol == hot }), err
+	}); err != nil {
+		return err
+	}
+	n, err := g.restrictedIn(st)
+	if err != nil {
+		return err
+	}
+	t.Check(strings.Contains(out, "dropped 1 of") && st.State == control.StateProtecting, "the guest drops hvi's page, and its protection goes on: %q, %s", out, st.State)
+	t.Fact("restricted_after_drop", n)
+	v, err := g.Attack(Attack{Mode: "text", Symbol: hot})
+	if err != nil {
+		return err
+	}
+	t.Check(!v.Written, "and an attack on the page that had a breakpoint is blocked: tried %#x, after %#x", v.Tried, v.After)
 	return nil
 }
 

@@ -20,9 +20,13 @@
  *	copies=N	copy a page N times with the repeated instruction that copy_page
  *			has, whether or not the kernel has found it good to use
  *	peek=ADDRESS	read, write and read 8 bytes of physical memory
+ *	drop=FRAME	have Xen take a frame out of the guest's memory
  */
 #include <linux/io.h>
 #include <linux/mm.h>
+#include <xen/interface/xen.h>
+#include <xen/interface/memory.h>
+#include <asm/xen/hypercall.h>
 
 #include "kernel.h"
 
@@ -115,17 +119,33 @@ static int set_peek(const char *val, const struct kernel_param *kp)
 	return 0;
 }
 
+static int set_drop(const char *val, const struct kernel_param *kp)
+{
+	struct xen_memory_reservation r = { .nr_extents = 1, .domid = DOMID_SELF };
+	xen_pfn_t frame;
+	int err = kstrtoul(val, 0, &frame);
+
+	if (err)
+		return err;
+	set_xen_guest_handle(r.extent_start, &frame);
+	pr_info("hvi-observe: dropped %d of frame %lx\n",
+		(int)HYPERVISOR_memory_op(XENMEM_decrease_reservation, &r), frame);
+	return 0;
+}
+
 static const struct kernel_param_ops hits_ops = { .get = get_hits };
 static const struct kernel_param_ops offset_ops = { .get = get_offset };
 static const struct kernel_param_ops sum_ops = { .get = get_sum };
 static const struct kernel_param_ops copies_ops = { .set = set_copies };
 static const struct kernel_param_ops peek_ops = { .set = set_peek };
+static const struct kernel_param_ops drop_ops = { .set = set_drop };
 
 module_param_cb(hits, &hits_ops, NULL, 0400);
 module_param_cb(offset, &offset_ops, NULL, 0400);
 module_param_cb(sum, &sum_ops, NULL, 0400);
 module_param_cb(copies, &copies_ops, NULL, 0200);
 module_param_cb(peek, &peek_ops, NULL, 0200);
+module_param_cb(drop, &drop_ops, NULL, 0200);
 
 static int __init observe_init(void)
 {
