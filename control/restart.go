@@ -34,6 +34,19 @@ type RestartNotice struct {
 	// Domains are those that were protected and run without protection now, and
 	// those that are held.
 	Domains []RestartDomain `json:"domains"`
+	// Recovered is set if that hvid did not stop but fail.
+	Recovered *Recovery `json:"recovered,omitempty"`
+}
+
+// Recovery is what was done after a hvid had failed.
+type Recovery struct {
+	At time.Time `json:"at"`
+	// By is who has undone what it left: "the keeper".
+	By string `json:"by"`
+	// Why says how it failed.
+	Why string `json:"why"`
+	// Domains is how many domains something was undone of.
+	Domains int `json:"domains"`
 }
 
 // Held returns the domains that are held: whatever the notice's age, until

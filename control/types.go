@@ -327,6 +327,23 @@ type Version struct {
 	StartedAt time.Time `json:"started_at"`
 	// Xen is the release, "4.17.4", empty where it isn't known.
 	Xen string `json:"xen,omitempty"`
+	// Keeper is how hvid's second process is.
+	Keeper Keeper `json:"keeper"`
+	// Recovered says that the hvid before this one failed; nil if it did not.
+	Recovered *Recovery `json:"recovered,omitempty"`
+}
+
+// Keeper is the process that watches over hvid.
+type Keeper struct {
+	Alive bool `json:"alive"`
+	// PID and Since are of the one that is alive.
+	PID   int       `json:"pid,omitempty"`
+	Since time.Time `json:"since,omitzero"`
+	// Restarts counts those that had to follow one that died or hung, since hvid
+	// was started.
+	Restarts uint64 `json:"restarts"`
+	// Problem is why none is alive.
+	Problem string `json:"problem,omitempty"`
 }
 
 // CheckStatus is the outcome of a check.

@@ -99,7 +99,10 @@ func (s *Session) lookAgain() error {
 }
 
 func (s *Session) serve() {
-	s.server = vmevent.NewServer(s.ring, s.channel, s.hv.CPU(s.info.ID), &s.stages)
+	if s.pulse == nil {
+		s.pulse, s.dropPulse = s.newPulse()
+	}
+	s.server = vmevent.NewServer(s.ring, s.channel, s.hv.CPU(s.info.ID), &s.stages, s.pulse)
 	s.serverRef.Store(s.server)
 	go s.server.Run() // its error is the server's Stop's, or ringLost's
 }

@@ -224,6 +224,10 @@ func (s *Session) unmap() error {
 			s.log.Warn("register writes were denied before Xen was seen to wait for the answer: they may have landed", "count", n)
 		}
 	}
+	if s.dropPulse != nil {
+		s.dropPulse()
+		s.pulse, s.dropPulse = nil, nil
+	}
 	if s.channel != nil {
 		errs = append(errs, s.channel.Close())
 		s.channel = nil

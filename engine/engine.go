@@ -49,6 +49,10 @@ type Options struct {
 	// domain has gone, with its last counters. It must return soon and not call
 	// the engine. It may be nil.
 	Ended func(Status)
+	// Pulse gives a ring thread what it tells of itself by, see
+	// [vmevent.NewServer], and what gives that back. It is nil where nobody
+	// watches.
+	Pulse func() (pulse *atomic.Uint64, release func())
 }
 
 // Engine holds the sessions of all domains.
@@ -365,6 +369,9 @@ func (e *Engine) attach(d *domain, decl Declaration) error {
 	e.tellEnded(d)
 	s := newSession(e.opt.Hypervisor, d.ledger, e.opt.Recorder, e.opt.Log, d.info, d.snapshot().Name, decl)
 	s.identifyWith = e.opt.Identify
+	if e.opt.Pulse != nil {
+		s.newPulse = e.opt.Pulse
+	}
 	// Who runs already is not stopped for it.
 	s.holdOnFailure = held && decl.Spec.RequireAttach
 	d.ledger = nil

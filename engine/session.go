@@ -63,6 +63,11 @@ type Session struct {
 	viewCheck *time.Ticker
 	hidden    hidden // breakpoints
 	finished  bool
+	// newPulse gives the ring thread what it tells of itself by; dropPulse gives
+	// it back.
+	newPulse  func() (*atomic.Uint64, func())
+	pulse     *atomic.Uint64
+	dropPulse func()
 
 	// unrecorded counts violations beyond maxRecords.
 	unrecorded atomic.Uint64
@@ -83,13 +88,16 @@ func newSession(hv Hypervisor, l *ledger.Ledger, rec Recorder, log *slog.Logger,
 	s := &Session{
 		hv: hv, ledger: l, record: rec, info: info, policy: p,
 		log:      log.With("domid", info.ID, "domain", name, "uuid", info.UUID),
-		commands: make(chan func()), quit: make(chan struct{}),
+		commands: make(chan func()), quit: make(chan struct{}), newPulse: unwatched,
 	}
 	st := Status{Info: info, Name: name, State: StateDeclared, Decided: true, Policy: p, PolicySource: decl.Source, PolicyFrom: decl.From}
 	st.Guards = pendingGuards(p)
 	s.status.Store(&st)
 	return s
 }
+
+// unwatched is a pulse that nobody looks at.
+func unwatched() (*atomic.Uint64, func()) { return new(atomic.Uint64), func() {} }
 
 // pendingGuards is what a policy makes of each guard before anything is armed.
 func pendingGuards(p policy.Effective) []GuardStatus {

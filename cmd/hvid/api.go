@@ -12,6 +12,7 @@ import (
 	"github.com/xen-hvi/hvi/control"
 	"github.com/xen-hvi/hvi/engine"
 	"github.com/xen-hvi/hvi/engine/journal"
+	"github.com/xen-hvi/hvi/engine/keeper"
 	"github.com/xen-hvi/hvi/engine/policy"
 	"github.com/xen-hvi/hvi/engine/printable"
 	"github.com/xen-hvi/hvi/engine/xen"
@@ -35,6 +36,8 @@ type api struct {
 	// stayed shut.
 	gateTimeout time.Duration
 	refused     atomic.Uint64
+	// keeper says how the keeper is.
+	keeper func() keeper.State
 	doctor      func(context.Context) []control.Check
 	// alive asks Xen whether a domain still is, and is not being destroyed.
 	alive func(xen.DomainInfo) bool
@@ -56,6 +59,7 @@ func (a *api) Version(context.Context) (control.Version, error) {
 	return control.Version{
 		Build: control.ThisBuild(), API: "v1", PID: os.Getpid(),
 		Run: a.journal.Run(), StartedAt: a.started, Xen: a.xen,
+		Keeper: keeperState(a.keeper()), Recovered: a.restarting.recovery,
 	}, nil
 }
 

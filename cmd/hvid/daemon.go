@@ -41,6 +41,19 @@ func run(ctx context.Context, opt settings) (err error) {
 	}
 	defer listener.Close()
 
+	// Before anything is changed in Xen, so that it is undone if this process dies.
+	guard, err := startKeeper(opt)
+	if err != nil {
+		return err
+	}
+	undone := false
+	defer func() { err = errors.Join(err, guard.Close(undone)) }()
+	lock, err := lockLedgers(ctx, opt)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, lock.Release()) }()
+
 	hv, mutator := engine.OnXen(host), mutate.New(host)
 	if _, err := engine.Recover(hv, mutator, opt.ledgerDir, false, opt.log); err != nil {
 		opt.log.Error("what an earlier hvid left could not all be undone; hvid goes on with the other domains", "err", err)
@@ -71,7 +84,7 @@ func run(ctx context.Context, opt settings) (err error) {
 	var shown atomic.Pointer[metrics.Server]
 	e := engine.New(engine.Options{
 		Hypervisor: hv, Mutator: mutator, LedgerDir: opt.ledgerDir,
-		Recorder: events, Resolve: resolver(reg), Log: opt.log, Identify: kernels,
+		Recorder: events, Resolve: resolver(reg), Log: opt.log, Identify: kernels, Pulse: guard.Ring,
 		Ended: func(st engine.Status) {
 			if m := shown.Load(); m != nil {
 				m.Ended(metricsOf(st))
@@ -98,6 +111,7 @@ func run(ctx context.Context, opt settings) (err error) {
 		engine: e, restarting: left, store: store, registry: reg, resolve: resolver(reg), policies: opt.files, fallback: opt.Default,
 		gateTimeout: opt.Gate.Timeout, log: opt.log,
 		journal: events, xen: host.Release().String(), started: started,
+		keeper: guard.State,
 		events: func(info xen.DomainInfo) (xen.MonitorCaps, error) { return host.MonitorCapabilities(info.ID) },
 		alive: func(info xen.DomainInfo) bool {
 			now, err := host.Domain(info.ID)
@@ -107,7 +121,7 @@ func run(ctx context.Context, opt settings) (err error) {
 	}
 	look := &inspector{
 		xen: host, store: store, events: events, files: opt.files, socket: opt.Socket, kept: opt.declarations(),
-		hookHeard: a.hookHeard, fixedAltP2M: host.Layout().Has.AltP2MFixedAtCreate,
+		hookHeard: a.hookHeard, keeper: guard.State, recovered: left.recovery, fixedAltP2M: host.Layout().Has.AltP2MFixedAtCreate,
 	}
 	a.inspect = look.domain
 	a.doctor = func(ctx context.Context) []control.Check {
@@ -141,7 +155,9 @@ func run(ctx context.Context, opt settings) (err error) {
 	err = errors.Join(err, leaveNotice(opt.noticeDir(), time.Now(), e.Status()))
 	cancel()
 	// The guests first: nobody they depend on is waited for.
-	err = errors.Join(err, e.Close())
+	closed := e.Close()
+	undone = closed == nil
+	err = errors.Join(err, closed)
 	err = errors.Join(err, noticeHeld(opt.noticeDir(), time.Now(), heldStill(e.Status())))
 	a.virt.close()
 	limit, done := context.WithTimeout(context.Background(), shutdownLimit)

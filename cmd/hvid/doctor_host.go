@@ -15,6 +15,7 @@ import (
 	"github.com/xen-hvi/hvi/control"
 	"github.com/xen-hvi/hvi/engine"
 	"github.com/xen-hvi/hvi/engine/journal"
+	"github.com/xen-hvi/hvi/engine/keeper"
 	"github.com/xen-hvi/hvi/engine/printable"
 	"github.com/xen-hvi/hvi/engine/xen"
 )
@@ -35,6 +36,9 @@ type inspector struct {
 	kept string
 	// hookHeard is when libvirt's hook called last.
 	hookHeard func() time.Time
+	// keeper says how the keeper is, recovered what was done for the last hvid.
+	keeper    func() keeper.State
+	recovered *control.Recovery
 	// fixedAltP2M: this Xen fixes a domain's altp2m when it is created.
 	fixedAltP2M bool
 }
@@ -45,7 +49,7 @@ func (x *inspector) host(ctx context.Context) []control.Check {
 		Socket: x.socket, Files: x.files, HookHeard: x.hookHeard(), FixedAltP2M: x.fixedAltP2M,
 		Store: x.askStore,
 	})
-	return append(checks, x.journal(), x.declarations(), keeper())
+	return append(checks, x.journal(), x.declarations(), keeperCheck(x.keeper(), x.recovered))
 }
 
 // askStore reports whether xenstored answers. A node that is not there is an
@@ -117,14 +121,6 @@ func (x *inspector) declarations() control.Check {
 		c.Fix = "declare these domains anew (hvictl set, or start them from their config), and remove the files"
 	}
 	return c
-}
-
-// keeper says that there is none.
-func keeper() control.Check {
-	return control.Check{
-		Name: "keeper", Status: control.CheckInfo,
-		Detail: "not in this version: if hvid dies, a guest that does what is watched waits until systemd has started hvid again",
-	}
 }
 
 // domain examines one.

@@ -13,6 +13,7 @@ import (
 	"github.com/xen-hvi/hvi/control"
 	"github.com/xen-hvi/hvi/engine"
 	"github.com/xen-hvi/hvi/engine/journal"
+	"github.com/xen-hvi/hvi/engine/keeper"
 	"github.com/xen-hvi/hvi/engine/xen"
 	"github.com/xen-hvi/hvi/engine/xen/xentest"
 )
@@ -41,6 +42,7 @@ func newInspector(t *testing.T) *inspector {
 	return &inspector{
 		store: fakeStore{}, events: fakeEvents{}, files: &config.Files{Dir: t.TempDir()}, kept: t.TempDir(),
 		hookHeard: func() time.Time { return time.Time{} },
+		keeper:    func() keeper.State { return keeper.State{Alive: true, PID: 12} },
 	}
 }
 
@@ -73,7 +75,16 @@ func TestInspectHost(t *testing.T) {
 		{"kept", "kept policies", func(x *inspector) { touch(t, x.kept, "a.json", "b.json", "c") }, control.CheckOK, "of 2 domains"},
 		{"damaged", "kept policies", func(x *inspector) { touch(t, x.kept, "a.json", "b\x1b.json.corrupt") }, control.CheckWarn, `b\x1b.json.corrupt`},
 		{"not a directory", "kept policies", func(x *inspector) { touch(t, x.kept, "f"); x.kept += "/f" }, control.CheckFail, "not a directory"},
-		{"no keeper", "keeper", func(*inspector) {}, control.CheckInfo, "not in this version"},
+		{"keeper", "keeper", func(*inspector) {}, control.CheckOK, "process 12 watches"},
+		{"a keeper after others", "keeper", func(x *inspector) {
+			x.keeper = func() keeper.State { return keeper.State{Alive: true, PID: 12, Restarts: 2} }
+		}, control.CheckWarn, "2 before it died"},
+		{"no keeper", "keeper", func(x *inspector) {
+			x.keeper = func() keeper.State { return keeper.State{Err: errors.New("no such file")} }
+		}, control.CheckFail, "no such file"},
+		{"the keeper had to act", "keeper", func(x *inspector) {
+			x.recovered = &control.Recovery{By: "the keeper", Why: "hvid died", Domains: 3}
+		}, control.CheckOK, "failed at 0001-01-01T00:00:00Z (hvid died), and the keeper undid what it had changed of 3 domains"},
 		{"configuration", "configuration", func(x *inspector) { touch(t, x.files.Dir, "hvid.toml"); x.files.Owner = uint32(os.Geteuid()) }, control.CheckOK, "policies: 0"},
 		{"xenstore answers", "xenstored", func(x *inspector) { x.store = fakeStore{err: os.ErrNotExist} }, control.CheckOK, ""},
 		{"xenstore is gone", "xenstored", func(x *inspector) { x.store = fakeStore{err: errors.New("the connection has ended")} }, control.CheckMissing, "has ended"},

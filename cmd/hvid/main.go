@@ -33,7 +33,7 @@ func main() {
 }
 
 func command() *cobra.Command {
-	return cli.New(cli.Actions{Run: runDaemon, Recover: recoverLeft})
+	return cli.New(cli.Actions{Run: runDaemon, Recover: recoverLeft, Keep: keep})
 }
 
 // runDaemon runs hvid as its configuration and the command line say.
@@ -47,7 +47,7 @@ func runDaemon(ctx context.Context, opt cli.Options) error {
 
 // recoverLeft undoes what a dead hvid left in Xen. A configuration that can't be
 // read is no reason to let guests wait: the places are then the usual ones.
-func recoverLeft(_ context.Context, opt cli.Options, out io.Writer) error {
+func recoverLeft(ctx context.Context, opt cli.Options, out io.Writer) error {
 	set, err := readSettings(opt)
 	if err != nil {
 		set = usualSettings(opt)
@@ -63,19 +63,31 @@ func recoverLeft(_ context.Context, opt cli.Options, out io.Writer) error {
 	if err != nil {
 		return err
 	}
+	// The keeper of the dead hvid may be at it already: then nothing is left.
+	lock, err := lockLedgers(ctx, set)
+	if err != nil {
+		return errors.Join(err, host.Close())
+	}
+	defer func() { _ = lock.Release() }() // it goes with the process, too
 	done, err := engine.Recover(engine.OnXen(host), mutate.New(host), set.ledgerDir, !opt.KeepHeld, set.log)
-	var held []control.RestartDomain
 	for _, r := range done {
 		fmt.Fprintln(out, r)
-		if r.Held {
-			held = append(held, control.RestartDomain{ID: uint16(r.Domain), UUID: r.UUID.String(), Held: "its policy requires protection, and hvid ended"})
-		}
 	}
 	if len(done) == 0 && err == nil {
 		fmt.Fprintln(out, "nothing was left to undo")
 	}
-	err = errors.Join(err, noticeHeld(set.noticeDir(), time.Now(), held))
+	err = errors.Join(err, noticeHeld(set.noticeDir(), time.Now(), heldAfter(done)))
 	return errors.Join(err, host.Close())
+}
+
+// heldAfter are those that recovery has left held.
+func heldAfter(done []engine.Recovered) (held []control.RestartDomain) {
+	for _, r := range done {
+		if r.Held {
+			held = append(held, control.RestartDomain{ID: uint16(r.Domain), UUID: r.UUID.String(), Held: "its policy requires protection, and hvid ended"})
+		}
+	}
+	return held
 }
 
 // explain adds to an error of starting what the admin can do about it.

@@ -19,6 +19,9 @@ import (
 type restarting struct {
 	mu     sync.Mutex
 	byUUID map[string]control.RestartDomain
+	// recovery says that the last hvid failed and what was done then, nil if it
+	// did not.
+	recovery *control.Recovery
 }
 
 // readNotice reads what the last hvid left. A notice that can't be read costs a
@@ -28,6 +31,9 @@ func readNotice(runDir string, now time.Time, log *slog.Logger) *restarting {
 	n, ok, err := control.ReadRestartNotice(runDir)
 	if err != nil {
 		log.Warn("read what the last hvid left", "err", err)
+	}
+	if r.recovery = n.Recovered; r.recovery != nil {
+		log.Warn("the last hvid failed", "at", r.recovery.At, "why", r.recovery.Why, "recovered_by", r.recovery.By, "domains", r.recovery.Domains)
 	}
 	if ok && n.Fresh(now) {
 		for _, d := range n.Domains {

@@ -16,6 +16,7 @@ type settings struct {
 	files     *config.Files
 	journal   string
 	ledgerDir string
+	level     slog.Level
 	log       *slog.Logger
 }
 
@@ -54,6 +55,7 @@ func join(c config.Config, files *config.Files, opt cli.Options) settings {
 	if opt.Level != nil {
 		level = *opt.Level
 	}
+	set.level = level
 	set.log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 	return set
 }

@@ -62,6 +62,7 @@ type Server struct {
 	source  Source
 	cpus    Processors
 	handler Handler
+	pulse   *atomic.Uint64
 
 	counts [numReasons]atomic.Uint64
 	held   atomic.Int32
@@ -86,8 +87,13 @@ type release struct {
 
 // NewServer returns a server that has not started. It takes neither ring nor
 // source over: close them after Run has returned.
-func NewServer(ring *Ring, source Source, cpus Processors, handler Handler) *Server {
-	return &Server{ring: ring, source: source, cpus: cpus, handler: handler, done: make(chan struct{})}
+//
+// The ring thread tells of itself by pulse, which may lie in memory that another
+// process watches: it is odd while there are requests in its hands, and changes
+// with each of them. One that stays odd and the same is a thread that hangs, and
+// with it a vCPU.
+func NewServer(ring *Ring, source Source, cpus Processors, handler Handler, pulse *atomic.Uint64) *Server {
+	return &Server{ring: ring, source: source, cpus: cpus, handler: handler, pulse: pulse, done: make(chan struct{})}
 }
 
 // Run serves the ring on the calling goroutine, locked to its OS thread, until
@@ -160,7 +166,10 @@ func (s *Server) serve() error {
 	ev := new(Event)
 	for {
 		stop := s.attention.CompareAndSwap(true, false) && s.readMailbox()
-		if err := s.drain(ev); err != nil {
+		s.pulse.Add(1)
+		err := s.drain(ev)
+		s.pulse.Add(1)
+		if err != nil {
 			return err
 		}
 		if stop {
@@ -177,6 +186,7 @@ func (s *Server) drain(ev *Event) error {
 	for {
 		for s.ring.Next(ev) {
 			s.counts[min(ev.Reason, numReasons-1)].Add(1)
+			s.pulse.Add(2)
 			v := s.handler.HandleEvent(ev)
 			if v&Hold != 0 && ev.Paused {
 				s.hold(ev)

@@ -1,6 +1,7 @@
 package vmevent_test
 
 import (
+	"sync/atomic"
 	"testing"
 
 	"github.com/xen-hvi/hvi/engine/vmevent"
@@ -30,7 +31,7 @@ func newRing(t testing.TB, minor int) (*vmeventtest.Xen, *vmevent.Ring) {
 
 func serve(t *testing.T, x *vmeventtest.Xen, r *vmevent.Ring, j judge) *vmevent.Server {
 	t.Helper()
-	s := vmevent.NewServer(r, x, x, j)
+	s := vmevent.NewServer(r, x, x, j, new(atomic.Uint64))
 	go s.Run()
 	return s
 }

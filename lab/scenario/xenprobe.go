@@ -3,6 +3,7 @@ package scenario
 import (
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -128,7 +129,7 @@ func (t *T) steps(h *xen.Host, info xen.DomainInfo) (uint64, error) {
 	if err != nil {
 		return 0, errors.Join(err, r.close())
 	}
-	server := vmevent.NewServer(r.ring, channel, h.CPU(info.ID), letSteps{})
+	server := vmevent.NewServer(r.ring, channel, h.CPU(info.ID), letSteps{}, new(atomic.Uint64))
 	go server.Run()
 	stepped := ledger.MonitorOp{Event: abi.MonitorEventSingleStep}
 	err = r.ledger.Monitor(stepped)

@@ -36,6 +36,8 @@ type Options struct {
 	Level                   *slog.Level
 	// KeepHeld is recover's: domains whose policy requires protection stay held.
 	KeepHeld bool
+	// Of is keeper's: the hvid that started it.
+	Of int
 }
 
 // Actions are what the commands do.
@@ -44,6 +46,8 @@ type Actions struct {
 	Run func(ctx context.Context, opt Options) error
 	// Recover writes what it did to out, for people.
 	Recover func(ctx context.Context, opt Options, out io.Writer) error
+	// Keep is the keeper, until the hvid opt.Of has ended.
+	Keep func(ctx context.Context, opt Options) error
 }
 
 // UsageError is a command line that hvid does not understand.
@@ -121,7 +125,16 @@ holds them on; so does recover with --keep-held.`,
 		},
 	}
 	recoverCmd.Flags().BoolVar(&opt.KeepHeld, "keep-held", false, "hold on to domains that must not run unprotected")
-	root.AddCommand(recoverCmd)
+	// For hvid alone, which says where everything is: no configuration is read.
+	keeperCmd := &cobra.Command{
+		Use:    "keeper",
+		Short:  "watch over hvid, which starts this",
+		Hidden: true,
+		Args:   noArguments,
+		RunE:   func(cmd *cobra.Command, _ []string) error { return a.Keep(cmd.Context(), opt) },
+	}
+	keeperCmd.Flags().IntVar(&opt.Of, "of", 0, "the hvid")
+	root.AddCommand(recoverCmd, keeperCmd)
 	return root
 }
 

@@ -1,0 +1,321 @@
+package keeper_test
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/xen-hvi/hvi/engine/keeper"
+)
+
+// This test's program plays three parts, as its environment says: the test, a hvid
+// with a keeper, and that keeper.
+const (
+	partVar = "HVI_KEEPER_TEST_PART"
+	dirVar  = "HVI_KEEPER_TEST_DIR"
+)
+
+func TestMain(m *testing.M) {
+	switch os.Getenv(partVar) {
+	case "":
+		os.Exit(m.Run())
+	case "hvid":
+		exit(playHVID(os.Getenv(dirVar)))
+	case "keeper":
+		exit(playKeeper(os.Getenv(dirVar)))
+	}
+}
+
+func exit(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// playHVID does what it reads, line by line, and says when it is done.
+func playHVID(dir string) error {
+	k, err := keeper.Start(keeper.Options{
+		Env: []string{partVar + "=keeper", dirVar + "=" + dir, "HVI_KEEPER_TEST_OF=" + strconv.Itoa(os.Getpid())},
+		Dir: dir, Budget: testBudget, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+	})
+	if err != nil {
+		return err
+	}
+	pulse, release := k.Ring()
+	fmt.Println("ready", k.State().PID)
+	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
+		switch in.Text() {
+		case "work":
+			pulse.Add(1)
+		case "rest":
+			pulse.Add(1)
+			release()
+		case "state":
+			s := k.State()
+			fmt.Println("state", s.Alive, s.PID, s.Restarts)
+			continue
+		case "stop":
+			return k.Close(true)
+		case "fail":
+			return errors.Join(k.Close(false), errors.New("not all is undone"))
+		}
+		fmt.Println("done")
+	}
+	return errors.New("the test is over")
+}
+
+// testBudget is short, and long enough for a machine that does much besides.
+const testBudget = 400 * time.Millisecond
+
+// playKeeper leaves a file with what it was told instead of recovering.
+func playKeeper(dir string) error {
+	of, err := strconv.Atoi(os.Getenv("HVI_KEEPER_TEST_OF"))
+	if err != nil {
+		return err
+	}
+	return keeper.Serve(keeper.Duty{
+		HVID: of, Budget: testBudget, Log: slog.New(slog.DiscardHandler),
+		Recover: func(why string) error {
+			if memory, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", of)); err == nil && !bytes.HasPrefix(memory, []byte("0 ")) {
+				why = "hvid lives still: " + why
+			}
+			name := filepath.Join(dir, "recovered")
+			return errors.Join(os.WriteFile(name+".new", []byte(why), 0o600), os.Rename(name+".new", name))
+		},
+	})
+}
+
+// zombie reports whether a process has ended and its parent has not asked for it.
+func zombie(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	_, rest, _ := bytes.Cut(stat, []byte(") "))
+	return err != nil || bytes.HasPrefix(rest, []byte("Z"))
+}
+
+// hvid is one that plays so.
+type hvid struct {
+	t      *testing.T
+	dir    string
+	cmd    *exec.Cmd
+	in     io.WriteCloser
+	out    *bufio.Scanner
+	keeper int
+}
+
+func start(t *testing.T) *hvid {
+	t.Helper()
+	h := &hvid{t: t, dir: t.TempDir()}
+	h.cmd = exec.Command(os.Args[0])
+	h.cmd.Env = []string{partVar + "=hvid", dirVar + "=" + h.dir, "GOTRACEBACK=none"}
+	h.cmd.Stderr = os.Stderr
+	in, err := h.cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := h.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.in, h.out = in, bufio.NewScanner(out)
+	if err := h.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = h.cmd.Process.Kill()
+		_ = h.cmd.Wait()
+	})
+	word, pid, _ := strings.Cut(h.read(), " ")
+	h.keeper, err = strconv.Atoi(pid)
+	if word != "ready" || err != nil || h.keeper == 0 {
+		t.Fatalf("hvid says %q %q: its keeper is not there", word, pid)
+	}
+	return h
+}
+
+func (h *hvid) read() string {
+	h.t.Helper()
+	if !h.out.Scan() {
+		h.t.Fatalf("hvid has ended: %v", h.out.Err())
+	}
+	return h.out.Text()
+}
+
+// tell has it do something.
+func (h *hvid) tell(what string) {
+	h.t.Helper()
+	if _, err := io.WriteString(h.in, what+"\n"); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+func (h *hvid) ask(what string) string {
+	h.t.Helper()
+	h.tell(what)
+	return h.read()
+}
+
+func (h *hvid) signal(pid int, s syscall.Signal) {
+	h.t.Helper()
+	if err := syscall.Kill(pid, s); err != nil {
+		h.t.Fatalf("signal %v to process %d: %v", s, pid, err)
+	}
+}
+
+// recovered waits until the keeper has done its work and says what it was told.
+func (h *hvid) recovered() string {
+	h.t.Helper()
+	var why []byte
+	h.eventually("the keeper recovers", func() bool {
+		var err error
+		why, err = os.ReadFile(filepath.Join(h.dir, "recovered"))
+		return err == nil
+	})
+	return string(why)
+}
+
+// untouched checks that nothing was recovered although the keeper has ended.
+func (h *hvid) untouched() {
+	h.t.Helper()
+	h.gone(h.keeper)
+	if why, err := os.ReadFile(filepath.Join(h.dir, "recovered")); err == nil {
+		h.t.Errorf("the keeper recovered: %s", why)
+	}
+}
+
+func (h *hvid) gone(pid int) {
+	h.t.Helper()
+	h.eventually(fmt.Sprintf("process %d is gone", pid), func() bool { return syscall.Kill(pid, 0) != nil || zombie(pid) })
+}
+
+func (h *hvid) eventually(what string, cond func() bool) {
+	h.t.Helper()
+	limit := time.After(time.Minute)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for !cond() {
+		select {
+		case <-limit:
+			h.t.Fatalf("waited in vain until %s", what)
+		case <-tick.C:
+		}
+	}
+}
+
+// TestDeath has hvid die in every way: the keeper knows.
+func TestDeath(t *testing.T) {
+	for _, s := range []syscall.Signal{syscall.SIGKILL, syscall.SIGSEGV, syscall.SIGABRT, syscall.SIGTERM} {
+		t.Run(s.String(), func(t *testing.T) {
+			t.Parallel()
+			h := start(t)
+			h.signal(h.cmd.Process.Pid, s)
+			if why := h.recovered(); why != "hvid died" {
+				t.Errorf("recovered because %q", why)
+			}
+			h.gone(h.keeper)
+		})
+	}
+}
+
+// TestStopped stops hvid as a whole: it is killed, and then is recovered.
+func TestStopped(t *testing.T) {
+	t.Parallel()
+	h := start(t)
+	h.signal(h.cmd.Process.Pid, syscall.SIGSTOP)
+	if why := h.recovered(); why != "hvid stands still, and was killed" {
+		t.Errorf("recovered because %q", why)
+	}
+}
+
+// TestRingHangs has a ring thread stop with a request in its hands, while the rest
+// of hvid goes on.
+func TestRingHangs(t *testing.T) {
+	t.Parallel()
+	h := start(t)
+	h.ask("work")
+	if why := h.recovered(); why != "a ring thread stands still with a request in its hands, and was killed" {
+		t.Errorf("recovered because %q", why)
+	}
+}
+
+// TestKeeperDies kills keepers and stops one: another follows, and knows of hvid's
+// death just as well. What ends hvid in order doesn't end the keeper.
+func TestKeeperDies(t *testing.T) {
+	t.Parallel()
+	h := start(t)
+	first := h.keeper
+	for i, s := range []syscall.Signal{syscall.SIGKILL, syscall.SIGSTOP, syscall.SIGKILL} {
+		h.signal(h.keeper, s)
+		h.eventually("another keeper watches", func() bool {
+			var alive bool
+			var pid, restarts int
+			if _, err := fmt.Sscanf(h.ask("state"), "state %t %d %d", &alive, &pid, &restarts); err != nil {
+				t.Fatal(err)
+			}
+			if !alive || pid == h.keeper {
+				return false
+			}
+			if restarts != i+1 {
+				t.Errorf("%d restarts after %d deaths", restarts, i+1)
+			}
+			h.keeper = pid
+			return true
+		})
+	}
+	for _, s := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGABRT} {
+		h.signal(h.keeper, s)
+	}
+	h.signal(h.cmd.Process.Pid, syscall.SIGKILL)
+	if why := h.recovered(); why != "hvid died" {
+		t.Errorf("recovered because %q", why)
+	}
+	h.gone(first)
+}
+
+// TestInOrder has hvid end with nothing to undo, which is no case for the keeper,
+// and with something, which is.
+func TestInOrder(t *testing.T) {
+	t.Parallel()
+	h := start(t)
+	h.ask("work")
+	h.ask("rest")
+	h.tell("stop")
+	if err := h.cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+	h.untouched()
+
+	h = start(t)
+	h.tell("fail")
+	if why := h.recovered(); why != "hvid died" {
+		t.Errorf("recovered because %q", why)
+	}
+}
+
+// TestNotStarted has a keeper that can't be started: hvid is told, and goes on.
+func TestNotStarted(t *testing.T) {
+	k, err := keeper.Start(keeper.Options{
+		Env: []string{partVar + "=keeper"}, Dir: t.TempDir(), Budget: testBudget, Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := k.State(); s.Alive || s.Err == nil || s.Restarts == 0 {
+		t.Errorf("%+v", s)
+	}
+	if err := k.Close(true); err != nil {
+		t.Error(err)
+	}
+}

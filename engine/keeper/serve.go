@@ -1,0 +1,130 @@
+package keeper
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strconv"
+	"syscall"
+	"time"
+)
+
+// The files a keeper is started with.
+const (
+	fdSocket = 3
+	fdPage   = 4
+)
+
+// What is said on the socket, a byte each: the keeper says that it is there, and
+// hvid that it ends with nothing left to undo.
+const (
+	sayReady = 'r'
+	sayDone  = 'd'
+)
+
+// Duty is what a keeper does.
+type Duty struct {
+	// HVID is the process that has started it.
+	HVID int
+	// Budget is how long that may stand still, DefaultBudget if 0.
+	Budget time.Duration
+	// Recover undoes what the dead hvid left, why it is dead being said in a few
+	// words. It is called once, when that hvid is dead.
+	Recover func(why string) error
+	Log     *slog.Logger
+}
+
+// Serve is the keeper: it returns when the hvid that has started this process has
+// ended, and what it left is undone.
+func Serve(d Duty) error {
+	// What ends hvid must not end the keeper before it has done its work. systemd
+	// sends its signals to both, and waits for both.
+	signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGABRT, syscall.SIGPIPE)
+	if err := syscall.SetNonblock(fdSocket, true); err != nil {
+		return fmt.Errorf("keeper: this is started by hvid, and by nobody else: %w", err)
+	}
+	socket := os.NewFile(fdSocket, "socket to hvid")
+	defer socket.Close()
+	f := os.NewFile(fdPage, "memory shared with hvid")
+	p, err := mapPage(f)
+	if err != nil {
+		return errors.Join(err, f.Close())
+	}
+	defer p.close()
+	if err := f.Close(); err != nil {
+		return fmt.Errorf("keeper: %w", err)
+	}
+	// The handle stays that process's, also when its number is another's.
+	hvid, err := os.FindProcess(d.HVID)
+	if err != nil {
+		return fmt.Errorf("keeper: %w", err)
+	}
+	if os.Getppid() != d.HVID {
+		hvid = nil // it has died already, and the number may be another's
+	}
+	why, err := wait(d, socket, p, hvid)
+	if err != nil || why == "" {
+		return err
+	}
+	d.Log.Error("the keeper takes over", "why", why)
+	return d.Recover(why)
+}
+
+// Harden is to be called first. It has this process survive a shortage of memory: no page of it is taken away,
+// and the kernel looks elsewhere for whom to end. Both need rights that it may not
+// have; it works without, too.
+func Harden(log *slog.Logger) {
+	if err := syscall.Mlockall(syscall.MCL_CURRENT | syscall.MCL_FUTURE); err != nil {
+		log.Warn("the keeper's memory is not locked", "err", err)
+	}
+	const least = -1000
+	if err := os.WriteFile("/proc/self/oom_score_adj", []byte(strconv.Itoa(least)), 0); err != nil {
+		log.Debug("the keeper is not exempt when memory is short", "err", err)
+	}
+}
+
+// wait returns when hvid is dead, and says why; "" if it had nothing to undo.
+func wait(d Duty, socket *os.File, p *page, hvid *os.Process) (why string, err error) {
+	budget := d.Budget
+	if budget <= 0 {
+		budget = DefaultBudget
+	}
+	if _, err := socket.Write([]byte{sayReady}); err != nil && !errors.Is(err, syscall.EPIPE) {
+		return "", fmt.Errorf("keeper: %w", err)
+	}
+	w := &watch{page: p}
+	why = "hvid died"
+	killed := false
+	said := make([]byte, 1)
+	for {
+		if err := socket.SetReadDeadline(time.Now().Add(budget / looks)); err != nil {
+			return "", fmt.Errorf("keeper: %w", err)
+		}
+		_, err := socket.Read(said)
+		switch {
+		case err == nil && said[0] == sayDone:
+			return "", nil
+		case errors.Is(err, os.ErrDeadlineExceeded):
+		case errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET):
+			// The kernel has closed its files. It does so when the last of its
+			// threads has ended, and after it has taken its memory away
+			// (do_exit in Linux): nothing more can come of it.
+			return why, nil
+		case err != nil:
+			return "", fmt.Errorf("keeper: %w", err)
+		}
+		p.keeper().Add(1)
+		still := w.look()
+		if still == "" || killed || hvid == nil {
+			continue
+		}
+		// Never both at once: it is dead before anything is done.
+		why, killed = still+", and was killed", true
+		if err := hvid.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+			return "", fmt.Errorf("keeper: %s, and cannot be killed: %w", still, err)
+		}
+	}
+}
