@@ -95,6 +95,8 @@ var keys = []Key{
 		Meaning: "The policy to start from: default, or the name of a file in " + DefaultDir + "/" + PoliciesDir + " without its ending."},
 	{Name: "default.require_attach", Kind: "boolean", Default: `false`,
 		Meaning: "Whether such domains may run only while they are protected: one that hvid cannot attach to does not start. Not with mode off."},
+	{Name: "default.on_engine_failure", Kind: "string", Default: `"release"`, Values: []string{"release", "pause"},
+		Meaning: "What becomes of such domains when hvid fails: they run on without protection until it is back, or stand still until then. To stop hvid in order is no failure."},
 
 	{Name: "gate.timeout", Kind: "string", Default: `"20s"`,
 		Meaning: "How long a hook that gates the start of a domain (require_attach, hvi-vif scripts, dm-gate, hvictl create) waits for hvid to attach before it refuses the start. Xen's toolstack gives up on a script after 40 seconds, so at most 35s.",

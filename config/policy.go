@@ -14,6 +14,7 @@ const (
 	wordPolicy        = "policy"
 	wordRequireAttach = "require_attach"
 	wordGuards        = "guards"
+	wordEngineFailure = "on_engine_failure"
 )
 
 // feed gives the builder what stands in a document below a table (nil for the
@@ -62,6 +63,10 @@ func feed(b *policy.Builder, d *document, table []string, known []string) {
 			if text, ok := s.want(b, kindText); ok {
 				b.Preset(text, s.value.at)
 			}
+		case key == wordEngineFailure:
+			if text, ok := s.want(b, kindText); ok {
+				b.OnEngineFailure(text, s.value.at)
+			}
 		case key == wordRequireAttach:
 			if text, ok := s.want(b, kindSwitch, kindText); ok {
 				b.RequireAttach(text, s.value.at)
@@ -97,6 +102,8 @@ func unknownKey(what string, s setting, path, known []string) error {
 		"introspection_policy":         "here it is called policy",
 		"introspection_guards":         "here it is a table: [guards]",
 		"introspection_require_attach": "here it is called require_attach",
+
+		"introspection_on_engine_failure": "here it is called on_engine_failure",
 	} {
 		if path[0] == word {
 			e.Hint = hint
@@ -133,7 +140,7 @@ func parseDomain(source string, data []byte, known policy.Policies) (spec policy
 		return policy.Spec{}, false, err
 	}
 	b := policy.Builder{Policies: known}
-	feed(&b, d, nil, []string{wordMode, wordPolicy, wordRequireAttach, wordGuards})
+	feed(&b, d, nil, []string{wordMode, wordPolicy, wordRequireAttach, wordEngineFailure, wordGuards})
 	spec, err = b.Build()
 	if err == nil && !spec.Declared() {
 		// An empty file would look like something said.

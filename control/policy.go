@@ -53,6 +53,8 @@ type DeclareRequest struct {
 	Policy        string         `json:"policy,omitempty"`
 	RequireAttach string         `json:"require_attach,omitempty"`
 	Guards        []GuardRequest `json:"guards,omitempty"`
+
+	OnEngineFailure string `json:"on_engine_failure,omitempty"`
 }
 
 // Declared is what hvid made of a DeclareRequest.
@@ -107,10 +109,13 @@ type PolicyReport struct {
 	Declared PolicyWords `json:"declared"`
 
 	// What holds with every default filled in.
-	Mode          PolicyValue   `json:"mode"`
-	Policy        PolicyValue   `json:"policy"`
-	RequireAttach PolicyValue   `json:"require_attach"`
-	Guards        []PolicyGuard `json:"guards"`
+	Mode          PolicyValue `json:"mode"`
+	Policy        PolicyValue `json:"policy"`
+	RequireAttach PolicyValue `json:"require_attach"`
+	// OnEngineFailure is "release" or "pause".
+	OnEngineFailure PolicyValue `json:"on_engine_failure"`
+
+	Guards []PolicyGuard `json:"guards"`
 
 	Warnings []string `json:"warnings"`
 }
@@ -122,6 +127,8 @@ type PolicyWords struct {
 	Policy        string         `json:"policy,omitempty"`
 	RequireAttach string         `json:"require_attach,omitempty"`
 	Guards        []GuardRequest `json:"guards,omitempty"`
+
+	OnEngineFailure string `json:"on_engine_failure,omitempty"`
 }
 
 // PolicyValue is a value and where it comes from, in words for people.
@@ -153,6 +160,8 @@ type PolicyRequest struct {
 	Policy        string         `json:"policy,omitempty"`
 	RequireAttach string         `json:"require_attach,omitempty"`
 	Guards        []GuardRequest `json:"guards,omitempty"`
+
+	OnEngineFailure string `json:"on_engine_failure,omitempty"`
 	// Where is WhereLive, WhereConfig or WhereBoth; empty means both.
 	Where string `json:"where,omitempty"`
 }
@@ -191,6 +200,9 @@ func WordsOf(s policy.Spec) PolicyWords {
 	if !at.IsZero() && (s.Named == nil || at != s.Named.RequireAttachAt) {
 		w.RequireAttach = yesNo(s.RequireAttach)
 	}
+	if !s.Origins.OnEngineFailure.IsZero() {
+		w.OnEngineFailure = s.OnEngineFailure.String()
+	}
 	for _, g := range s.Guards {
 		w.Guards = append(w.Guards, GuardRequest{Name: string(g.Name), Action: g.Action.String()})
 	}
@@ -216,6 +228,9 @@ func (w PolicyWords) Feed(b *policy.Builder, at policy.Origin) {
 	if w.RequireAttach != "" {
 		b.RequireAttach(w.RequireAttach, at)
 	}
+	if w.OnEngineFailure != "" {
+		b.OnEngineFailure(w.OnEngineFailure, at)
+	}
 	for _, g := range w.Guards {
 		b.Guard(g.Name, g.Action, at)
 	}
@@ -223,12 +238,12 @@ func (w PolicyWords) Feed(b *policy.Builder, at policy.Origin) {
 
 // Words are the words of the request.
 func (q DeclareRequest) Words() PolicyWords {
-	return PolicyWords{q.Mode, q.Policy, q.RequireAttach, q.Guards}
+	return PolicyWords{q.Mode, q.Policy, q.RequireAttach, q.Guards, q.OnEngineFailure}
 }
 
 // Words are the words of the request.
 func (q PolicyRequest) Words() PolicyWords {
-	return PolicyWords{q.Mode, q.Policy, q.RequireAttach, q.Guards}
+	return PolicyWords{q.Mode, q.Policy, q.RequireAttach, q.Guards, q.OnEngineFailure}
 }
 
 // SetSpec fills in what the report says of the policy itself: the declared
@@ -242,6 +257,7 @@ func (r *PolicyReport) SetSpec(s policy.Spec) {
 	r.Mode = value(e.Mode.String(), e.Origins.Mode)
 	r.Policy = value(e.Preset, e.Origins.Preset)
 	r.RequireAttach = value(yesNo(e.RequireAttach), e.Origins.RequireAttach)
+	r.OnEngineFailure = value(e.OnEngineFailure.String(), e.Origins.OnEngineFailure)
 	r.Guards = make([]PolicyGuard, len(e.Guards))
 	for i, g := range e.Guards {
 		r.Guards[i] = PolicyGuard{Name: string(g.Name), Action: g.Action.String(), From: printable.Text(g.From).String()}

@@ -214,7 +214,9 @@ func (w PolicyWords) check(where string) *Problem {
 		return bad("the policy's name is longer than any", fmt.Sprintf("a name has at most %d bytes", maxPolicy))
 	case len(w.RequireAttach) > maxWord:
 		return bad("require_attach is longer than any of its words", "give yes or no")
-	case w.Mode == "" && (w.Policy != "" || w.RequireAttach != "" || len(w.Guards) > 0):
+	case len(w.OnEngineFailure) > maxWord:
+		return bad("on_engine_failure is longer than any of its words", "give release or pause")
+	case w.Mode == "" && (w.Policy != "" || w.RequireAttach != "" || w.OnEngineFailure != "" || len(w.Guards) > 0):
 		return bad("a policy without a mode: nothing would be protected", "give the mode: off, observe or enforce")
 	}
 	return checkGuards(w.Guards, where)

@@ -46,6 +46,15 @@ func (s *Session) apply(decl Declaration) error {
 		}
 	})
 	s.log.Info("new policy", "mode", s.policy.Mode.String(), "source", decl.Source)
+	var err error
+	if s.policy.OnEngineFailure == policy.Pause {
+		err = s.ledger.FailClosed()
+	} else {
+		err = s.ledger.Undo(ledger.OpFailClosed)
+	}
+	if err != nil {
+		return err
+	}
 	s.probe()
 	if s.set == nil {
 		return nil // what is armed later is armed by it

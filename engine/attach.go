@@ -21,6 +21,9 @@ func (s *Session) attach() error {
 	if err == nil {
 		err = s.choose()
 	}
+	if err == nil && s.policy.OnEngineFailure != policy.Pause {
+		err = s.ledger.Undo(ledger.OpFailClosed)
+	}
 	if err == nil {
 		err = s.ledger.Undo(ledger.OpPause)
 	}

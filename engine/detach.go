@@ -34,8 +34,8 @@ func (s *Session) detach(hold bool) error {
 // to those under way are given time to be acted upon, then the ring, last the
 // pause references. It does not stop at an error, ends the session and leaves
 // it in the given state. With hold the domain does not run in between if it is
-// held, and one pause reference is kept, the only entry of a ledger that is then
-// left open, for whoever decides over the domain: see [Session.takeLedger].
+// held, and one pause reference is kept, with what is to be done when hvid fails the
+// only entry of a ledger that is then left open, for whoever decides over the domain: see [Session.takeLedger].
 func (s *Session) withdraw(final State, hold bool) error {
 	if s.finished {
 		return nil
@@ -76,7 +76,7 @@ func (s *Session) withdraw(final State, hold bool) error {
 	if hold {
 		errs = append(errs, s.holdOn())
 	} else {
-		errs = append(errs, s.ledger.Undo(ledger.OpPause))
+		errs = append(errs, s.ledger.Undo(ledger.OpFailClosed), s.ledger.Undo(ledger.OpPause))
 	}
 	if s.gone() {
 		return s.forget(final)

@@ -164,6 +164,9 @@ func (e *Engine) Gate(info xen.DomainInfo, existing bool) {
 		d.ledger = kept
 		d.setStatus(func(st *Status) { st.State = StateGated })
 		d.setHeld(heldBefore)
+		if kept.Has(ledger.OpFailClosed) {
+			d.setHeld(heldFailed)
+		}
 		return
 	}
 	if !hold {
@@ -285,6 +288,7 @@ func (e *Engine) tellEnded(d *domain) {
 // letGo drops the pause reference by which a domain is held, which goes with
 // the domain if that has gone.
 func (e *Engine) letGo(d *domain) error {
+	d.adopt()
 	if d.ledger == nil {
 		return nil
 	}
@@ -295,7 +299,7 @@ func (e *Engine) letGo(d *domain) error {
 	if gone(e.opt.Hypervisor, d.info) {
 		err = l.Forget()
 	} else {
-		err = l.Undo(ledger.OpPause, ledger.OpHold)
+		err = errors.Join(l.Undo(ledger.OpFailClosed), l.Undo(ledger.OpPause, ledger.OpHold))
 	}
 	return errors.Join(err, l.Close())
 }
@@ -336,10 +340,12 @@ func (d *domain) snapshot() Status {
 
 // attach starts a session. The caller holds d.busy.
 func (e *Engine) attach(d *domain, decl Declaration) error {
+	d.adopt()
 	held := d.ledger != nil
+	mustProtect := held && (decl.Spec.RequireAttach || decl.Spec.OnEngineFailure == policy.Pause && d.ledger.Has(ledger.OpHold))
 	if e.isClosing() {
 		// Close lets the domain go, unless that must not be.
-		if held && decl.Spec.RequireAttach {
+		if mustProtect {
 			d.setStatus(func(st *Status) {
 				st.State, st.PolicySource, st.PolicyFrom, st.Decided = StateFailed, decl.Source, decl.From, true
 				st.Policy = decl.Spec.Effective()
@@ -359,7 +365,22 @@ func (e *Engine) attach(d *domain, decl Declaration) error {
 			return err
 		}
 		d.ledger = l
-	} else if err := shortHold(d.ledger); err != nil {
+	}
+	if mustProtect || decl.Spec.OnEngineFailure == policy.Pause {
+		// Before it may run, and in force if hvid dies on the way.
+		if err := d.ledger.FailClosed(); err != nil {
+			d.setStatus(func(st *Status) {
+				st.State, st.PolicySource, st.PolicyFrom, st.Decided = StateFailed, decl.Source, decl.From, true
+				st.Failure = &Failure{Stage: "hold the domain", Err: err}
+			})
+			if mustProtect {
+				e.keepHeld(d, heldUnattached)
+				return err
+			}
+			return errors.Join(err, e.letGo(d))
+		}
+	}
+	if err := shortHold(d.ledger); err != nil {
 		d.setStatus(func(st *Status) {
 			st.State, st.PolicySource, st.PolicyFrom, st.Decided = StateFailed, decl.Source, decl.From, true
 			st.Failure = &Failure{Stage: "hold the domain", Err: err}
@@ -373,7 +394,7 @@ func (e *Engine) attach(d *domain, decl Declaration) error {
 		s.newPulse = e.opt.Pulse
 	}
 	// Who runs already is not stopped for it.
-	s.holdOnFailure = held && decl.Spec.RequireAttach
+	s.holdOnFailure = mustProtect
 	d.ledger = nil
 	d.mu.Lock()
 	d.session, d.declared = s, &decl
@@ -639,6 +660,7 @@ func (e *Engine) Attach(ctx context.Context, id xen.DomID, decl Declaration) err
 	if !d.isDecided() {
 		return fmt.Errorf("domain %d: %w", id, ErrTooEarly)
 	}
+	d.adopt()
 	if d.ledger != nil && d.ledger.Has(ledger.OpHold) {
 		// Held for want of protection, which an attempt that fails doesn't bring,
 		// whatever it asked for.
@@ -660,6 +682,7 @@ func (e *Engine) Detach(ctx context.Context, id xen.DomID) error {
 	}
 	defer d.busy.Unlock()
 	d.resume = nil
+	d.adopt()
 	if d.ledger != nil {
 		return e.letGo(d)
 	}
@@ -706,6 +729,7 @@ func (e *Engine) Close() error {
 			if s := d.current(); s != nil {
 				errs[i] = s.Detach()
 			}
+			d.adopt()
 			if d.ledger != nil && d.ledger.Has(ledger.OpHold) {
 				errs[i] = errors.Join(errs[i], d.ledger.Leave())
 				d.ledger = nil

@@ -9,8 +9,10 @@ import (
 	"github.com/xen-hvi/hvi/engine/xen"
 )
 
-// Why a domain is held because its policy requires protection.
+// Why a domain is held because its policy does not let it run without protection.
 const (
+	heldLost       = "its policy says on_engine_failure = pause, and its monitor ring was lost"
+	heldFailed     = "its policy does not let it run without hvi, and the hvid before this one failed"
 	heldUnattached = "its policy says require_attach, and hvi could not attach"
 	heldUnread     = "its policy says require_attach, and cannot be honoured"
 	heldBefore     = "its policy said require_attach, and the hvid before this one could not attach"
@@ -20,9 +22,17 @@ const (
 // the guest run unprotected. The caller holds d.busy, and the domain by d.ledger.
 func (e *Engine) keepHeld(d *domain, why string) {
 	d.setHeld(why)
-	if err := longHold(d.ledger); err != nil {
+	if err := errors.Join(longHold(d.ledger), d.ledger.Undo(ledger.OpFailClosed)); err != nil {
 		// It is held all the same, as long as this hvid lives.
 		e.opt.Log.Error("have a domain stay held", "domid", d.info.ID, "uuid", d.info.UUID, "err", err)
+	}
+}
+
+// adopt takes over a domain that its session ended with, and left held. The caller
+// holds d.busy.
+func (d *domain) adopt() {
+	if s := d.current(); d.ledger == nil && s != nil && s.ended() {
+		d.ledger = s.takeLedger()
 	}
 }
 
@@ -56,6 +66,9 @@ func (e *Engine) kept(info xen.DomainInfo) (*ledger.Ledger, error) {
 	}
 	if err != nil {
 		return nil, err
+	}
+	if err := l.Settle(); err != nil {
+		return nil, errors.Join(err, l.Leave())
 	}
 	if !l.Has(ledger.OpHold) {
 		return nil, errors.Join(fmt.Errorf("domain %d: what an earlier hvid changed is not undone", info.ID), l.Leave())

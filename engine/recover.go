@@ -37,14 +37,24 @@ func Recover(hv Hypervisor, m ledger.Mutator, dir string, release bool, log *slo
 	errs := []error{err}
 	var done []Recovered
 	for _, l := range ledgers {
-		r := Recovered{Domain: l.Domain(), UUID: l.UUID(), Undone: len(l.Outstanding())}
+		r := Recovered{Domain: l.Domain(), UUID: l.UUID()}
+		held := 0
+		for _, e := range l.Outstanding() {
+			switch e.Op {
+			case ledger.OpHold:
+				held++
+			case ledger.OpFailClosed: // nothing to undo
+			default:
+				r.Undone++
+			}
+		}
 		var err error
 		if r.Held, err = recoverDomain(hv, l, release); err != nil {
 			errs = append(errs, fmt.Errorf("recover domain %d (%s): %w", l.Domain(), l.UUID(), err))
 			continue
 		}
-		if r.Held {
-			r.Undone--
+		if !r.Held {
+			r.Undone += held
 		}
 		log.Warn("recovered", "domid", r.Domain, "uuid", r.UUID, "changes", r.Undone, "held", r.Held)
 		done = append(done, r)
@@ -62,11 +72,14 @@ func recoverDomain(hv Hypervisor, l *ledger.Ledger, release bool) (held bool, er
 	if err != nil {
 		return false, errors.Join(err, l.Leave())
 	}
-	err = undoDead(hv, l, info)
+	if err := l.Settle(); err != nil {
+		return false, errors.Join(err, l.Leave())
+	}
+	err = undoDead(hv, l, info, !release)
 	if l.Has(ledger.OpHold) && !release {
 		return true, errors.Join(err, l.Leave())
 	}
-	return false, errors.Join(err, l.Undo(ledger.OpHold), l.Close())
+	return false, errors.Join(err, l.Undo(ledger.OpFailClosed), l.Undo(ledger.OpHold), l.Close())
 }
 
 // undoDead undoes everything in a ledger whose ring nobody serves any more. The
@@ -76,7 +89,9 @@ func recoverDomain(hv Hypervisor, l *ledger.Ledger, release bool) (held bool, er
 // needs a ring; then the ring is exchanged for one we can answer on, and every
 // vCPU is told to go on. That they wait is written down before the old ring
 // goes, so that a death in between is recovered from as well.
-func undoDead(hv Hypervisor, l *ledger.Ledger, info xen.DomainInfo) error {
+//
+// With hold a domain that may not run when hvid fails is left held.
+func undoDead(hv Hypervisor, l *ledger.Ledger, info xen.DomainInfo, hold bool) error {
 	// Not without the pause: a guest that runs could write the ring's page while
 	// it is in its memory.
 	if err := l.Pause(); err != nil {
@@ -94,6 +109,9 @@ func undoDead(hv Hypervisor, l *ledger.Ledger, info xen.DomainInfo) error {
 			err = l.Undo(ledger.OpResume)
 		}
 		errs = append(errs, err, l.Undo(ledger.OpRing, ledger.OpRingPage))
+	}
+	if hold && l.Has(ledger.OpFailClosed) {
+		return errors.Join(append(errs, longHold(l))...)
 	}
 	return errors.Join(append(errs, l.Undo(ledger.OpPause))...)
 }

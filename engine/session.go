@@ -284,7 +284,14 @@ func (s *Session) ringLost() {
 	s.finished = true
 	s.unwatchView()
 	s.recordRest()
-	if err := errors.Join(s.unmap(), undoDead(s.hv, s.ledger, s.info), s.ledger.Close()); err != nil {
+	err = errors.Join(s.unmap(), undoDead(s.hv, s.ledger, s.info, true))
+	if s.ledger.Has(ledger.OpHold) {
+		s.update(func(st *Status) { st.Held = heldLost })
+		s.left = s.ledger
+	} else {
+		err = errors.Join(err, s.ledger.Undo(ledger.OpFailClosed), s.ledger.Close())
+	}
+	if err != nil {
 		s.log.Error("withdraw", "err", err)
 	}
 }

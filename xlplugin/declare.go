@@ -20,9 +20,12 @@ const (
 	// KeyRequireAttach says that the domain may run only while it is attached
 	// to: 1 or 0.
 	KeyRequireAttach = "introspection_require_attach"
+	// KeyOnEngineFailure says what becomes of the domain when hvid fails:
+	// "release" or "pause".
+	KeyOnEngineFailure = "introspection_on_engine_failure"
 )
 
-var ourKeys = []string{KeyMode, KeyPolicy, KeyGuards, KeyRequireAttach}
+var ourKeys = []string{KeyMode, KeyPolicy, KeyGuards, KeyRequireAttach, KeyOnEngineFailure}
 
 // bareWords are what our keys are called elsewhere, without the prefix that xl
 // configs need. None is a key of xl's.
@@ -31,6 +34,8 @@ var bareWords = map[string]string{
 	"policy":         KeyPolicy,
 	"guards":         KeyGuards,
 	"require_attach": KeyRequireAttach,
+
+	"on_engine_failure": KeyOnEngineFailure,
 }
 
 // meant returns the key of ours that was probably meant by one that is not
@@ -138,6 +143,13 @@ func FromConfig(cfg *Config, known policy.Policies) (Declared, error) {
 			b.RequireAttachRejected()
 		} else {
 			b.RequireAttach(s.Value.Text, s.Value.Pos)
+		}
+	}
+	if s, ok := cfg.Lookup(KeyOnEngineFailure); ok {
+		if problem := notAWord(s); problem != nil {
+			b.Fail(problem)
+		} else {
+			b.OnEngineFailure(s.Value.Text, s.Value.Pos)
 		}
 	}
 	if s, ok := cfg.Lookup(KeyGuards); ok {

@@ -38,7 +38,7 @@ type api struct {
 	refused     atomic.Uint64
 	// keeper says how the keeper is.
 	keeper func() keeper.State
-	doctor      func(context.Context) []control.Check
+	doctor func(context.Context) []control.Check
 	// alive asks Xen whether a domain still is, and is not being destroyed.
 	alive func(xen.DomainInfo) bool
 	// inspect examines one domain from outside its session.

@@ -5,8 +5,9 @@ import (
 	"github.com/xen-hvi/hvi/engine/xen/mutate"
 )
 
-// formatVersion is the version of the file format: the first line's "v".
-const formatVersion = 1
+// formatVersion is the version of the file format: the first line's "v". Files of
+// the first version are read, too: nothing in them has another meaning.
+const formatVersion, firstVersion = 2, 1
 
 // MonitorOp says which event to monitor.
 type MonitorOp = mutate.MonitorOp
@@ -23,6 +24,9 @@ const (
 	// before hvi is attached to it. Recovery leaves it, unless it is asked for
 	// more. Its undo is unpausedomain.
 	OpHold Op = "hold"
+	// OpFailClosed changes nothing in Xen. It says that the domain may not run
+	// when hvid fails: recovery leaves it held, unless it is asked for more.
+	OpFailClosed Op = "fail-closed"
 	// OpRingPage is the ring's frame put into the guest's physical memory.
 	// Its undo takes the frame out again.
 	OpRingPage Op = "ring-page"
@@ -69,6 +73,10 @@ const (
 	// phaseUndone is written after the undo succeeded, or after Xen refused
 	// the mutation itself.
 	phaseUndone phase = "undone"
+	// phaseUndoing is written before a pause reference is dropped, and
+	// phaseSettled when it is certain again that there is one; see Settle.
+	phaseUndoing phase = "undoing"
+	phaseSettled phase = "settled"
 )
 
 // Entry is one mutation, with all that its undo needs.
@@ -81,6 +89,9 @@ type Entry struct {
 	Count uint64 `json:"count,omitempty"`
 	// Bytes is the size that OpPagingPool and OpMaxPages return to.
 	Bytes uint64 `json:"bytes,omitempty"`
+	// Others says that somebody else had paused the domain before the first of
+	// the pause references that are outstanding together.
+	Others bool `json:"others,omitempty"`
 	// Access is what OpAccess permits.
 	Access xen.Access `json:"access,omitempty"`
 	// Monitor is what OpMonitor asked for.

@@ -31,6 +31,8 @@ const maxFileSize = 16 << 20
 // the call.
 type Mutator interface {
 	Pause(xen.DomID) error
+	// Paused changes nothing: it reports whether anybody holds a pause.
+	Paused(xen.DomID) (bool, error)
 	Unpause(xen.DomID) error
 	PopulatePage(xen.DomID, x86.GFN) error
 	ReleasePage(xen.DomID, x86.GFN) error
@@ -66,6 +68,9 @@ type Ledger struct {
 	size   int64 // of the file, whole lines
 	seq    uint64
 	open   []Entry // outstanding, oldest first
+	// uncertain is the pause reference, by its number, of which a dead process
+	// did not come to say whether it took or dropped it; 0 if there is none.
+	uncertain uint64
 }
 
 // Open starts the ledger of a domain in dir, which is created if need be. It
@@ -159,6 +164,7 @@ func parse(data []byte) (*Ledger, error) {
 	sc := bufio.NewScanner(bytes.NewReader(data))
 	sc.Buffer(nil, 64<<10)
 	first := true
+	var last line
 	for n := 1; sc.Scan(); n++ {
 		var ln line
 		if err := json.Unmarshal(sc.Bytes(), &ln); err != nil {
@@ -172,7 +178,7 @@ func parse(data []byte) (*Ledger, error) {
 		}
 		switch {
 		case first:
-			if ln.V != formatVersion {
+			if ln.V != formatVersion && ln.V != firstVersion {
 				return nil, fmt.Errorf("format version %d, want %d", ln.V, formatVersion)
 			}
 			if ln.Domain == nil {
@@ -192,18 +198,25 @@ func parse(data []byte) (*Ledger, error) {
 		case ln.Phase == phaseIntent:
 			l.open = append(l.open, *ln.Entry)
 			l.seq = max(l.seq, ln.Entry.Seq)
+		case ln.Phase == phaseUndoing, ln.Phase == phaseSettled:
 		case ln.Phase == phaseUndone:
 			seq := ln.Entry.Seq
 			l.open = slices.DeleteFunc(l.open, func(e Entry) bool { return e.Seq == seq })
 		default:
 			return nil, fmt.Errorf("line %d: unknown phase %q", n, ln.Phase)
 		}
+		last = ln
 	}
 	if err := sc.Err(); err != nil {
 		return nil, err
 	}
 	if first {
 		return nil, errUnborn
+	}
+	// One thing is done after the other, so of each but the last it is known that
+	// it was done.
+	if e := last.Entry; e != nil && (last.Phase == phaseUndoing || last.Phase == phaseIntent && e.isPause()) {
+		l.uncertain = e.Seq
 	}
 	return l, nil
 }
@@ -223,14 +236,19 @@ func (l *Ledger) Has(op Op) bool {
 }
 
 // Pause takes one reference on the domain's pause count.
-func (l *Ledger) Pause() error {
-	return l.do(Entry{Op: OpPause}, func() error { return l.xen.Pause(l.domain) })
-}
+func (l *Ledger) Pause() error { return l.pause(OpPause) }
 
 // Hold takes one reference on the domain's pause count that is to stay when hvid
 // ends.
-func (l *Ledger) Hold() error {
-	return l.do(Entry{Op: OpHold}, func() error { return l.xen.Pause(l.domain) })
+func (l *Ledger) Hold() error { return l.pause(OpHold) }
+
+// FailClosed notes that the domain may not run when hvid fails, until
+// Undo(OpFailClosed).
+func (l *Ledger) FailClosed() error {
+	if l.Has(OpFailClosed) {
+		return nil
+	}
+	return l.do(Entry{Op: OpFailClosed}, func() error { return nil })
 }
 
 // Unpause drops the newest pause reference taken.
@@ -472,6 +490,8 @@ func (l *Ledger) undo(e Entry) error {
 	var err error
 	switch e.Op {
 	case OpPause, OpHold:
+		// An entry that can't be written must not keep a guest from running.
+		_ = l.write(line{Phase: phaseUndoing, Entry: &Entry{Seq: e.Seq, Op: e.Op}})
 		err = l.xen.Unpause(l.domain)
 	case OpRingPage:
 		err = l.xen.ReleasePage(l.domain, x86.GFN(e.GFN))
@@ -489,9 +509,9 @@ func (l *Ledger) undo(e Entry) error {
 		err = l.xen.ReturnMaxPages(l.domain, e.Count, e.Bytes/x86.PageSize)
 	case OpShadow:
 		err = l.xen.ReleasePage(l.domain, x86.GFN(e.GFN))
-	case OpDeferWrites, OpResume, OpAllowViews:
+	case OpDeferWrites, OpResume, OpAllowViews, OpFailClosed:
 		// Goes with the ring; is done by whoever says so; stays, and changes
-		// nothing by itself.
+		// nothing by itself; is but a word.
 	case OpAccess:
 		err = l.xen.SetMemAccess(l.domain, xen.AccessRWX, x86.GFN(e.GFN), e.Count)
 	default:

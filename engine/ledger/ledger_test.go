@@ -38,6 +38,7 @@ func (c *calls) Pause(d xen.DomID) error                   { return c.do("pause 
 func (c *calls) Unpause(d xen.DomID) error                 { return c.do("unpause %d", d) }
 func (c *calls) PopulatePage(d xen.DomID, g x86.GFN) error { return c.do("populate %s", g) }
 func (c *calls) ReleasePage(d xen.DomID, g x86.GFN) error  { return c.do("release %s", g) }
+func (c *calls) Paused(xen.DomID) (bool, error)            { return false, nil }
 func (c *calls) VMEventEnable(d xen.DomID) (uint32, error) { return 7, c.do("enable") }
 func (c *calls) VMEventDisable(d xen.DomID) error          { return c.do("disable") }
 func (c *calls) DeferRegisterWrites(d xen.DomID) error     { return c.do("defer") }
@@ -338,7 +339,7 @@ func TestOpenRefusesLeftover(t *testing.T) {
 // TestTornFile checks what is read from a file whose writer died in mid-line,
 // and that other damage is refused rather than guessed at.
 func TestTornFile(t *testing.T) {
-	const head = `{"v":1,"domid":5,"uuid":"01020304-0000-0000-0000-000000000000"}` + "\n"
+	const head = `{"v":2,"domid":5,"uuid":"01020304-0000-0000-0000-000000000000"}` + "\n"
 	const pause = `{"phase":"intent","entry":{"seq":1,"op":"pause"}}` + "\n"
 	for _, c := range []struct {
 		name, text string
@@ -349,7 +350,8 @@ func TestTornFile(t *testing.T) {
 		{"torn", head + pause + `{"phase":"intent","en`, 1, false},
 		{"undone", head + pause + `{"phase":"undone","entry":{"seq":1,"op":"pause"}}` + "\n", 0, false},
 		{"damaged middle", head + "garbage\n" + pause, 0, true},
-		{"later version", `{"v":2,"domid":5,"uuid":"01020304-0000-0000-0000-000000000000"}` + "\n", 0, true},
+		{"earlier version", `{"v":1,"domid":5,"uuid":"01020304-0000-0000-0000-000000000000"}` + "\n" + pause, 1, false},
+		{"later version", `{"v":3,"domid":5,"uuid":"01020304-0000-0000-0000-000000000000"}` + "\n", 0, true},
 		{"no entry", head + `{"phase":"intent"}` + "\n", 0, true},
 		{"too many steps", head + `{"phase":"intent","entry":{"seq":1,"op":"steps","count":4294967296}}` + "\n", 0, true},
 		{"unknown phase", head + `{"phase":"maybe","entry":{"seq":1,"op":"pause"}}` + "\n", 0, true},

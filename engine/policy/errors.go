@@ -9,10 +9,6 @@ import (
 	"unicode/utf8"
 )
 
-// ErrNotInThisVersion matches, with [errors.Is], an error about a word that is
-// part of the language but that this version cannot honour.
-var ErrNotInThisVersion = errors.New("not in this version")
-
 // Error is one thing wrong with a declared policy. Errors of a [Builder] are
 // joined; reach each of them with [errors.As], or all with [Errors].
 type Error struct {
@@ -32,8 +28,6 @@ type Error struct {
 	Known []string
 	// Hint is advice added at the end, or empty.
 	Hint string
-
-	kind error
 }
 
 // Error gives the place, what is wrong, the nearest known word and all of them,
@@ -64,10 +58,6 @@ func (e *Error) Error() string {
 	}
 	return b.String()
 }
-
-// Unwrap gives the sentinel the error belongs to, such as
-// [ErrNotInThisVersion], or nil.
-func (e *Error) Unwrap() error { return e.kind }
 
 // at returns the error with its place, keeping the one it has.
 func (e *Error) at(o Origin) *Error {

@@ -111,11 +111,8 @@ func (s Spec) Validate() error {
 	if _, err := s.Mode.MarshalText(); err != nil {
 		errs = append(errs, err)
 	}
-	switch _, err := s.OnEngineFailure.MarshalText(); {
-	case err != nil:
+	if _, err := s.OnEngineFailure.MarshalText(); err != nil {
 		errs = append(errs, err)
-	case s.OnEngineFailure == Pause:
-		add(pauseRefused().at(s.Origins.OnEngineFailure))
 	}
 	switch {
 	case s.Named == nil:

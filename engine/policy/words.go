@@ -108,9 +108,7 @@ type EngineFailure uint8
 const (
 	// Release lets the guest run on without introspection (fail-open).
 	Release EngineFailure = iota
-	// Pause stops the guest until the engine is back (fail-closed). It has a
-	// word so that it can be refused by name; this version cannot do it, and
-	// both the parser and [Spec.Validate] say so.
+	// Pause stops the guest until it is protected again (fail-closed).
 	Pause
 )
 
@@ -136,24 +134,13 @@ func (f *EngineFailure) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// ParseEngineFailure reads the word for what to do when the engine fails. The
-// word pause is known and refused with an error that matches
-// [ErrNotInThisVersion]; any other word than release is an [*Error].
-func ParseEngineFailure(s string) (EngineFailure, error) {
-	if s == engineFailureWords[Pause] {
-		return Release, pauseRefused()
-	}
-	return parseWord[EngineFailure](engineFailureWords[:1], s, "on_engine_failure", "")
-}
+// EngineFailures returns the words for what to do when the engine fails.
+func EngineFailures() []string { return slices.Clone(engineFailureWords) }
 
-func pauseRefused() *Error {
-	return &Error{
-		What:   "on_engine_failure",
-		Value:  engineFailureWords[Pause],
-		Reason: "is not in this version: the guest always runs on when the engine fails; write release",
-		Known:  engineFailureWords[:1],
-		kind:   ErrNotInThisVersion,
-	}
+// ParseEngineFailure reads the word for what to do when the engine fails: release
+// or pause. Anything else is an [*Error].
+func ParseEngineFailure(s string) (EngineFailure, error) {
+	return parseWord[EngineFailure](engineFailureWords, s, "on_engine_failure", "")
 }
 
 var switchWords = []string{"yes", "no", "on", "off", "true", "false", "1", "0"}

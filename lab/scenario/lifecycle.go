@@ -3,14 +3,11 @@ package scenario
 import (
 	"errors"
 	"fmt"
-	"os"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/xen-hvi/hvi/control"
-	"github.com/xen-hvi/hvi/engine/ledger"
 	"github.com/xen-hvi/hvi/engine/x86"
 )
 
@@ -29,60 +26,6 @@ func init() {
 		Timeout:  15 * time.Minute,
 		Run:      hvidStopped,
 	})
-	Register(Scenario{
-		Name:     "hvid-killed",
-		Brief:    "SIGKILL in the middle of events: the next hvid undoes what the dead one left, and the guest runs on",
-		Emulator: Bochs,
-		Timeout:  15 * time.Minute,
-		Run:      hvidKilled,
-	})
-}
-
-// hvidKilled lets hvid die without a chance to clean up while the guest patches
-// its own kernel, so that events are under way. Until hvid is back the guest may
-// stand still; then everything must be as before.
-func hvidKilled(t *T) error {
-	hvid, err := t.StartHVID()
-	if err != nil {
-		return err
-	}
-	g, _, err := t.protectedGuest(enforce, control.StateProtecting)
-	if err != nil {
-		return err
-	}
-	if _, err := g.Run(`(while :; do echo 1 > /proc/sys/kernel/sched_schedstats; echo 0 > /proc/sys/kernel/sched_schedstats; done) & echo $! > /tmp/patcher`); err != nil {
-		return err
-	}
-	for round := range 3 {
-		if err := hvid.Signal(syscall.SIGKILL); err != nil {
-			return err
-		}
-		<-hvid.Exited()
-		left, err := os.ReadDir(ledger.DefaultDir)
-		if err != nil {
-			return err
-		}
-		t.Check(len(left) == 1, "round %d: the dead hvid's changes are on record: %v", round+1, left)
-		if err := t.Step(fmt.Sprintf("recover-%d", round+1), func() error { hvid, err = t.StartHVID(); return err }); err != nil {
-			return err
-		}
-		t.Check(strings.Contains(hvid.Log(), "msg=recovered"), "round %d: the new hvid undid them", round+1)
-		if _, err := g.WaitState(protectLimit, control.StateProtecting); err != nil {
-			return err
-		}
-		out, err := g.Run("echo still here")
-		t.Check(err == nil && out == "still here", "round %d: the guest runs: %q %v", round+1, out, err)
-	}
-	if _, err := g.Run("kill $(cat /tmp/patcher)"); err != nil {
-		return err
-	}
-	if err := g.attackIsBlocked("text"); err != nil {
-		return err
-	}
-	if err := g.Shutdown(); err != nil {
-		return err
-	}
-	return g.nothingLeft()
 }
 
 func firstInstruction(t *T) error {

@@ -113,6 +113,7 @@ func (a *app) policyTable(r control.PolicyReport) {
 		{text("mode"), text(r.Mode.Value), text(r.Mode.From)},
 		{text("policy"), text(r.Policy.Value), text(r.Policy.From)},
 		{text("require_attach"), text(r.RequireAttach.Value), text(r.RequireAttach.From)},
+		{text("on_engine_failure"), text(r.OnEngineFailure.Value), text(r.OnEngineFailure.From)},
 	}
 	for _, g := range r.Guards {
 		rows = append(rows, []cell{text(g.Name), text(g.Action), text(g.From)})

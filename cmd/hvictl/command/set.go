@@ -129,7 +129,7 @@ func (s *settings) where(cmd *cobra.Command) (string, error) {
 // request changes what is declared now by the flags, and checks the words as
 // far as that can be done without the policies that hvid knows.
 func (s *settings) request(cmd *cobra.Command, now control.PolicyWords) (control.PolicyRequest, error) {
-	req := control.PolicyRequest{Mode: now.Mode, Policy: now.Policy, RequireAttach: now.RequireAttach, Guards: slices.Clone(now.Guards)}
+	req := control.PolicyRequest{Mode: now.Mode, Policy: now.Policy, RequireAttach: now.RequireAttach, OnEngineFailure: now.OnEngineFailure, Guards: slices.Clone(now.Guards)}
 	changed := cmd.Flags().Changed
 	if changed("mode") {
 		req.Mode = s.mode

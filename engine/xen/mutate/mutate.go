@@ -49,6 +49,13 @@ func (m *Mutator) Unpause(dom xen.DomID) error {
 	return nil
 }
 
+// Paused reports whether anybody holds a pause on a domain. It changes nothing: it
+// is here for those who must know before they take one.
+func (m *Mutator) Paused(dom xen.DomID) (bool, error) {
+	info, err := m.h.Domain(dom)
+	return info.Paused, err
+}
+
 // SetMaxPages sets how many pages a domain may have. Its toolstack sets it, too,
 // whenever it changes the domain's memory.
 //

@@ -48,6 +48,8 @@ type Hypervisor struct {
 	failures map[string][]unix.Errno
 	hosts    []*caller
 	nextPort uint32
+	// calling is who makes the call under way.
+	calling *caller
 }
 
 // New returns a fake of the machine. It panics for a release that the abi
@@ -90,7 +92,7 @@ func (h *Hypervisor) Host() (*xen.Host, error) {
 	h.mu.Lock()
 	h.hosts = append(h.hosts, c)
 	h.mu.Unlock()
-	host, err := xen.OpenWith(c, binder{h})
+	host, err := xen.OpenWith(c, binder{h, c})
 	if err != nil {
 		if e := c.Close(); e != nil {
 			return nil, e
@@ -137,6 +139,11 @@ func (h *Hypervisor) begin(op string, dom xen.DomID) error {
 	} else {
 		h.log = append(h.log, fmt.Sprintf("%s %d", op, dom))
 	}
+	if h.calling != nil {
+		if err := h.calling.death.called(op); err != nil {
+			return err
+		}
+	}
 	if f := h.failures[op]; len(f) > 0 {
 		h.failures[op] = f[1:]
 		if f[0] != 0 {
@@ -182,6 +189,8 @@ func (h *Hypervisor) Close() error {
 type caller struct {
 	h    *Hypervisor
 	pool *hypercall.Pool
+	// death is its, if that is arranged.
+	death *death
 
 	mu   sync.Mutex
 	maps map[*byte]mapped
@@ -217,6 +226,7 @@ func (c *caller) Close() error { return c.pool.Close() }
 func (c *caller) MapForeign(dom uint16, gfns []uint64, errs []int32, writable bool) ([]byte, error) {
 	c.h.mu.Lock()
 	defer c.h.mu.Unlock()
+	c.h.by(c)
 	if err := c.h.begin("map", xen.DomID(dom)); err != nil {
 		return nil, err
 	}
@@ -257,6 +267,7 @@ func (c *caller) Unmap(mem []byte) error {
 func (c *caller) DMOp(dom uint16, op *hypercall.Buffer) error {
 	c.h.mu.Lock()
 	defer c.h.mu.Unlock()
+	c.h.by(c)
 	return c.h.dmOp(xen.DomID(dom), handle{c, op.Bytes()})
 }
 
@@ -265,6 +276,8 @@ func (c *caller) Hypercall(op uint64, a [5]uint64) (int64, error) {
 	c.h.mu.Lock()
 	defer c.h.mu.Unlock()
 	h := c.h
+	h.by(c)
+	defer c.die()
 	if op == abi.HypercallXenVersion {
 		return h.xenVersion(c, a)
 	}

@@ -196,13 +196,17 @@ func (d *Domain) Answered() <-chan struct{} {
 }
 
 // binder implements hypercall.EventBinder.
-type binder struct{ h *Hypervisor }
+type binder struct {
+	h *Hypervisor
+	c *caller
+}
 
 // BindInterdomain implements hypercall.EventBinder for ports of rings.
 func (b binder) BindInterdomain(dom uint16, remotePort uint32) (hypercall.EventPort, error) {
 	h := b.h
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.by(b.c)
 	if err := h.begin("evtchn(bind_interdomain)", xen.DomID(dom)); err != nil {
 		return nil, err
 	}
@@ -218,7 +222,7 @@ func (b binder) BindInterdomain(dom uint16, remotePort uint32) (hypercall.EventP
 		return nil, err
 	}
 	h.nextPort++
-	p := &port{d: d, local: h.nextPort, near: fds[0], far: fds[1]}
+	p := &port{owner: b.c, d: d, local: h.nextPort, near: fds[0], far: fds[1]}
 	d.ring.bound = p
 	if d.ring.pending {
 		d.ring.pending = false
@@ -230,6 +234,7 @@ func (b binder) BindInterdomain(dom uint16, remotePort uint32) (hypercall.EventP
 // port is the listener's end of a channel: near is its file descriptor, what
 // is written to far is what it reads.
 type port struct {
+	owner     *caller
 	d         *Domain
 	local     uint32
 	near, far int
@@ -252,6 +257,10 @@ func (p *port) Port() uint32 { return p.local }
 
 func (p *port) Notify() error {
 	defer p.d.lock()()
+	if d := p.owner.death; d != nil && d.dead {
+		return unix.EBADF // closed, and a ring thread does not wait for ever
+	}
+	p.d.h.calling = p.owner
 	if err := p.d.h.begin("evtchn(notify)", p.d.spec.ID); err != nil {
 		return err
 	}
