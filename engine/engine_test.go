@@ -369,8 +369,8 @@ func TestLife(t *testing.T) {
 				t.Fatalf("after boot: %s, %+v, %+v", st.State, st.Kernel, st.Failure)
 			}
 			text := uint64(w.guest.PhysBase.GFN())
-			if r := w.dom.Restricted(); len(r) != linuxtest.TextSize/x86.PageSize || uint64(r[0]) != text {
-				t.Errorf("restricted frames %v, want those of kernel text from %#x", r, text)
+			if r := w.dom.Restricted(); len(r) != guardedFrames || uint64(r[0]) != text {
+				t.Errorf("%d restricted frames from %#x, want %d from %#x", len(r), r[0], guardedFrames, text)
 			}
 			for _, m := range w.dom.Monitored() {
 				if m.Event == abi.MonitorEventWriteCtrlReg && m.Register == abi.VMEventX86CR3 || m.Event != abi.MonitorEventMovToMSR && m.Event != abi.MonitorEventWriteCtrlReg {
@@ -594,6 +594,10 @@ func TestScan(t *testing.T) {
 	w.engine.ShutDown(w.info)
 	w.checkClean(1)
 }
+
+// guardedFrames are the pages that all guards restrict: code, read-only data, and
+// the table of interrupts.
+const guardedFrames = (linuxtest.TextSize+linuxtest.RODataEnd-linuxtest.ROData)/x86.PageSize + 1
 
 // TestAMD has the register tier: one guard works, the other says why not.
 func TestAMD(t *testing.T) {

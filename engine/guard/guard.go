@@ -26,6 +26,12 @@ type Watch struct {
 	// Frames are restricted to Access, which must not be more than what the
 	// guest's own use of them needs.
 	Frames []linux.FrameRange
+	// Ranges are bytes to watch on frames that are restricted likewise. An access
+	// to one is this guard's to judge, also where another watches the frame; what
+	// else is on the frame is nobody's, or that other's. It must be memory that a
+	// healthy guest leaves alone: how many bytes an access takes is not known, so
+	// one that begins before a range and reaches into it is not the range's.
+	Ranges []linux.PhysRange
 	Access xen.Access
 	// MSRs are reported when a write changes their value.
 	MSRs []uint32
@@ -52,6 +58,8 @@ type Target struct {
 	// Now holds each vCPU's registers while the guards are being armed; a vCPU
 	// that is not up has those of a processor after its reset, all zero here.
 	Now []x86.Registers
+	// Actions is what the policy asks for of each guard.
+	Actions map[policy.GuardName]policy.Action
 }
 
 // Guard is one protection.
@@ -70,4 +78,9 @@ type Guard struct {
 }
 
 // All returns every guard, in the order they are armed and shown.
-func All() []Guard { return []Guard{KernelText(), SyscallEntry(), ControlRegisters()} }
+func All() []Guard {
+	return []Guard{
+		KernelText(), ReadOnlyData(), ExceptionTable(), SyscallTable(), InterruptTable(), VDSO(),
+		SyscallEntry(), ControlRegisters(),
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 
 	"github.com/xen-hvi/hvi/engine/guest"
+	"github.com/xen-hvi/hvi/engine/guest/linux"
 	"github.com/xen-hvi/hvi/engine/policy"
 	"github.com/xen-hvi/hvi/engine/view"
 	"github.com/xen-hvi/hvi/engine/vmevent"
@@ -21,6 +22,9 @@ type Armed struct {
 	Guard  Guard
 	Action policy.Action
 	Watch  Watch
+	// Frames are to be restricted to Watch.Access: those watched, but for what a
+	// guard before this one has restricted already.
+	Frames []linux.FrameRange
 
 	judge func(*vmevent.Event) bool
 
@@ -37,8 +41,10 @@ type Set struct {
 	armed  []*Armed
 	// frames, msrs and ctrlRegs say which guard watches what: its place in
 	// armed, plus one. Reading a map neither allocates nor locks, and takes the
-	// same time for one page as for a million.
-	frames   map[x86.GFN]uint8
+	// same time for one page as for a million. A frame with hasParts has guards
+	// for some of its bytes, which are in parts.
+	frames   map[x86.GFN]uint16
+	parts    map[x86.GFN][]part
 	msrs     map[uint32]uint8
 	ctrlRegs [vmevent.NumCtrlRegs]uint8
 
@@ -66,7 +72,8 @@ type Set struct {
 func NewSet(t *Target, mem guest.Memory, actions map[policy.GuardName]policy.Action) (*Set, error) {
 	s := &Set{
 		target: t, mem: mem,
-		frames: make(map[x86.GFN]uint8),
+		frames: make(map[x86.GFN]uint16),
+		parts:  make(map[x86.GFN][]part),
 		msrs:   make(map[uint32]uint8),
 		queue:  make(chan Evidence, queueLen),
 	}
@@ -103,10 +110,15 @@ func (s *Set) add(g Guard, action policy.Action) error {
 		return err
 	}
 	index := uint8(len(s.armed) + 1)
+	a := &Armed{Guard: g, Action: action, Watch: w, judge: judge}
 	for _, f := range w.Frames {
 		for i := range x86.GFN(f.N) {
-			s.frames[f.First+i] = index
+			s.watch(a, f.First+i)
+			s.frames[f.First+i] |= uint16(index)
 		}
+	}
+	for _, r := range w.Ranges {
+		s.addRange(a, index, r)
 	}
 	for _, msr := range w.MSRs {
 		s.msrs[msr] = index
@@ -114,8 +126,56 @@ func (s *Set) add(g Guard, action policy.Action) error {
 	for _, r := range w.CtrlRegs {
 		s.ctrlRegs[r.Reg] = index
 	}
-	s.armed = append(s.armed, &Armed{Guard: g, Action: action, Watch: w, judge: judge})
+	s.armed = append(s.armed, a)
 	return nil
+}
+
+// hasParts marks a frame of which some bytes have a guard of their own.
+const hasParts = 1 << 15
+
+// part is some bytes of a frame, [from, to).
+type part struct {
+	from, to uint16
+	index    uint8
+}
+
+// addRange notes what a guard watches of each frame of a range.
+func (s *Set) addRange(a *Armed, index uint8, r linux.PhysRange) {
+	end := r.Start + x86.PhysAddr(r.N)
+	for at := r.Start; at < end; {
+		gfn := at.GFN()
+		next := min(end, (gfn + 1).Addr())
+		s.watch(a, gfn)
+		s.frames[gfn] |= hasParts
+		s.parts[gfn] = append(s.parts[gfn], part{uint16(at.Offset()), uint16(at.Offset()) + uint16(next-at), index})
+		at = next
+	}
+}
+
+// watch has a guard restrict a frame, unless one before it does.
+func (s *Set) watch(a *Armed, gfn x86.GFN) {
+	if _, restricted := s.frames[gfn]; restricted {
+		return
+	}
+	s.frames[gfn] = 0
+	if n := len(a.Frames) - 1; n >= 0 && a.Frames[n].First+x86.GFN(a.Frames[n].N) == gfn {
+		a.Frames[n].N++
+		return
+	}
+	a.Frames = append(a.Frames, linux.FrameRange{First: gfn, N: 1})
+}
+
+// watcher returns the guard that an access to a frame is for, 0 for none.
+func (s *Set) watcher(gfn x86.GFN, offset uint64) uint8 {
+	w := s.frames[gfn]
+	if w&hasParts != 0 {
+		for _, p := range s.parts[gfn] {
+			if offset >= uint64(p.from) && offset < uint64(p.to) {
+				return p.index
+			}
+		}
+	}
+	return uint8(w)
 }
 
 // UseView says that the frames are restricted in a view of their own, so that
@@ -168,7 +228,7 @@ func (s *Set) decide(ev *vmevent.Event) vmevent.Verdict {
 	var index uint8
 	switch ev.Reason {
 	case vmevent.ReasonMemAccess:
-		index = s.frames[ev.Mem.GFN]
+		index = s.watcher(ev.Mem.GFN, ev.Mem.Offset)
 	case vmevent.ReasonMovToMSR:
 		index = s.msrs[ev.MSR.MSR]
 	case vmevent.ReasonWriteCtrlReg:

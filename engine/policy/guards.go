@@ -10,6 +10,16 @@ type GuardName string
 const (
 	// GuardKernelText protects the guest kernel's code.
 	GuardKernelText GuardName = "kernel-text"
+	// GuardKernelROData protects the guest kernel's read-only data.
+	GuardKernelROData GuardName = "kernel-rodata"
+	// GuardExceptionTable protects where the kernel goes on after a fault.
+	GuardExceptionTable GuardName = "ex-table"
+	// GuardSyscallTable protects the table of system calls.
+	GuardSyscallTable GuardName = "syscall-table"
+	// GuardInterruptTable protects where interrupts enter the kernel.
+	GuardInterruptTable GuardName = "idt"
+	// GuardVDSO protects the code that the kernel gives to every process.
+	GuardVDSO GuardName = "vdso"
 	// GuardSyscallEntry protects where system calls enter the kernel.
 	GuardSyscallEntry GuardName = "syscall-entry"
 	// GuardControlRegisters protects the processor's own protections.
@@ -44,6 +54,36 @@ var guards = []Guard{
 	{
 		Name:    GuardKernelText,
 		Meaning: "the kernel's code is written only by the kernel's own patching",
+		Observe: ActionAlert,
+		Enforce: ActionBlock,
+	},
+	{
+		Name:    GuardKernelROData,
+		Meaning: "the kernel's read-only data is never written",
+		Observe: ActionAlert,
+		Enforce: ActionBlock,
+	},
+	{
+		Name:    GuardExceptionTable,
+		Meaning: "the table of exceptions, which says where the kernel goes on after a fault, is never written",
+		Observe: ActionAlert,
+		Enforce: ActionBlock,
+	},
+	{
+		Name:    GuardSyscallTable,
+		Meaning: "the tables of system calls are never written",
+		Observe: ActionAlert,
+		Enforce: ActionBlock,
+	},
+	{
+		Name:    GuardInterruptTable,
+		Meaning: "the table of interrupts (idt_table) is never written",
+		Observe: ActionAlert,
+		Enforce: ActionBlock,
+	},
+	{
+		Name:    GuardVDSO,
+		Meaning: "the code that the kernel maps into every process (the vDSO) is never written",
 		Observe: ActionAlert,
 		Enforce: ActionBlock,
 	},

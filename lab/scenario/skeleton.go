@@ -114,7 +114,7 @@ func skeletonIntel(t *T) error {
 	if err := g.checkViews(st); err != nil {
 		return err
 	}
-	for _, name := range []string{"kernel-text", "syscall-entry", "cr"} {
+	for _, name := range []string{"kernel-text", "kernel-rodata", "ex-table", "syscall-table", "idt", "vdso", "syscall-entry", "cr"} {
 		gs := guardStatus(st, name)
 		t.Check(gs.State == control.GuardArmed && gs.Action == "block", "guard %s is armed and blocks: %+v", name, gs)
 	}
@@ -130,6 +130,9 @@ func skeletonIntel(t *T) error {
 		if err := g.attackIsBlocked(mode); err != nil {
 			return err
 		}
+	}
+	if err := g.dataIsSealed(); err != nil {
+		return err
 	}
 	if err := g.wpKept(); err != nil {
 		return err
@@ -326,6 +329,13 @@ func guardsOff(t *T) error {
 		}
 		t.Check(v.Written, "attack %s succeeds with introspection off", mode)
 	}
+	for _, a := range dataAttacks {
+		v, err := g.Attack(Attack{Mode: "text", Symbol: a.symbol})
+		if err != nil {
+			return err
+		}
+		t.Check(v.Written, "the attack on %s succeeds with introspection off", a.symbol)
+	}
 	if err := g.Shutdown(); err != nil {
 		return err
 	}
@@ -432,6 +442,49 @@ func (g *Guest) crCostsNothing() error {
 	cr := guardStatus(st, "cr")
 	g.t.Check(err == nil && cr.Passed == 0, "of its healthy life cr was asked nothing: %d writes let through, %d attacks", cr.Passed, cr.Events)
 	return err
+}
+
+// dataAttack overwrites data that the kernel has sealed.
+type dataAttack struct {
+	symbol string // in the guest's /proc/kallsyms; its first byte is overwritten
+	guard  string
+}
+
+var dataAttacks = []dataAttack{
+	{"linux_proc_banner", "kernel-rodata"},
+	{"__start___ex_table", "ex-table"},
+	{"sys_call_table", "syscall-table"},
+	{"idt_table", "idt"},
+	{"raw_data", "vdso"},
+}
+
+// dataIsSealed overwrites sealed data, through its own mapping and through
+// another, and wants each attack blocked and reported by the guard of that data.
+func (g *Guest) dataIsSealed() error {
+	t := g.t
+	for _, a := range dataAttacks {
+		for _, mode := range []string{"text", "alias"} {
+			before, err := g.Events()
+			if err != nil {
+				return err
+			}
+			v, err := g.Attack(Attack{Mode: mode, Symbol: a.symbol})
+			if err != nil {
+				return err
+			}
+			t.Check(!v.Written && v.After == v.Before, "attack %s on %s is blocked: before %#x, tried %#x, after %#x", mode, a.symbol, v.Before, v.Tried, v.After)
+			events, err := g.eventsAfter(before, hvidLimit, "the attack on "+a.symbol+" is reported")
+			if err != nil {
+				return err
+			}
+			r := events[0]
+			t.Fact("event."+mode+"."+a.symbol, r)
+			t.Check(len(events) == 1 && r.Guard == a.guard && r.Action == journal.Blocked, "%s reports it, blocked: %d records, %s %s", a.guard, len(events), r.Guard, r.Action)
+			t.Check(r.RIP.Module == "pwn" && r.Process.Comm == "insmod", "and who it was: %s, %+v", r.RIP, r.Process)
+			t.Check(len(r.Attempted.Bytes) == 1 && uint64(r.Attempted.Bytes[0]) == v.Tried, "and the byte tried: %s, the module says %#x", r.Attempted, v.Tried)
+		}
+	}
+	return nil
 }
 
 // wpAttack writes kernel text if it can clear CR0.WP.

@@ -36,16 +36,16 @@ func BenchmarkProcessList(b *testing.B) {
 	}
 }
 
-// BenchmarkTextWatch takes a real kernel's code for right, and compares all of it
+// BenchmarkImageWatch takes a real kernel's code for right, and compares all of it
 // once.
-func BenchmarkTextWatch(b *testing.B) {
+func BenchmarkImageWatch(b *testing.B) {
 	for _, img := range testImages(b) {
 		k, err := Identify(img.memory(b), img.Regs[0])
 		if err != nil {
 			b.Fatal(err)
 		}
 		r := k.NewReader(img.Regs)
-		var w *TextWatch
+		var w *ImageWatch
 		b.Run("watch/"+img.name(), func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
