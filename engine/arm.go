@@ -75,18 +75,13 @@ func (s *Session) arm() error {
 		views.restrict(a)
 	}
 	s.startScans()
+	s.startLooks()
 	s.update(func(st *Status) { st.Views = views })
 	s.watchView(views)
 	if err := s.ledger.Unpause(); err != nil {
 		return fail(err)
 	}
-	state := StateProtecting
-	for _, g := range s.Status().Guards {
-		if g.State == GuardDegraded || g.State == GuardUnavailable || g.State == GuardScanning {
-			state = StateDegraded
-		}
-	}
-	s.setState(state)
+	s.settle()
 	return nil
 }
 

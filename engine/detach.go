@@ -41,6 +41,7 @@ func (s *Session) withdraw(final State, hold bool) error {
 		return nil
 	}
 	s.finished = true
+	s.stopLooks()
 	if s.gone() {
 		return s.forget(final)
 	}
@@ -200,6 +201,7 @@ func gone(hv Hypervisor, was xen.DomainInfo) bool {
 // took with it.
 func (s *Session) forget(final State) error {
 	var errs []error
+	s.stopLooks()
 	s.unwatchView()
 	if s.server != nil {
 		// Stop's error is that of a channel whose other end is gone.

@@ -1,6 +1,7 @@
 package engine_test
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"log/slog"
@@ -41,21 +42,22 @@ func (r *records) Append(rec journal.Record) (journal.Record, error) {
 // world is a fake Xen with one Linux guest that its toolstack has built and
 // not started, and an engine beside it.
 type world struct {
-	t      *testing.T
-	layout *abi.Layout
-	xen    *xentest.Hypervisor
-	host   *xen.Host
-	guest  *linuxtest.Guest
-	dom    *xentest.Domain
-	info   xen.DomainInfo
-	engine *engine.Engine
-	events *records
-	known  linux.Options   // what kernels are identified with
-	ended  []engine.Status // not under a lock: read it when nothing is under way
-	dir    string
-	decl   engine.Declaration
-	found  bool
-	err    error
+	firstLook time.Duration // an hour if 0
+	t         *testing.T
+	layout    *abi.Layout
+	xen       *xentest.Hypervisor
+	host      *xen.Host
+	guest     *linuxtest.Guest
+	dom       *xentest.Domain
+	info      xen.DomainInfo
+	engine    *engine.Engine
+	events    *records
+	known     linux.Options   // what kernels are identified with
+	ended     []engine.Status // not under a lock: read it when nothing is under way
+	dir       string
+	decl      engine.Declaration
+	found     bool
+	err       error
 	// resolving is called while what is declared is looked for, if it is set.
 	resolving func()
 	// registers changes what Xen says of a vCPU's, if it is set.
@@ -149,6 +151,7 @@ func (h hypervisor) Registers(id xen.DomID, vcpu int) (x86.Registers, error) {
 // newEngine makes an engine, as the next hvid has one.
 func (w *world) newEngine() *engine.Engine {
 	return engine.New(engine.Options{
+		FirstLook:  cmp.Or(w.firstLook, time.Hour),
 		Hypervisor: hypervisor{engine.OnXen(w.host), w}, Mutator: mutate.New(w.host), LedgerDir: w.dir, Recorder: w.events,
 		Resolve: func(xen.DomainInfo, string) (engine.Declaration, bool, error) {
 			if w.resolving != nil {

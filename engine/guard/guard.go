@@ -66,7 +66,8 @@ type Target struct {
 type Guard struct {
 	Name  policy.GuardName
 	Needs Need
-	// Watch says what to report for this guest. It may read guest memory.
+	// Watch says what to report for this guest. It may read guest memory. It is
+	// nil, and Bind is, for a guard that only looks.
 	Watch func(*Target) (Watch, error)
 	// Bind returns the judge of this guest's events: true means violation.
 	// The judge runs on the ring thread and must not allocate.
@@ -75,12 +76,15 @@ type Guard struct {
 	// needs; nil for a guard that can't. The guest must be paused while it is
 	// called.
 	Scan func(*Target) (Scanner, error)
+	// Look finds violations afterwards, on every platform; nil for a guard that
+	// has no need to.
+	Look *Look
 }
 
 // All returns every guard, in the order they are armed and shown.
 func All() []Guard {
 	return []Guard{
 		KernelText(), ReadOnlyData(), ExceptionTable(), SyscallTable(), InterruptTable(), VDSO(),
-		SyscallEntry(), ControlRegisters(),
+		SegmentTable(), SyscallEntry(), ControlRegisters(), FunctionPointers(), UsermodeHelpers(), Credentials(), HiddenObjects(),
 	}
 }

@@ -7,10 +7,12 @@ import (
 
 // InterruptTable protects the table that says where interrupts and exceptions
 // enter the kernel. All processors use the same, which the kernel writes during
-// its boot alone.
+// its boot alone. That a processor was made to use another is found afterwards.
 func InterruptTable() Guard {
-	return sealed(policy.GuardInterruptTable, func(k *linux.Kernel) ([]linux.Range, error) {
+	g := sealed(policy.GuardInterruptTable, func(k *linux.Kernel) ([]linux.Range, error) {
 		r, err := k.InterruptTable()
 		return []linux.Range{r}, err
 	})
+	g.Look = &Look{[]string{"interrupt-table"}, LookEvery}
+	return g
 }

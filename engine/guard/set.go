@@ -101,6 +101,10 @@ func (e *PrepareError) Error() string { return fmt.Sprintf("guard %s: %v", e.Gua
 func (e *PrepareError) Unwrap() error { return e.Err }
 
 func (s *Set) add(g Guard, action policy.Action) error {
+	if g.Watch == nil {
+		s.armed = append(s.armed, &Armed{Guard: g, Action: action})
+		return nil
+	}
 	w, err := g.Watch(s.target)
 	if err != nil {
 		return err

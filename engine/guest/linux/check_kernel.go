@@ -22,6 +22,8 @@ var kernelChecks = []check{
 	{"ftrace-hooks", "A function of the kernel is diverted through ftrace to code of no module and no eBPF program.", (*Reader).checkFtrace},
 	{"kprobes", "A kprobe calls code of no module and no eBPF program.", (*Reader).checkKprobes},
 	{"lsm-hooks", "A security module's hook is code of neither the kernel nor a module.", (*Reader).checkLSM},
+	{"function-pointers", "A pointer in the kernel's writable data leads to code that belongs to nobody.", (*Reader).checkPointers},
+	{"usermode-helpers", "The kernel would start a program, as root, that nobody has installed.", (*Reader).checkHelpers},
 }
 
 // A module that is being loaded or removed is for moments in some of the

@@ -1,0 +1,166 @@
+package scenario
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/xen-hvi/hvi/control"
+	"github.com/xen-hvi/hvi/engine/journal"
+)
+
+func init() {
+	Register(Scenario{
+		Name:     "looks-intel",
+		Brief:    "What can't be trapped is found by looking: hidden things, stolen rights, pointers, helpers, tables",
+		Emulator: Bochs,
+		Timeout:  15 * time.Minute,
+		Run:      func(t *T) error { return looks(t, enforce.Altp2m, control.StateProtecting) },
+	})
+	Register(Scenario{
+		Name:     "looks-amd",
+		Brief:    "The same on AMD, where nothing but registers can be trapped",
+		Emulator: QEMU,
+		Timeout:  15 * time.Minute,
+		Run:      func(t *T) error { return looks(t, "", control.StateDegraded) },
+	})
+}
+
+const (
+	// lookLimit is how long a guard may take that looks each 30 s, deepLookLimit
+	// one that looks each two minutes: a quarter more, two seconds in which what is
+	// suspicious must last, and the emulator's own slowness.
+	lookLimit     = 90 * time.Second
+	deepLookLimit = 4 * time.Minute
+)
+
+// looksSetup starts a process to be hidden, one to be given the kernel's rights,
+// and one of another user who is to become root.
+const looksSetup = `mkdir -p /k && echo 'u:x:1000:1000::/:/bin/sh' >>/etc/passwd; ` +
+	`for n in hidden thief; do printf '#!/bin/sh\nwhile :; do sleep 100000; done\n' >/k/$n; chmod 755 /k/$n; /k/$n </dev/null >/dev/null 2>&1 & done; ` +
+	`printf '#!/bin/sh\nwhile :; do sleep 100000; done\n' >/k/mortal; chmod 755 /k/mortal; ` +
+	`start-stop-daemon -S -b -c 1000:1000 -x /k/mortal; sleep 1; ` +
+	`for p in /proc/[0-9]*; do [ "$(cat $p/comm 2>/dev/null)" = mortal ] && grep Uid: $p/status; done`
+
+// looks lets a guest live, attacks what no page or register gives away, and wants
+// each attack found by its guard, once.
+func looks(t *T, altp2m string, state control.State) error {
+	if _, err := t.StartHVID(); err != nil {
+		return err
+	}
+	c := enforce
+	c.Altp2m = altp2m
+	g, st, err := t.protectedGuest(c, state)
+	if err != nil {
+		return err
+	}
+	guards := []string{"hidden-objects", "creds", "usermode-helper", "gdt", "function-pointers"}
+	for _, name := range guards {
+		gs := guardStatus(st, name)
+		t.Check(gs.State == control.GuardArmed && gs.Action == "alert", "guard %s looks: %+v", name, gs)
+	}
+	out, err := g.Run(looksSetup)
+	if err != nil {
+		return err
+	}
+	t.Check(strings.Contains(out, "1000"), "a process of another user runs: %q", out)
+	if err := g.lifeGoesOn(); err != nil {
+		return err
+	}
+	before, err := g.Events()
+	if err != nil {
+		return err
+	}
+	attack := "insmod /lib/hide.ko task=hidden cred=thief uid=mortal gdt=1 lidt=1 pointer=1 module=1 && echo /tmp/x >/proc/sys/kernel/modprobe && ! grep -q '^hide ' /proc/modules"
+	if err := t.Step("attack", func() error { _, err := g.Run(attack); return err }); err != nil {
+		return err
+	}
+	start := time.Now()
+	wants := []struct{ guard, object, what string }{
+		{"hidden-objects", "(hidden)", "not on the kernel's lists"},
+		{"hidden-objects", "module hide", "not on the list of modules"},
+		{"creds", "(thief)", "the kernel's first task"},
+		{"creds", "(mortal)", "is user 0 by its credentials, which are those of user 1000"},
+		{"usermode-helper", "modprobe_path", `"/tmp/x"`},
+		{"idt", "the IDT of CPU", "not the kernel's idt_table"},
+		{"gdt", "of the GDT of CPU 0", "type-12"},
+		{"function-pointers", "panic_blink", "should hold no code"},
+	}
+	found := map[string]journal.Record{}
+	find := func(limit time.Duration, deep bool) error {
+		return t.Eventually(limit, "what was attacked is found", func() (bool, error) {
+			all, err := g.Events()
+			if err != nil {
+				return false, err
+			}
+			missing := 0
+			for _, w := range wants {
+				if (w.guard == "function-pointers") != deep {
+					continue
+				}
+				i := slices.IndexFunc(all[len(before):], func(r journal.Record) bool {
+					o := r.Target.Object
+					return o != nil && r.Guard == w.guard && strings.Contains(string(o.Name), w.object) && strings.Contains(string(o.What), w.what)
+				})
+				if i < 0 {
+					missing++
+					continue
+				}
+				found[w.guard+" "+w.object] = all[len(before)+i]
+			}
+			return missing == 0, nil
+		})
+	}
+	err = find(lookLimit, false)
+	t.Fact("found.seconds", round(time.Since(start)))
+	if err == nil {
+		err = find(deepLookLimit, true)
+		t.Fact("found_deep.seconds", round(time.Since(start)))
+	}
+	t.Fact("found", found)
+	if err != nil {
+		all, eventsErr := g.Events()
+		if eventsErr == nil {
+			t.Fact("events", all[len(before):])
+		}
+		return err
+	}
+	for _, w := range wants {
+		r := found[w.guard+" "+w.object]
+		t.Check(r.Action == journal.Found, "%s is found by %s: %s", w.object, w.guard, r.Summary())
+	}
+	all, err := g.Events()
+	if err != nil {
+		return err
+	}
+	told := map[string]int{}
+	for _, r := range all[len(before):] {
+		if o := r.Target.Object; t.Check(o != nil, "nothing else is told: %s", r.Summary()) {
+			told[r.Guard+" "+o.Check+" "+string(o.Name)]++
+		}
+	}
+	for what, n := range told {
+		t.Check(n == 1, "%s is told once: %d", what, n)
+	}
+	st, err = g.Status()
+	if err != nil {
+		return err
+	}
+	for _, name := range guards {
+		gs := guardStatus(st, name)
+		t.Check(gs.Found > 0 && gs.Blocked == 0, "status counts it as found: %+v", gs)
+	}
+	list, err := t.Exec("hvictl", "events", g.Name)
+	if err != nil {
+		return err
+	}
+	t.Check(strings.Contains(list.Stdout, "hidden-objects found: ") && strings.Contains(list.Stdout, "modprobe_path"), "hvictl events shows it: %s", lastLines(list.Stdout, 3))
+	if err := g.Destroy(); err != nil {
+		return fmt.Errorf("destroy the guest: %w", err)
+	}
+	if err := g.WaitGone(hvidLimit); err != nil {
+		return err
+	}
+	return g.nothingLeft()
+}
