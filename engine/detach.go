@@ -59,6 +59,7 @@ func (s *Session) withdraw(final State, hold bool) error {
 		for _, m := range s.heldMoments() {
 			s.server.Release(m.vcpu, vmevent.Continue)
 		}
+		s.releaseGone()
 		if !hold {
 			// A domain that is to stay held has either not run a moment with the
 			// ring, or is shut down: nobody waits to act upon an answer.

@@ -73,3 +73,10 @@ func (e *Engine) LookForTest(id xen.DomID, name policy.GuardName) {
 		}
 	})
 }
+
+// FollowMovingForTest has the session of a domain look for what is to be guarded
+// now.
+func (e *Engine) FollowMovingForTest(id xen.DomID) {
+	s := e.byID(id).current()
+	s.do(s.followMoving)
+}

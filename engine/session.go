@@ -56,6 +56,7 @@ type Session struct {
 	set     *guard.Set
 	scans   []*scan
 	looks   *looks
+	moving  moving
 	entry   *kernelEntry
 	boot    *bootEnd
 	tries   int
@@ -274,6 +275,10 @@ func (s *Session) run(attached chan<- error) {
 			s.tell(l)
 		case <-s.viewCheckDue():
 			s.checkView()
+		case <-s.movingDue():
+			s.followMoving()
+		case g := <-s.goneFrames():
+			s.letGoOf(g)
 		case <-s.server.Done():
 			s.ringLost()
 		}

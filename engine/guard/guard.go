@@ -67,7 +67,7 @@ type Guard struct {
 	Name  policy.GuardName
 	Needs Need
 	// Watch says what to report for this guest. It may read guest memory. It is
-	// nil, and Bind is, for a guard that only looks.
+	// nil, and Bind is, for a guard that only looks, or whose frames move.
 	Watch func(*Target) (Watch, error)
 	// Bind returns the judge of this guest's events: true means violation.
 	// The judge runs on the ring thread and must not allocate.
@@ -76,6 +76,8 @@ type Guard struct {
 	// needs; nil for a guard that can't. The guest must be paused while it is
 	// called.
 	Scan func(*Target) (Scanner, error)
+	// Moving is for a guard whose frames come and go; nil for all others.
+	Moving *Moving
 	// Look finds violations afterwards, on every platform; nil for a guard that
 	// has no need to.
 	Look *Look
@@ -84,7 +86,7 @@ type Guard struct {
 // All returns every guard, in the order they are armed and shown.
 func All() []Guard {
 	return []Guard{
-		KernelText(), ReadOnlyData(), ExceptionTable(), SyscallTable(), InterruptTable(), VDSO(),
+		KernelText(), Modules(), ReadOnlyData(), ExceptionTable(), SyscallTable(), InterruptTable(), VDSO(),
 		SegmentTable(), SyscallEntry(), ControlRegisters(), FunctionPointers(), UsermodeHelpers(), Credentials(), HiddenObjects(),
 	}
 }

@@ -27,6 +27,8 @@ type Armed struct {
 	Frames []linux.FrameRange
 
 	judge func(*vmevent.Event) bool
+	// judgeAt judges an access to a frame of a guard whose frames move.
+	judgeAt func(*vmevent.Event, x86.VirtAddr) MovingVerdict
 
 	// Passed counts accesses the guard saw and found to be the guest's own
 	// right, Violations those it did not, Blocked those of them it stopped.
@@ -47,6 +49,12 @@ type Set struct {
 	parts    map[x86.GFN][]part
 	msrs     map[uint32]uint8
 	ctrlRegs [vmevent.NumCtrlRegs]uint8
+
+	// moving are the frames of the guard whose frames move, with where the kernel
+	// maps each; movingIndex is its place in armed, plus one, 0 for none.
+	moving      atomic.Pointer[map[x86.GFN]x86.VirtAddr]
+	movingIndex uint8
+	gone        chan GoneFrame
 
 	// view is the one whose pages are restricted, 0 where the host's are.
 	view atomic.Uint32
@@ -76,6 +84,7 @@ func NewSet(t *Target, mem guest.Memory, actions map[policy.GuardName]policy.Act
 		parts:  make(map[x86.GFN][]part),
 		msrs:   make(map[uint32]uint8),
 		queue:  make(chan Evidence, queueLen),
+		gone:   make(chan GoneFrame, queueLen),
 	}
 	var errs []error
 	for _, g := range All() {
@@ -101,6 +110,15 @@ func (e *PrepareError) Error() string { return fmt.Sprintf("guard %s: %v", e.Gua
 func (e *PrepareError) Unwrap() error { return e.Err }
 
 func (s *Set) add(g Guard, action policy.Action) error {
+	if g.Moving != nil {
+		judge, err := g.Moving.Bind(s.target)
+		if err != nil {
+			return err
+		}
+		s.armed = append(s.armed, &Armed{Guard: g, Action: action, judgeAt: judge})
+		s.movingIndex = uint8(len(s.armed))
+		return nil
+	}
 	if g.Watch == nil {
 		s.armed = append(s.armed, &Armed{Guard: g, Action: action})
 		return nil
@@ -191,6 +209,28 @@ func (s *Set) UseView(view uint16) { s.view.Store(uint32(view)) }
 // restricted pages; nil says that there are none.
 func (s *Set) UseBreakpoints(b *view.Breakpoints) { s.breakpoints.Store(b) }
 
+// Moving returns the armed guard whose frames move, or nil.
+func (s *Set) Moving() *Armed {
+	if s.movingIndex == 0 {
+		return nil
+	}
+	return s.armed[s.movingIndex-1]
+}
+
+// Gone delivers the frames that are to be let go of. Where there is no view, the
+// vCPU is held until then.
+func (s *Set) Gone() <-chan GoneFrame { return s.gone }
+
+// Fixed reports whether a frame is watched by a guard whose frames don't move.
+func (s *Set) Fixed(gfn x86.GFN) bool {
+	_, fixed := s.frames[gfn]
+	return fixed
+}
+
+// UseMoving says what the frames are, from now on, of the guard whose frames move.
+// The guest may run. The map must not be changed afterwards.
+func (s *Set) UseMoving(frames map[x86.GFN]x86.VirtAddr) { s.moving.Store(&frames) }
+
 // Armed returns the guards of the set.
 func (s *Set) Armed() []*Armed { return s.armed }
 
@@ -243,6 +283,11 @@ func (s *Set) decide(ev *vmevent.Event) vmevent.Verdict {
 		ev.ReturnTo = uint16(s.view.Load())
 		return vmevent.EndStep
 	}
+	if index == 0 && ev.Reason == vmevent.ReasonMemAccess {
+		if v, ok := s.decideMoving(ev); ok {
+			return v
+		}
+	}
 	if index == 0 {
 		s.stray.Add(1)
 		return s.passing(ev)
@@ -252,7 +297,39 @@ func (s *Set) decide(ev *vmevent.Event) vmevent.Verdict {
 		a.Passed.Add(1)
 		return s.passing(ev)
 	}
-	return s.violation(a, ev)
+	return s.violation(a, ev, 0)
+}
+
+// decideMoving answers an access to a frame of the guard whose frames move; false
+// for one that is none of them.
+func (s *Set) decideMoving(ev *vmevent.Event) (vmevent.Verdict, bool) {
+	frames := s.moving.Load()
+	if frames == nil {
+		return 0, false
+	}
+	va, ok := (*frames)[ev.Mem.GFN]
+	if !ok {
+		return 0, false
+	}
+	a := s.armed[s.movingIndex-1]
+	verdict := a.judgeAt(ev, va)
+	if verdict == Violation {
+		return s.violation(a, ev, va), true
+	}
+	a.Passed.Add(1)
+	if verdict == Gone {
+		select {
+		case s.gone <- GoneFrame{ev.Mem.GFN, ev.VCPU}:
+			if s.view.Load() == 0 {
+				// Anybody may be writing, with any instruction, which Xen's
+				// emulator need not know: it is started again once the frame
+				// has been let go of.
+				return vmevent.Hold, true
+			}
+		default:
+		}
+	}
+	return s.passing(ev), true
 }
 
 // passing lets an access happen. A restricted page needs help for that: where
@@ -274,7 +351,7 @@ func (s *Set) passing(ev *vmevent.Event) vmevent.Verdict {
 	return vmevent.Emulate
 }
 
-func (s *Set) violation(a *Armed, ev *vmevent.Event) vmevent.Verdict {
+func (s *Set) violation(a *Armed, ev *vmevent.Event, page x86.VirtAddr) vmevent.Verdict {
 	a.Violations.Add(1)
 	verdict, action := s.passing(ev), policy.ActionAlert
 	if a.Action == policy.ActionBlock {
@@ -287,7 +364,7 @@ func (s *Set) violation(a *Armed, ev *vmevent.Event) vmevent.Verdict {
 		}
 	}
 	s.scratch = Evidence{Guard: a.Guard.Name, Action: action}
-	s.scratch.take(s.target, s.mem, ev)
+	s.scratch.take(s.target, s.mem, ev, page)
 	select {
 	case s.queue <- s.scratch:
 	default:

@@ -215,6 +215,70 @@ func TestRanges(t *testing.T) {
 	}
 }
 
+// TestMoving checks the frames of modules: who may write, and what is let go of.
+func TestMoving(t *testing.T) {
+	const listed, other = module, module + 0x10_0000
+	f := arm(t, map[policy.GuardName]policy.Action{policy.GuardModules: policy.ActionBlock, policy.GuardKernelText: policy.ActionBlock})
+	if f.set.Moving() == nil || f.set.Moving().Guard.Name != policy.GuardModules {
+		t.Fatalf("moving guard %+v", f.set.Moving())
+	}
+	// A list of one module.
+	head, node := f.guest.Addr("modules"), f.guest.Base+linuxtest.Data+0x1_0000
+	f.guest.WriteUint64(head, uint64(node+linuxtest.ModuleList))
+	f.guest.WriteUint64(node+linuxtest.ModuleList, uint64(head))
+	f.guest.Write(node+linuxtest.ModuleName, []byte("victim\x00"))
+	f.guest.WriteUint64(node+linuxtest.ModuleMem+linuxtest.RegionBase, uint64(listed))
+	f.guest.Write(node+linuxtest.ModuleMem+linuxtest.RegionBytes, []byte{0, 0x30, 0, 0})
+	gfn := func(off uint64) x86.GFN { return (f.guest.PhysBase + x86.PhysAddr(off)).GFN() }
+	f.set.UseMoving(map[x86.GFN]x86.VirtAddr{gfn(linuxtest.Data): listed, gfn(linuxtest.Data + 0x1000): other})
+	rip := f.guest.Base + 0x100
+	for _, tt := range []struct {
+		name    string
+		view    uint16
+		event   *vmevent.Event
+		verdict vmevent.Verdict
+		gone    bool
+	}{
+		{"a module's page", 0, f.write(linuxtest.Data, rip), vmevent.Discard, false},
+		{"by text_poke", 0, poke(f.write(linuxtest.Data, rip)), vmevent.Emulate, false},
+		{"a page of no module", 0, f.write(linuxtest.Data+0x1000, rip), vmevent.Hold, true},
+		{"a page of no module, in a view", 1, f.write(linuxtest.Data+0x1000, rip), vmevent.Step, true},
+		{"a page that is not watched", 0, f.write(linuxtest.Data+0x2000, rip), vmevent.Emulate, false},
+	} {
+		f.set.UseView(tt.view)
+		tt.event.View = tt.view
+		if got := f.set.HandleEvent(tt.event); got != tt.verdict {
+			t.Errorf("%s: verdict %#x, want %#x", tt.name, got, tt.verdict)
+		}
+		gone := false
+		select {
+		case g := <-f.set.Gone():
+			if gone = true; g.GFN != tt.event.Mem.GFN || g.VCPU != tt.event.VCPU {
+				t.Errorf("%s: gone %+v", tt.name, g)
+			}
+		default:
+		}
+		if gone != tt.gone {
+			t.Errorf("%s: let go of: %v", tt.name, gone)
+		}
+		select {
+		case e := <-f.set.Violations():
+			if tt.verdict != vmevent.Discard || e.MappedAt != listed || e.Target.Name() != "victim" || e.Guard != policy.GuardModules {
+				t.Errorf("%s: evidence of %s at %v in %q", tt.name, e.Guard, e.MappedAt, e.Target.Name())
+			}
+		default:
+			if tt.verdict == vmevent.Discard {
+				t.Errorf("%s: no evidence", tt.name)
+			}
+		}
+	}
+	f.set.UseView(0)
+	ev := poke(f.write(linuxtest.Data, rip))
+	if n := testing.AllocsPerRun(100, func() { f.set.HandleEvent(ev) }); n != 0 {
+		t.Errorf("%v allocations, want 0", n)
+	}
+}
+
 // TestDataScan finds what changed in sealed data, and leaves to each guard its
 // own.
 func TestDataScan(t *testing.T) {

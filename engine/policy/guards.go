@@ -10,6 +10,8 @@ type GuardName string
 const (
 	// GuardKernelText protects the guest kernel's code.
 	GuardKernelText GuardName = "kernel-text"
+	// GuardModules protects the code and the constants of loaded modules.
+	GuardModules GuardName = "modules"
 	// GuardKernelROData protects the guest kernel's read-only data.
 	GuardKernelROData GuardName = "kernel-rodata"
 	// GuardExceptionTable protects where the kernel goes on after a fault.
@@ -77,6 +79,12 @@ var guards = []Guard{
 	{
 		Name:    GuardKernelText,
 		Meaning: "the kernel's code is written only by the kernel's own patching",
+		Observe: ActionAlert,
+		Enforce: ActionBlock,
+	},
+	{
+		Name:    GuardModules,
+		Meaning: "a loaded module's code and read-only data are written only by the kernel's own patching",
 		Observe: ActionAlert,
 		Enforce: ActionBlock,
 	},

@@ -37,11 +37,11 @@ const (
 
 // looksSetup starts a process to be hidden, one to be given the kernel's rights,
 // and one of another user who is to become root.
-const looksSetup = `mkdir -p /k && echo 'u:x:1000:1000::/:/bin/sh' >>/etc/passwd; ` +
+const looksSetup = `mkdir -p /k /etc && echo 'u:x:1000:1000::/:/bin/sh' >>/etc/passwd; ` +
 	`for n in hidden thief; do printf '#!/bin/sh\nwhile :; do sleep 100000; done\n' >/k/$n; chmod 755 /k/$n; /k/$n </dev/null >/dev/null 2>&1 & done; ` +
 	`printf '#!/bin/sh\nwhile :; do sleep 100000; done\n' >/k/mortal; chmod 755 /k/mortal; ` +
 	`start-stop-daemon -S -b -c 1000:1000 -x /k/mortal; sleep 1; ` +
-	`for p in /proc/[0-9]*; do [ "$(cat $p/comm 2>/dev/null)" = mortal ] && grep Uid: $p/status; done`
+	`for p in /proc/[0-9]*; do [ "$(cat $p/comm 2>/dev/null)" = mortal ] && grep Uid: $p/status; done; true`
 
 // looks lets a guest live, attacks what no page or register gives away, and wants
 // each attack found by its guard, once.

@@ -37,6 +37,25 @@ func TestImagesSealed(t *testing.T) {
 			if err != nil || gate>>47&1 == 0 {
 				t.Errorf("idt_table at %v has gate %#x, %v", idt.Start, gate, err)
 			}
+			modules, err := g.SealedModuleFrames()
+			if err != nil || len(modules) == 0 {
+				t.Errorf("%d frames of modules, %v", len(modules), err)
+			}
+			listed, err := g.Modules()
+			if err != nil {
+				t.Fatal(err)
+			}
+			pages := 0
+			for _, m := range listed.Items {
+				for _, a := range m.Regions {
+					if a.Kind == regionText || a.Kind == regionROData || a.Kind == regionROAfterInit {
+						pages += int(a.Size+0xfff) >> 12
+					}
+				}
+			}
+			if len(modules) != pages {
+				t.Errorf("%d frames of modules, want %d", len(modules), pages)
+			}
 			frames, err := g.k.Frames(data)
 			if err != nil {
 				t.Fatal(err)

@@ -84,6 +84,7 @@ const (
 	ModuleMem   = 320
 	RegionBase  = 0
 	RegionBytes = 8
+	RegionText  = 12 // before 6.4
 	RegionSize  = 80
 	Regions     = 7
 	currentTask = 0x2_1c0
@@ -425,6 +426,7 @@ func types(l Layout, more []btf.Type, members []btf.Member) []byte {
 		}})
 	} else {
 		region.Name = "module_layout"
+		region.Members = append(region.Members, btf.Member{Name: "text_size", Type: integer, Offset: at(RegionText)})
 		module.Members = append(module.Members,
 			btf.Member{Name: "core_layout", Type: region, Offset: at(ModuleMem)},
 			btf.Member{Name: "init_layout", Type: region, Offset: at(ModuleMem + RegionSize)})
