@@ -60,11 +60,6 @@ func looks(t *T, altp2m string, state control.State) error {
 		gs := guardStatus(st, name)
 		t.Check(gs.State == control.GuardArmed && gs.Action == "alert", "guard %s looks: %+v", name, gs)
 	}
-	out, err := g.Run(looksSetup)
-	if err != nil {
-		return err
-	}
-	t.Check(strings.Contains(out, "1000"), "a process of another user runs: %q", out)
 	if err := g.lifeGoesOn(); err != nil {
 		return err
 	}
@@ -72,79 +67,13 @@ func looks(t *T, altp2m string, state control.State) error {
 	if err != nil {
 		return err
 	}
-	attack := "insmod /lib/hide.ko task=hidden cred=thief uid=mortal gdt=1 lidt=1 pointer=1 module=1 && echo /tmp/x >/proc/sys/kernel/modprobe && ! grep -q '^hide ' /proc/modules"
-	if err := t.Step("attack", func() error { _, err := g.Run(attack); return err }); err != nil {
+	if err := g.hideAndSteal(); err != nil {
 		return err
 	}
-	start := time.Now()
-	wants := []struct{ guard, object, what string }{
-		{"hidden-objects", "(hidden)", "not on the kernel's lists"},
-		{"hidden-objects", "module hide", "not on the list of modules"},
-		{"creds", "(thief)", "the kernel's first task"},
-		{"creds", "(mortal)", "is user 0 by its credentials, which are those of user 1000"},
-		{"usermode-helper", "modprobe_path", `"/tmp/x"`},
-		{"idt", "the IDT of CPU", "not the kernel's idt_table"},
-		{"gdt", "of the GDT of CPU 0", "type-12"},
-		{"function-pointers", "panic_blink", "should hold no code"},
-	}
-	found := map[string]journal.Record{}
-	find := func(limit time.Duration, deep bool) error {
-		return t.Eventually(limit, "what was attacked is found", func() (bool, error) {
-			all, err := g.Events()
-			if err != nil {
-				return false, err
-			}
-			missing := 0
-			for _, w := range wants {
-				if (w.guard == "function-pointers") != deep {
-					continue
-				}
-				i := slices.IndexFunc(all[len(before):], func(r journal.Record) bool {
-					o := r.Target.Object
-					return o != nil && r.Guard == w.guard && strings.Contains(string(o.Name), w.object) && strings.Contains(string(o.What), w.what)
-				})
-				if i < 0 {
-					missing++
-					continue
-				}
-				found[w.guard+" "+w.object] = all[len(before)+i]
-			}
-			return missing == 0, nil
-		})
-	}
-	err = find(lookLimit, false)
-	t.Fact("found.seconds", round(time.Since(start)))
-	if err == nil {
-		err = find(deepLookLimit, true)
-		t.Fact("found_deep.seconds", round(time.Since(start)))
-	}
-	t.Fact("found", found)
-	if err != nil {
-		all, eventsErr := g.Events()
-		if eventsErr == nil {
-			t.Fact("events", all[len(before):])
-		}
+	if err := g.isFound(before, true); err != nil {
 		return err
 	}
-	for _, w := range wants {
-		r := found[w.guard+" "+w.object]
-		t.Check(r.Action == journal.Found, "%s is found by %s: %s", w.object, w.guard, r.Summary())
-	}
-	all, err := g.Events()
-	if err != nil {
-		return err
-	}
-	told := map[string]int{}
-	for _, r := range all[len(before):] {
-		if o := r.Target.Object; t.Check(o != nil, "nothing else is told: %s", r.Summary()) {
-			told[r.Guard+" "+o.Check+" "+string(o.Name)]++
-		}
-	}
-	for what, n := range told {
-		t.Check(n == 1, "%s is told once: %d", what, n)
-	}
-	st, err = g.Status()
-	if err != nil {
+	if st, err = g.Status(); err != nil {
 		return err
 	}
 	for _, name := range guards {
@@ -163,4 +92,81 @@ func looks(t *T, altp2m string, state control.State) error {
 		return err
 	}
 	return g.nothingLeft()
+}
+
+// hideAndSteal makes the attacks that are found by looking.
+func (g *Guest) hideAndSteal() error {
+	out, err := g.Run(looksSetup)
+	if err != nil {
+		return err
+	}
+	g.t.Check(strings.Contains(out, "1000"), "a process of another user runs: %q", out)
+	const attack = "insmod /lib/hide.ko task=hidden cred=thief uid=mortal gdt=1 lidt=1 pointer=1 module=1 && echo /tmp/x >/proc/sys/kernel/modprobe && ! grep -q '^hide ' /proc/modules"
+	return g.t.Step("attack", func() error { _, err := g.Run(attack); return err })
+}
+
+// lookFind is what comes of one of them.
+type lookFind struct {
+	guard, object, what string
+	deep                bool // by a guard that looks seldom
+}
+
+// is says whether a record is of that.
+func (f lookFind) is(r journal.Record) bool {
+	o := r.Target.Object
+	return r.Guard == f.guard && r.Action == journal.Found && strings.Contains(string(o.Name), f.object) && strings.Contains(string(o.What), f.what)
+}
+
+var lookFinds = []lookFind{
+	{"hidden-objects", "(hidden)", "not on the kernel's lists", false},
+	{"hidden-objects", "module hide", "not on the list of modules", false},
+	{"creds", "(thief)", "the kernel's first task", false},
+	{"creds", "(mortal)", "is user 0 by its credentials, which are those of user 1000", false},
+	{"usermode-helper", "modprobe_path", `"/tmp/x"`, false},
+	{"idt", "the IDT of CPU", "not the kernel's idt_table", false},
+	{"gdt", "of the GDT of CPU", "type-12", false},
+	{"function-pointers", "panic_blink", "should hold no code", true},
+}
+
+// isFound waits until each is told of, once and with nothing else; deep says that
+// the guards which look seldom are waited for.
+func (g *Guest) isFound(before []journal.Record, deep bool) error {
+	t := g.t
+	start, limit := time.Now(), lookLimit
+	if deep {
+		limit = deepLookLimit
+	}
+	var found []journal.Record
+	missing := func() (out []string) {
+		for _, w := range lookFinds {
+			if w.deep && !deep {
+				continue
+			}
+			if !slices.ContainsFunc(found, w.is) {
+				out = append(out, w.guard+" "+w.object)
+			}
+		}
+		return out
+	}
+	err := t.Eventually(limit, "what was attacked is found", func() (bool, error) {
+		all, err := g.Events()
+		if err != nil {
+			return false, err
+		}
+		found = slices.DeleteFunc(slices.Clone(all[len(before):]), func(r journal.Record) bool { return r.Target.Object == nil })
+		return len(missing()) == 0, nil
+	})
+	t.Fact("found", found)
+	t.Fact("found.seconds", round(time.Since(start)))
+	t.Check(len(missing()) == 0, "each attack is found by its guard; missing: %q", missing())
+	told := map[string]int{}
+	for _, r := range found {
+		o := r.Target.Object
+		told[r.Guard+" "+o.Check+" "+string(o.Name)]++
+		t.Check(slices.ContainsFunc(lookFinds, func(w lookFind) bool { return w.is(r) }), "nothing else is told: %s", r.Summary())
+	}
+	for what, n := range told {
+		t.Check(n == 1, "%s is told once: %d", what, n)
+	}
+	return err
 }

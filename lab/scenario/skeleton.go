@@ -212,13 +212,24 @@ func skeletonAMD(t *T) error {
 		return err
 	}
 	t.Check(v.Written, "with kernel-text scanning the write to kernel text lands, as its status implies")
-	if err := g.foundLater(); err != nil {
-		return err
-	}
 	if err := g.lifeGoesOn(); err != nil {
 		return err
 	}
 	if err := g.crCostsNothing(); err != nil {
+		return err
+	}
+	// Both kinds of finding afterwards, in the same time.
+	before, err := g.Events()
+	if err != nil {
+		return err
+	}
+	if err := g.hideAndSteal(); err != nil {
+		return err
+	}
+	if err := g.foundLater(); err != nil {
+		return err
+	}
+	if err := g.isFound(before, false); err != nil {
 		return err
 	}
 	return t.Step("shutdown", func() error { _, err := g.letGo(); return err })

@@ -199,7 +199,7 @@ func (g *Guest) foundLater() error {
 		if err != nil {
 			return false, err
 		}
-		events = all[len(before):]
+		events = slices.DeleteFunc(slices.Clone(all[len(before):]), func(r journal.Record) bool { return r.Target.Memory == nil })
 		return len(events) >= len(foundAttacks), nil
 	})
 	if err != nil {
