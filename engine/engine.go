@@ -411,6 +411,9 @@ func (e *Engine) ShutDown(info xen.DomainInfo) {
 		return
 	}
 	if r := info.ShutdownReason; r != abi.ShutdownSuspend && r != abi.ShutdownSoftReset {
+		if r == abi.ShutdownCrash {
+			s.ReportCrash()
+		}
 		e.finish(d, (*Session).Detach)
 		d.resume = d.inForce()
 		return

@@ -80,3 +80,9 @@ func (e *Engine) FollowMovingForTest(id xen.DomID) {
 	s := e.byID(id).current()
 	s.do(s.followMoving)
 }
+
+// What a crash's record is made of.
+var (
+	CrashReason = crashReason
+	CrashLog    = crashLog
+)

@@ -207,20 +207,25 @@ func (s *Session) tell(l lookResult) {
 		if again {
 			continue
 		}
-		s.update(func(st *Status) {
-			for i := range st.Guards {
-				if g := &st.Guards[i]; g.Name == l.guard {
-					g.Violations++
-					g.Found++
-				}
-			}
-		})
+		s.countFound(l.guard)
 		if !s.affordable(time.Now()) {
 			s.unrecorded.Add(1)
 			continue
 		}
 		s.write(findingRecord(l.guard, f, means[f.Check]))
 	}
+}
+
+// countFound counts something that a guard has found.
+func (s *Session) countFound(name policy.GuardName) {
+	s.update(func(st *Status) {
+		for i := range st.Guards {
+			if g := &st.Guards[i]; g.Name == name {
+				g.Violations++
+				g.Found++
+			}
+		}
+	})
 }
 
 // findingRecord is the record of what a look has found.

@@ -67,3 +67,7 @@ func SegmentTable() Guard {
 func UsermodeHelpers() Guard {
 	return Guard{Name: policy.GuardUsermodeHelper, Look: &Look{[]string{"usermode-helpers"}, LookEvery}}
 }
+
+// Panic reports that the guest's kernel has crashed, with the end of its log, which
+// the engine reads when the domain shuts down with that reason. It watches nothing.
+func Panic() Guard { return Guard{Name: policy.GuardPanic} }

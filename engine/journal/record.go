@@ -254,6 +254,9 @@ type Detail struct {
 	Repeats uint64 `json:"repeats,omitempty"`
 	// Note is one sentence of the guard's own.
 	Note printable.Text `json:"note,omitzero"`
+	// Log is the end of the guest's kernel log, a record each, where the guest has
+	// crashed.
+	Log []printable.Text `json:"log,omitempty"`
 }
 
 // Value is the content of a target. It is bytes in memory order, or the number

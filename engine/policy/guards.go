@@ -32,6 +32,8 @@ const (
 	GuardCredentials GuardName = "creds"
 	// GuardHiddenObjects looks for processes and modules that were hidden.
 	GuardHiddenObjects GuardName = "hidden-objects"
+	// GuardPanic reports that the guest has crashed.
+	GuardPanic GuardName = "panic"
 	// GuardSyscallEntry protects where system calls enter the kernel.
 	GuardSyscallEntry GuardName = "syscall-entry"
 	// GuardControlRegisters protects the processor's own protections.
@@ -161,6 +163,13 @@ var guards = []Guard{
 	{
 		Name:    GuardHiddenObjects,
 		Meaning: "no process, thread or module is hidden from the guest's own tools",
+		Observe: ActionAlert,
+		Enforce: ActionAlert,
+		Finds:   true,
+	},
+	{
+		Name:    GuardPanic,
+		Meaning: "the guest's kernel does not crash; if it does, the end of its log is kept",
 		Observe: ActionAlert,
 		Enforce: ActionAlert,
 		Finds:   true,

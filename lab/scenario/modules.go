@@ -2,17 +2,19 @@ package scenario
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/xen-hvi/hvi/control"
 	"github.com/xen-hvi/hvi/engine/journal"
+	"github.com/xen-hvi/hvi/engine/printable"
 )
 
 func init() {
 	Register(Scenario{
 		Name:     "modules",
-		Brief:    "Loaded modules are guarded, in a view and in the host's: attacks blocked, loading and unloading let be",
+		Brief:    "Modules are guarded, in a view and in the host's: attacks blocked, loading let be; and a panic is told of",
 		Emulator: Bochs,
 		Timeout:  15 * time.Minute,
 		Run:      modules,
@@ -23,7 +25,7 @@ const (
 	// moduleLimit is how long it may take until a module that was loaded is guarded.
 	moduleLimit = 30 * time.Second
 	// moduleTurns is how often a module is loaded and unloaded.
-	moduleTurns = 12
+	moduleTurns = 5
 )
 
 // modules guards the modules of a guest that runs in a view, and of one that has no
@@ -41,6 +43,7 @@ func modules(t *T) error {
 	} {
 		c := enforce
 		c.Name, c.Altp2m = tt.name, tt.altp2m
+		c.Lines = append(slices.Clone(c.Lines), `on_crash = "preserve"`)
 		g, st, err := t.protectedGuest(c, control.StateProtecting)
 		if err != nil {
 			return err
@@ -49,7 +52,12 @@ func modules(t *T) error {
 		if err := g.modulesAreGuarded(); err != nil {
 			return err
 		}
-		if err := g.Shutdown(); err != nil {
+		if tt.tier == control.TierAccess {
+			err = g.panics()
+		} else {
+			err = g.Shutdown()
+		}
+		if err != nil {
 			return err
 		}
 		if err := g.nothingLeft(); err != nil {
@@ -57,6 +65,32 @@ func modules(t *T) error {
 		}
 	}
 	return nil
+}
+
+// panics has the guest's kernel panic, and wants that told with the end of its log.
+func (g *Guest) panics() error {
+	t := g.t
+	before, err := g.Events()
+	if err != nil {
+		return err
+	}
+	// When it has answered: it does not answer any more.
+	if _, err := g.Run("(sleep 1; echo c >/proc/sysrq-trigger) >/dev/null 2>&1 &"); err != nil {
+		return err
+	}
+	events, err := g.eventsAfter(before, shutLimit, "the panic is told of")
+	if err != nil {
+		return err
+	}
+	r := events[0]
+	t.Fact("event.panic", r)
+	o := r.Target.Object
+	t.Check(len(events) == 1 && r.Guard == "panic" && o != nil && strings.Contains(string(o.What), "Kernel panic"), "panic tells of it: %d records, %s", len(events), r.Summary())
+	t.Check(slices.ContainsFunc(r.Detail.Log, func(l printable.Text) bool { return strings.Contains(string(l), "sysrq") }), "with the end of the kernel's log: %d lines", len(r.Detail.Log))
+	if err := g.Destroy(); err != nil {
+		return err
+	}
+	return g.WaitGone(hvidLimit)
 }
 
 // moduleFrames is how many frames hvid says it restricts for modules.
@@ -125,7 +159,7 @@ func (g *Guest) modulesAreGuarded() error {
 	if err != nil {
 		return err
 	}
-	turns := fmt.Sprintf(`i=0; while [ $i -lt %d ]; do insmod /lib/fat.ko && sleep 1 && rmmod fat && dd if=/dev/zero of=/fill bs=64k count=400 2>/dev/null && rm /fill || exit 1; i=$((i+1)); done; rmmod loop; echo turned $i`, moduleTurns)
+	turns := fmt.Sprintf(`i=0; while [ $i -lt %d ]; do insmod /lib/fat.ko && sleep 1 && rmmod fat && dd if=/dev/zero of=/fill bs=64k count=100 2>/dev/null && rm /fill || exit 1; i=$((i+1)); done; rmmod loop; echo turned $i`, moduleTurns)
 	if err := t.Step("load-and-unload-"+g.Name, func() error { out, err = g.Run(turns); return err }); err != nil {
 		return err
 	}
