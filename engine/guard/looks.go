@@ -23,7 +23,7 @@ type Look struct {
 // kernel, up to 20 MiB, takes 20 to 30.
 const (
 	LookEvery      = 30 * time.Second
-	DeepLookEvery  = 2 * time.Minute
+	DeepLookEvery  = time.Minute
 	lookJitterPart = 4
 )
 

@@ -29,10 +29,10 @@ func init() {
 
 const (
 	// lookLimit is how long a guard may take that looks each 30 s, deepLookLimit
-	// one that looks each two minutes: a quarter more, two seconds in which what is
+	// one that looks each minute: a quarter more, two seconds in which what is
 	// suspicious must last, and the emulator's own slowness.
 	lookLimit     = 90 * time.Second
-	deepLookLimit = 4 * time.Minute
+	deepLookLimit = 150 * time.Second
 )
 
 // looksSetup starts a process to be hidden, one to be given the kernel's rights,

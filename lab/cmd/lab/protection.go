@@ -72,7 +72,7 @@ in one under ` + "`enforce`" + `.
 - **alerted**: it had, and was reported as it took place, by the guard and with the attacker.
 - **blocked**: what it wrote did not land, it was reported so, and the guest went on.
 - **found**: it had its effect, and was reported some time later (within 40 seconds;
-  function pointers within 150).
+  function pointers within 80).
 - **not seen**: it had, and was taken back before anybody looked. On a tier without page
   access, a change of memory that stays is found within 30 seconds
   ([tiers](tiers.md#amd)); these attacks take theirs back at once.
