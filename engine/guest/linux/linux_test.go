@@ -381,7 +381,7 @@ func TestRange(t *testing.T) {
 	g, k := identified(t, linuxtest.Config{Layout: linuxtest.Relative61})
 	for name, want := range map[string][2]x86.VirtAddr{
 		"_text":            {g.Base, g.Base + linuxtest.Entry}, // past _stext, at the same address
-		"entry_SYSCALL_64": {g.Base + linuxtest.Entry, g.Base + 0x2000},
+		"entry_SYSCALL_64": {g.Base + linuxtest.Entry, g.Base + 0x1f00},
 		"func_0_init":      {g.Base + 0x2000, g.Base + 0x2002},
 		"_end":             {g.Addr("_end"), g.Addr("_end")},
 	} {

@@ -16,6 +16,9 @@ const maxSealedFrames = 1 << 18
 // kernel's list. It is for a Reader that belongs to the caller alone.
 func (r *Reader) SealedModuleFrames() ([]MappedFrame, error) {
 	r.beginLook()
+	if _, ok := r.k.Symbols.Lookup("load_module"); !ok {
+		return nil, nil // built without CONFIG_MODULES
+	}
 	var out []MappedFrame
 	err := r.consistently("the modules' memory", func() error {
 		out = out[:0]

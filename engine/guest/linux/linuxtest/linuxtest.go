@@ -213,6 +213,7 @@ func (g *Guest) layOut(c Config) {
 	text(0, "_text")
 	text(0, "_stext")
 	text(Entry, "entry_SYSCALL_64")
+	text(0x1f00, "load_module")
 	text(TextSize, "_etext")
 	for i := range c.Symbols {
 		off := x86.VirtAddr(0x2000 + i*2)
