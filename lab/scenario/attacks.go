@@ -46,8 +46,8 @@ type attack struct {
 }
 
 // trapped are attacks that are undone by themselves at once, so that each can be
-// made in every guest.
-func (g *Guest) trapped() ([]attack, error) {
+// made in every guest. code is the address of a module's.
+func (g *Guest) trapped(code string) ([]attack, error) {
 	var out []attack
 	add := func(name, guard string, a Attack) { out = append(out, attack{name: name, guard: guard, module: a}) }
 	add("inline patch of kernel code, page table entry made writable", "kernel-text", Attack{Mode: "text", Symbol: victim})
@@ -57,7 +57,7 @@ func (g *Guest) trapped() ([]attack, error) {
 		add("write to "+d.symbol, d.guard, Attack{Mode: "text", Symbol: d.symbol})
 		add("write to "+d.symbol+" through the direct mapping", d.guard, Attack{Mode: "alias", Symbol: d.symbol})
 	}
-	add("inline patch of a module's code", "modules", Attack{Mode: "text", Symbol: "lo_ioctl"})
+	add("inline patch of a module's code", "modules", Attack{Mode: "text", Symbol: code})
 	for _, mode := range entryAttacks {
 		add("write of MSR "+attackMSR[mode], "syscall-entry", Attack{Mode: mode})
 	}
@@ -149,7 +149,8 @@ func attackAll(t *T, mode, altp2m string) (table []Outcome, err error) {
 		return nil, err
 	}
 	t.Fact("tier."+mode, st.Tier)
-	if _, err := g.Run("insmod /lib/loop.ko; true"); err != nil {
+	code, err := g.loadModule()
+	if err != nil {
 		return nil, err
 	}
 	if mode != "off" && guardStatus(st, "modules").State == control.GuardArmed {
@@ -161,7 +162,7 @@ func attackAll(t *T, mode, altp2m string) (table []Outcome, err error) {
 			return nil, err
 		}
 	}
-	list, err := g.trapped()
+	list, err := g.trapped(code)
 	if err != nil {
 		return nil, err
 	}

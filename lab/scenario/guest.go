@@ -502,8 +502,9 @@ type Attack struct {
 	//	vmfunc    execute VMFUNC
 	Mode string
 	// Symbol is the function whose first byte is the target, in the modes
-	// that write code. It must be in the guest's /proc/kallsyms. "" takes
-	// one that nobody calls meanwhile.
+	// that write code. It must be in the guest's /proc/kallsyms, where to find
+	// it takes the guest up to six emulated seconds, or be an address, 0x….
+	// "" takes one that nobody calls meanwhile.
 	Symbol string
 	// Times is how often a register is written, unless a write lands before;
 	// 0 is once.
