@@ -48,14 +48,22 @@ type attack struct {
 // trapped are attacks that are undone by themselves at once, so that each can be
 // made in every guest. code is the address of a module's.
 func (g *Guest) trapped(code string) ([]attack, error) {
+	at, err := g.dataAddresses()
+	if err != nil {
+		return nil, err
+	}
+	text, err := g.addresses(victim)
+	if err != nil {
+		return nil, err
+	}
 	var out []attack
 	add := func(name, guard string, a Attack) { out = append(out, attack{name: name, guard: guard, module: a}) }
-	add("inline patch of kernel code, page table entry made writable", "kernel-text", Attack{Mode: "text", Symbol: victim})
-	add("inline patch of kernel code through the direct mapping", "kernel-text", Attack{Mode: "alias", Symbol: victim})
-	add("inline patch of kernel code with rep movsb", "kernel-text", Attack{Mode: "rep", Symbol: victim})
+	add("inline patch of kernel code, page table entry made writable", "kernel-text", Attack{Mode: "text", Symbol: text[victim]})
+	add("inline patch of kernel code through the direct mapping", "kernel-text", Attack{Mode: "alias", Symbol: text[victim]})
+	add("inline patch of kernel code with rep movsb", "kernel-text", Attack{Mode: "rep", Symbol: text[victim]})
 	for _, d := range dataAttacks {
-		add("write to "+d.symbol, d.guard, Attack{Mode: "text", Symbol: d.symbol})
-		add("write to "+d.symbol+" through the direct mapping", d.guard, Attack{Mode: "alias", Symbol: d.symbol})
+		add("write to "+d.symbol, d.guard, Attack{Mode: "text", Symbol: at[d.symbol]})
+		add("write to "+d.symbol+" through the direct mapping", d.guard, Attack{Mode: "alias", Symbol: at[d.symbol]})
 	}
 	add("inline patch of a module's code", "modules", Attack{Mode: "text", Symbol: code})
 	for _, mode := range entryAttacks {

@@ -349,8 +349,12 @@ func guardsOff(t *T) error {
 		}
 		t.Check(v.Written, "attack %s succeeds with introspection off", mode)
 	}
+	at, err := g.dataAddresses()
+	if err != nil {
+		return err
+	}
 	for _, a := range dataAttacks {
-		v, err := g.Attack(Attack{Mode: "text", Symbol: a.symbol})
+		v, err := g.Attack(Attack{Mode: "text", Symbol: at[a.symbol]})
 		if err != nil {
 			return err
 		}
@@ -476,17 +480,30 @@ var dataAttacks = []dataAttack{
 	{"raw_data", "vdso"},
 }
 
+// dataAddresses are those of what dataAttacks overwrite.
+func (g *Guest) dataAddresses() (map[string]string, error) {
+	var symbols []string
+	for _, a := range dataAttacks {
+		symbols = append(symbols, a.symbol)
+	}
+	return g.addresses(symbols...)
+}
+
 // dataIsSealed overwrites sealed data, through its own mapping and through
 // another, and wants each attack blocked and reported by the guard of that data.
 func (g *Guest) dataIsSealed() error {
 	t := g.t
+	at, err := g.dataAddresses()
+	if err != nil {
+		return err
+	}
 	for _, a := range dataAttacks {
 		for _, mode := range []string{"text", "alias"} {
 			before, err := g.Events()
 			if err != nil {
 				return err
 			}
-			v, err := g.Attack(Attack{Mode: mode, Symbol: a.symbol})
+			v, err := g.Attack(Attack{Mode: mode, Symbol: at[a.symbol]})
 			if err != nil {
 				return err
 			}
