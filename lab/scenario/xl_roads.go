@@ -704,6 +704,10 @@ func (rs *roads) end(limit time.Duration, endings []ending) {
 				}
 				r.check(len(dumps) == 1, "xl wrote a core dump: %q", dumps)
 				for _, d := range dumps {
+					// It holds no Linux, but is read as what it is.
+					code, text := t.fails("hvictl", "inspect", d, "info")
+					r.check(code == exitImage && strings.Contains(text, "no Linux kernel is found in this Xen core image"),
+						"hvictl reads the dump and says what it lacks: exit code %d, %s", code, text)
 					if err := os.Remove(d); err != nil {
 						return err
 					}
