@@ -22,7 +22,7 @@ func linuxVolatility(env Env) scenario.Scenario {
 	return scenario.Scenario{
 		Name:    "linux-volatility",
 		Brief:   "With profiles that hvictl exports, Volatility 3 lists the processes and modules of each of Debian's releases (needs its program, vol)",
-		Timeout: time.Hour,
+		Timeout: 3 * time.Hour,
 		Run: func(t *scenario.T) error {
 			return volatility(t, env, "5.10-cloud", "6.1-cloud", "6.12-cloud", "7.2-cloud")
 		},
@@ -30,7 +30,7 @@ func linuxVolatility(env Env) scenario.Scenario {
 }
 
 // volatilityLimit bounds one plugin: the first reads all of the profile.
-const volatilityLimit = 10 * time.Minute
+const volatilityLimit = 30 * time.Minute
 
 // vol is Volatility 3.
 type vol struct {
