@@ -15,7 +15,7 @@ VERSION ?=
 # siblings attacks-next, -access and -amd, looks-intel, looks-amd, slowdown,
 # linux-matrix and linux-hidden, which take each kernel's memory, linux-live, which
 # reads a guest that works, without Xen, linux-rest-xen and -next, which
-# read one at rest under Xen, linux-live-xen and -next, whose guest dies of it,
+# read one at rest under Xen, linux-live-xen and -next, which read one that works,
 # linux-formats and linux-xencore, which read memory in each kind of file, and
 # linux-volatility, which needs Volatility 3.
 DEMO  ?= demo

@@ -59,12 +59,8 @@ const (
 	// (stop_machine), and the emulator lets them wait for one another.
 	liveBootLimit = 12 * time.Minute
 	// liveAlone is how long the guest bears its load before the first reading, in
-	// the guest's own seconds. A guest of four vCPUs under three times this load
-	// died after 30 to 100 readings, once of a triple fault in
-	// pvclock_clocksource_read; where the load alone ends it, that says nothing of
-	// reading. Seen since: a guest of two bears this load alone, and dies without a
-	// word when it has been read some forty times under it. At rest it lives on.
-	// Without Xen nothing of the kind happens in 15,000 readings (linux-live).
+	// the guest's own seconds: where the load alone ends it, that says nothing of
+	// reading.
 	liveAlone = 30
 )
 
