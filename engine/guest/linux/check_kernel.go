@@ -281,6 +281,9 @@ func (r *Reader) checkEntryPoints() (int, []report.Finding, error) {
 				}
 			}
 		}
+		if n == 0 { // a memory image without MSRs
+			return 0, nil, &ReadError{What: "MSR LSTAR", Got: "0 on each processor", Err: ErrUnsupported}
+		}
 		return n, out, nil
 	})
 }
