@@ -58,6 +58,7 @@ type GuestConfig struct {
 	Lines      []string // further lines of the config, as they are: `introspection = "enforce"`
 	KernelArgs []string // added to the kernel's command line
 	CreateArgs []string // added to `xl create`, before the file: "-p"
+	Env        []string // of that xl, which stays beside the guest: "NAME=value"
 	// Text, when set, is the whole config file; Name must then repeat its name,
 	// and Memory, VCPUs, Altp2m, Lines and KernelArgs are not looked at.
 	Text string
@@ -152,8 +153,11 @@ func (t *T) StartGuest(c GuestConfig) (*Guest, error) {
 	if err != nil {
 		return nil, err
 	}
-	args := append([]string{"create"}, c.CreateArgs...)
-	if _, err := t.XL(append(args, path)...); err != nil {
+	create := slices.Concat([]string{"xl", "create"}, c.CreateArgs, []string{path})
+	if len(c.Env) > 0 {
+		create = slices.Concat([]string{"env"}, c.Env, create)
+	}
+	if _, err := t.Exec(create[0], create[1:]...); err != nil {
 		return nil, err
 	}
 	return t.OpenGuest(c.name())
