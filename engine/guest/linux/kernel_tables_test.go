@@ -468,6 +468,9 @@ func FuzzKernelViews(f *testing.F) {
 		_, _ = r.Probes()
 		_, _ = r.Syscalls()
 		_, _ = r.Interrupts()
+		if frames, err := r.SealedModuleFrames(); err == nil && len(frames) > maxSealedFrames {
+			t.Errorf("%d frames", len(frames))
+		}
 		for _, c := range kernelChecks {
 			_, found, _ := c.run(r)
 			if len(found) > 2*maxFindings {
