@@ -33,6 +33,8 @@ type Session struct {
 	info xen.DomainInfo
 	// identifyWith is what the kernel is identified with, besides its memory.
 	identifyWith linux.Options
+	// firstLook is Options.FirstLook.
+	firstLook time.Duration
 	// holdOnFailure keeps the domain held if it cannot be attached to.
 	holdOnFailure bool
 
@@ -53,6 +55,8 @@ type Session struct {
 	kernel  *linux.Kernel
 	set     *guard.Set
 	scans   []*scan
+	looks   *looks
+	moving  moving
 	entry   *kernelEntry
 	boot    *bootEnd
 	tries   int
@@ -167,6 +171,19 @@ func (s *Session) setState(state State) {
 	s.log.Info("session", "state", string(state))
 }
 
+// settle sets the state that the guards' states amount to.
+func (s *Session) settle() {
+	state := StateProtecting
+	for _, g := range s.Status().Guards {
+		if g.State == GuardDegraded || g.State == GuardUnavailable || g.State == GuardScanning {
+			state = StateDegraded
+		}
+	}
+	if s.Status().State != state {
+		s.setState(state)
+	}
+}
+
 func (s *Session) fail(stage, fix string, err error) {
 	s.update(func(st *Status) {
 		st.State = StateFailed
@@ -231,6 +248,7 @@ func (s *Session) Release() error {
 func (s *Session) run(attached chan<- error) {
 	defer close(s.quit)
 	defer s.stopScans()
+	defer s.stopLooks()
 	err := s.attach()
 	attached <- err
 	if err != nil {
@@ -261,8 +279,14 @@ func (s *Session) run(attached chan<- error) {
 			s.flush()
 		case <-s.scanDue():
 			s.scanSome()
+		case l := <-s.found():
+			s.tell(l)
 		case <-s.viewCheckDue():
 			s.checkView()
+		case <-s.movingDue():
+			s.followMoving()
+		case g := <-s.goneFrames():
+			s.letGoOf(g)
 		case <-s.server.Done():
 			s.ringLost()
 		}
@@ -283,6 +307,7 @@ func (s *Session) ringLost() {
 	s.fail("serve the monitor ring", "restart hvid; the guest goes on unprotected until then", err)
 	s.finished = true
 	s.unwatchView()
+	s.stopLooks()
 	s.recordRest()
 	err = errors.Join(s.unmap(), undoDead(s.hv, s.ledger, s.info, true))
 	if s.ledger.Has(ledger.OpHold) {
