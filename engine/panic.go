@@ -46,17 +46,12 @@ func (s *Session) reportCrash() {
 	if err != nil {
 		what = "it shut down as crashed, and its log could not be read: " + err.Error()
 	}
-	s.countFound(policy.GuardPanic)
-	const late = "it was found afterwards"
-	s.write(journal.Record{
-		Time: time.Now(), Guard: string(policy.GuardPanic), Action: journal.Found,
-		Process: journal.Process{Unknown: late},
-		Target: journal.Target{Kind: journal.TargetObject, Object: &journal.ObjectTarget{
-			Check: string(policy.GuardPanic), Name: "the guest's kernel", What: printable.Escape(what),
-		}},
-		Before: journal.Unknown(late), Attempted: journal.Unknown(late),
-		Detail: journal.Detail{Log: crashLog(log.Items)},
-	})
+	s.countFound(policy.GuardPanic, 1)
+	r := foundRecord(policy.GuardPanic, journal.Target{Kind: journal.TargetObject, Object: &journal.ObjectTarget{
+		Check: string(policy.GuardPanic), Name: "the guest's kernel", What: printable.Escape(what),
+	}})
+	r.Detail.Log = crashLog(log.Items)
+	s.write(r)
 }
 
 // crashReason is the line of a log that says why.

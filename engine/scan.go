@@ -133,39 +133,28 @@ func (s *Session) scanPart(sc *scan, part int) {
 		return
 	}
 	delete(sc.suspects, part)
-	s.update(func(st *Status) {
-		for i := range st.Guards {
-			if g := &st.Guards[i]; g.Name == sc.guard {
-				g.Violations += uint64(len(changes))
-				g.Found += uint64(len(changes))
-			}
-		}
-	})
+	s.countFound(sc.guard, len(changes))
 	for i, c := range changes {
 		sc.scanner.Accept(c)
 		if i >= maxScanRecords || !s.affordable(time.Now()) {
 			s.unrecorded.Add(1)
 			continue
 		}
-		s.write(s.foundRecord(sc.guard, c))
+		s.write(s.changeRecord(sc.guard, c))
 	}
 }
 
-// foundRecord is the record of a change that was found.
-func (s *Session) foundRecord(name policy.GuardName, c guard.Change) journal.Record {
-	const late = "it was found afterwards"
+// changeRecord is the record of a change that was found.
+func (s *Session) changeRecord(name policy.GuardName, c guard.Change) journal.Record {
 	m := &journal.MemoryTarget{Location: location(s.kernel, c.Addr)}
 	as := s.kernel.AddressSpace()
 	if t, err := as.Translate(c.Addr); err == nil {
 		m.Phys, m.GFN = t.Phys, t.Phys.GFN()
 	}
-	return journal.Record{
-		Time: time.Now(), Guard: string(name), Action: journal.Found,
-		Process: journal.Process{Unknown: late},
-		Target:  journal.Target{Kind: journal.TargetMemory, Memory: m},
-		Before:  journal.Unknown("only its digest is kept"), Attempted: journal.Bytes(c.Now[:min(len(c.Now), maxFoundBytes)]),
-		Detail: journal.Detail{Access: "w", Note: printable.Escape(c.Note)},
-	}
+	r := foundRecord(name, journal.Target{Kind: journal.TargetMemory, Memory: m})
+	r.Before, r.Attempted = journal.Unknown("only its digest is kept"), journal.Bytes(c.Now[:min(len(c.Now), maxFoundBytes)])
+	r.Detail = journal.Detail{Access: "w", Note: printable.Escape(c.Note)}
+	return r
 }
 
 // maxFoundBytes is how much of what was found is kept.
