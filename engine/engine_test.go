@@ -51,6 +51,7 @@ type world struct {
 	dom       *xentest.Domain
 	info      xen.DomainInfo
 	engine    *engine.Engine
+	open      map[int]bool // files of dead processes that stay open
 	events    *records
 	known     linux.Options   // what kernels are identified with
 	ended     []engine.Status // not under a lock: read it when nothing is under way
@@ -126,7 +127,11 @@ func newWorldOf(t *testing.T, guest linuxtest.Config, cfg xentest.Config, spec x
 	w.events = &records{got: make(chan journal.Record, 100)}
 	w.engine = w.newEngine()
 	t.Cleanup(func() {
-		if err := errors.Join(w.engine.Close(), w.host.Close(), w.xen.Close()); err != nil {
+		var err error
+		if w.engine != nil { // else its process is dead
+			err = errors.Join(w.engine.Close(), w.host.Close())
+		}
+		if err := errors.Join(err, w.xen.Close()); err != nil {
 			t.Error(err)
 		}
 		w.known.Cache.Close()
