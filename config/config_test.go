@@ -150,7 +150,7 @@ func TestParseErrors(t *testing.T) {
 		{"a cache nowhere plain", "cache_dir = \"/srv/../x\"", []string{`h.toml:1:13: cache_dir "/srv/../x" is not written plainly: /x`}},
 		{"an empty path", "state_dir = \"\"", []string{`h.toml:1:13: state_dir is empty`}},
 		{"a number for a string", "socket = 5", []string{`h.toml:1:10: setting "socket" is a whole number, but must be a string`}},
-		{"a date", "socket = 2020-01-01", []string{`setting "socket" is another kind of value, but must be a string`}},
+		{"a date", "socket = 2020-01-01", []string{`setting "socket" is a date, but must be a string`}},
 		{"a list for a string", "log_level = [\"info\"]", []string{`setting "log_level" is a list, but must be a string`}},
 		{"log level", "log_level = \"waring\"", []string{`h.toml:1:13: unknown log_level "waring"; did you mean "warn"? (known: debug, info, warn, error)`}},
 		{"a time without unit", "[gate]\ntimeout = 20", []string{`h.toml:2:11: setting "gate.timeout" is a whole number, but must be a string; write it with its unit, as in "20s"`}},
@@ -247,6 +247,7 @@ func FuzzParse(f *testing.F) {
 	f.Add(Default())
 	f.Add([]byte("[default]\nmode='enforce'\nguards={kernel-text='block'}\n[metrics]\nlisten='127.0.0.1:1'"))
 	f.Add([]byte("[[a.b]]\n\"c\\u001b\"=[1,2.5,'x',{y=1979-05-27}]"))
+	f.Add([]byte("[[exception]]\nguard='cr'\nprocess='a b*'\ntarget=\"CR4\"\nvalue='0x1f'\ncomment='\"\\ é'\nexpires=2030-01-01\ncreated=2026-01-01T00:00:00+02:00\n[[exception]]\nguard='kernel-text'\nbytes='e9'"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		clean := func(err error) {
 			if err != nil && strings.ContainsFunc(err.Error(), func(r rune) bool { return r < ' ' && r != '\n' || r == 0x7f || r == 0x202e }) {
@@ -269,6 +270,17 @@ func FuzzParse(f *testing.F) {
 		clean(err)
 		if err == nil && named.Validate() != nil {
 			t.Errorf("accepted but not valid: %+v", named)
+		}
+		list, err := ParseExceptions("f.toml", data)
+		clean(err)
+		for _, e := range list {
+			if err := e.Validate(); err != nil {
+				t.Errorf("accepted but not valid: %+v: %v", e, err)
+			}
+		}
+		// What hvid writes, it reads.
+		if again, err := ParseExceptions("f.toml", FormatExceptions("", list)); err != nil || len(again) != len(list) {
+			t.Errorf("written and read again: %d of %d, %v", len(again), len(list), err)
 		}
 	})
 }

@@ -47,6 +47,7 @@ func (s *Session) arm() error {
 		s.setGuard(e.Guard, GuardDegraded, e.Err.Error())
 	}
 	s.set = set
+	s.useExceptions()
 	s.setRef.Store(set)
 	s.stages.set(set)
 	for _, a := range set.Armed() {

@@ -45,6 +45,8 @@ type Options struct {
 	Log       *slog.Logger
 	// Identify is what kernels are identified with, besides their memory.
 	Identify linux.Options
+	// Permitted returns the host's exceptions; nil means that there are none.
+	Permitted Permitted
 	// Ended is told of each session that makes room for another one, or whose
 	// domain has gone, with its last counters. It must return soon and not call
 	// the engine. It may be nil.
@@ -364,7 +366,7 @@ func (e *Engine) attach(d *domain, decl Declaration) error {
 	}
 	e.tellEnded(d)
 	s := newSession(e.opt.Hypervisor, d.ledger, e.opt.Recorder, e.opt.Log, d.info, d.snapshot().Name, decl)
-	s.identifyWith = e.opt.Identify
+	s.identifyWith, s.permitted = e.opt.Identify, e.opt.Permitted
 	// Who runs already is not stopped for it.
 	s.holdOnFailure = held && decl.Spec.RequireAttach
 	d.ledger = nil

@@ -133,6 +133,9 @@ func (s *Session) scanPart(sc *scan, part int) {
 		return
 	}
 	delete(sc.suspects, part)
+	if changes = s.withoutPermitted(sc, changes); len(changes) == 0 {
+		return
+	}
 	s.update(func(st *Status) {
 		for i := range st.Guards {
 			if g := &st.Guards[i]; g.Name == sc.guard {
@@ -149,6 +152,31 @@ func (s *Session) scanPart(sc *scan, part int) {
 		}
 		s.write(s.foundRecord(sc.guard, c))
 	}
+}
+
+// withoutPermitted returns the changes that no exception permits, and takes the
+// others for known.
+func (s *Session) withoutPermitted(sc *scan, changes []guard.Change) []guard.Change {
+	var rest []guard.Change
+	allowed := uint64(0)
+	for _, c := range changes {
+		if !s.exceptions.Load().PermitsChange(sc.guard, c, time.Now()) {
+			rest = append(rest, c)
+			continue
+		}
+		sc.scanner.Accept(c)
+		allowed++
+	}
+	if allowed > 0 {
+		s.update(func(st *Status) {
+			for i := range st.Guards {
+				if g := &st.Guards[i]; g.Name == sc.guard {
+					g.Allowed += allowed
+				}
+			}
+		})
+	}
+	return rest
 }
 
 // foundRecord is the record of a change that was found.

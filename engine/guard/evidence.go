@@ -62,7 +62,7 @@ func (e *Evidence) take(t *Target, mem guest.Memory, ev *vmevent.Event) {
 	e.HasTask = t.Kernel.ReadTask(&ev.Regs, &e.Task) == nil
 
 	rip := x86.VirtAddr(ev.Regs.RIP)
-	if _, _, ok := t.Kernel.Symbolize(rip); !ok && rip.KernelHalf() {
+	if rip.KernelHalf() && (rip < t.Kernel.TextStart || rip >= t.Kernel.TextEnd) {
 		e.InModule = t.Kernel.ModuleAt(rip, &e.Module)
 	}
 	as := guest.NewAddressSpace(mem, ev.Regs.CR3, ev.Regs.CR4, ev.Regs.EFER)
@@ -70,8 +70,9 @@ func (e *Evidence) take(t *Target, mem guest.Memory, ev *vmevent.Event) {
 	if ev.Reason != vmevent.ReasonMemAccess {
 		return
 	}
-	// MOVS takes its bytes from RSI; for other stores these are not used.
-	e.sourceLen = readUpTo(&as, x86.VirtAddr(ev.Regs.RSI), e.source[:])
+	if e.copies() {
+		e.sourceLen = readUpTo(&as, x86.VirtAddr(ev.Regs.RSI), e.source[:])
+	}
 	n := min(maxBytes, x86.PageSize-int(ev.Mem.Offset))
 	if mem.ReadPhys(ev.Mem.Phys(), e.before[:n]) == nil {
 		e.beforeLen = uint8(n)

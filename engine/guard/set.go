@@ -26,7 +26,8 @@ type Armed struct {
 
 	// Passed counts accesses the guard saw and found to be the guest's own
 	// right, Violations those it did not, Blocked those of them it stopped.
-	Passed, Violations, Blocked atomic.Uint64
+	// Allowed counts those that an exception permits, which are no violations.
+	Passed, Violations, Blocked, Allowed atomic.Uint64
 }
 
 // Set is the guards armed for one domain. It is built before the first event
@@ -46,6 +47,9 @@ type Set struct {
 	view atomic.Uint32
 	// breakpoints are the hidden ones in that view, nil where there are none.
 	breakpoints atomic.Pointer[view.Breakpoints]
+
+	// exceptions are what the policy permits, nil for nothing.
+	exceptions atomic.Pointer[Exceptions]
 
 	// stepped and emulated count the accesses let through, by how.
 	stepped, emulated atomic.Uint64
@@ -126,6 +130,9 @@ func (s *Set) UseView(view uint16) { s.view.Store(uint32(view)) }
 // UseBreakpoints says which hidden breakpoints there are in the view of the
 // restricted pages; nil says that there are none.
 func (s *Set) UseBreakpoints(b *view.Breakpoints) { s.breakpoints.Store(b) }
+
+// UseExceptions says which violations are permitted from now on.
+func (s *Set) UseExceptions(x *Exceptions) { s.exceptions.Store(x) }
 
 // Armed returns the guards of the set.
 func (s *Set) Armed() []*Armed { return s.armed }
@@ -211,8 +218,14 @@ func (s *Set) passing(ev *vmevent.Event) vmevent.Verdict {
 }
 
 func (s *Set) violation(a *Armed, ev *vmevent.Event) vmevent.Verdict {
-	a.Violations.Add(1)
 	verdict, action := s.passing(ev), policy.ActionAlert
+	s.scratch = Evidence{Guard: a.Guard.Name}
+	s.scratch.take(s.target, s.mem, ev)
+	if s.exceptions.Load().permits(&s.scratch) {
+		a.Allowed.Add(1)
+		return verdict
+	}
+	a.Violations.Add(1)
 	if a.Action == policy.ActionBlock {
 		action = policy.ActionBlock
 		a.Blocked.Add(1)
@@ -222,8 +235,7 @@ func (s *Set) violation(a *Armed, ev *vmevent.Event) vmevent.Verdict {
 			verdict = vmevent.Deny
 		}
 	}
-	s.scratch = Evidence{Guard: a.Guard.Name, Action: action}
-	s.scratch.take(s.target, s.mem, ev)
+	s.scratch.Action = action
 	select {
 	case s.queue <- s.scratch:
 	default:

@@ -91,7 +91,9 @@ func (s Spec) SameIntent(t Spec) bool {
 		return false
 	}
 	a, b := s.Effective(), t.Effective()
-	return a.Mode == b.Mode && a.RequireAttach == b.RequireAttach && slices.EqualFunc(a.Guards, b.Guards, func(x, y EffectiveGuard) bool {
+	return a.Mode == b.Mode && a.RequireAttach == b.RequireAttach && slices.EqualFunc(a.Exceptions, b.Exceptions, func(x, y Exception) bool {
+		return x.ID() == y.ID() && x.Expires.Equal(y.Expires)
+	}) && slices.EqualFunc(a.Guards, b.Guards, func(x, y EffectiveGuard) bool {
 		return x.Name == y.Name && x.Action == y.Action
 	})
 }
@@ -212,7 +214,9 @@ type Effective struct {
 	RequireAttach   bool             `json:"require_attach,omitempty"`
 	OnEngineFailure EngineFailure    `json:"on_engine_failure"`
 	Guards          []EffectiveGuard `json:"guards"`
-	Origins         Origins          `json:"origins,omitzero"`
+	// Exceptions are those of the named policy.
+	Exceptions []Exception `json:"exceptions,omitempty"`
+	Origins    Origins     `json:"origins,omitzero"`
 }
 
 // Effective resolves the spec: one entry for every known guard, in the order of
@@ -226,6 +230,9 @@ func (s Spec) Effective() Effective {
 		OnEngineFailure: s.OnEngineFailure,
 		Guards:          make([]EffectiveGuard, 0, len(guards)),
 		Origins:         s.Origins,
+	}
+	if s.Named != nil {
+		e.Exceptions = s.Named.Exceptions
 	}
 	for _, g := range guards {
 		eg := EffectiveGuard{
