@@ -146,8 +146,9 @@ func (s *Session) scanPart(sc *scan, part int) {
 	})
 	for i, c := range changes {
 		sc.scanner.Accept(c)
-		if i >= maxScanRecords || !s.affordable(time.Now()) {
+		if i >= maxScanRecords || !s.affordable(sc.guard, time.Now()) {
 			s.unrecorded.Add(1)
+			s.suppress(sc.guard, journal.Found, time.Now(), 1)
 			continue
 		}
 		s.write(s.foundRecord(sc.guard, c))

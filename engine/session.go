@@ -256,6 +256,8 @@ func (s *Session) run(attached chan<- error) {
 			s.report(&e)
 		case <-s.fold.flushDue():
 			s.flush()
+		case <-s.fold.summaryDue():
+			s.summarize()
 		case <-s.scanDue():
 			s.scanSome()
 		case <-s.viewCheckDue():

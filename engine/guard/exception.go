@@ -130,9 +130,8 @@ func newPermit(e policy.Exception, id string, k *linux.Kernel) *permit {
 		return p
 	}
 	if e.Symbol != "" {
-		start, end, ok := k.Symbols.Range(e.Symbol)
-		if !ok {
-			p.why = "the guest's kernel has no symbol " + e.Symbol
+		start, end, why := place(e.Symbol, k)
+		if p.why = why; why != "" {
 			return p
 		}
 		p.from = span[x86.VirtAddr]{start, end}
@@ -148,9 +147,9 @@ func newPermit(e policy.Exception, id string, k *linux.Kernel) *permit {
 
 // aimAt makes a symbol of the kernel the target, or says why it can't be.
 func (p *permit) aimAt(symbol string, k *linux.Kernel) (why string) {
-	start, end, ok := k.Symbols.Range(symbol)
-	if !ok || start >= end {
-		return "the guest's kernel has no symbol " + symbol
+	start, end, why := place(symbol, k)
+	if why != "" {
+		return why
 	}
 	as := k.AddressSpace()
 	first, err := as.Translate(start)
@@ -163,6 +162,18 @@ func (p *permit) aimAt(symbol string, k *linux.Kernel) (why string) {
 	}
 	p.target, p.targetPhys = span[x86.VirtAddr]{start, end}, first.Phys
 	return ""
+}
+
+// place finds a symbol of the kernel, or says why it can't be told which place it is.
+func place(symbol string, k *linux.Kernel) (start, end x86.VirtAddr, why string) {
+	start, end, ok := k.Symbols.Range(symbol)
+	switch {
+	case !ok || start >= end:
+		return 0, 0, "the guest's kernel has no symbol " + symbol
+	case len(k.Symbols.LookupAll(symbol)) > 1:
+		return 0, 0, "the guest's kernel has several symbols " + symbol
+	}
+	return start, end, ""
 }
 
 // registerOf finds a register by the name that records give it.

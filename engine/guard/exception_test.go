@@ -184,8 +184,9 @@ func TestExceptionsExchange(t *testing.T) {
 		{Guard: policy.GuardKernelText, Process: "x", Kernel: "nothing"},
 		{Guard: policy.GuardKernelText, Symbol: "no_such"},
 		{Guard: policy.GuardKernelText, Target: "no_such"},
+		{Guard: policy.GuardKernelText, Target: "local_lock"},
 	}, f.kernel, nil).Uses()
-	for i, want := range []string{"the guest runs another kernel", "the guest's kernel has no symbol no_such", "the guest's kernel has no symbol no_such"} {
+	for i, want := range []string{"the guest runs another kernel", "the guest's kernel has no symbol no_such", "the guest's kernel has no symbol no_such", "the guest's kernel has several symbols local_lock"} {
 		if why[i].Why != want {
 			t.Errorf("%d: %q, want %q", i, why[i].Why, want)
 		}

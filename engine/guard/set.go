@@ -27,7 +27,8 @@ type Armed struct {
 	// Passed counts accesses the guard saw and found to be the guest's own
 	// right, Violations those it did not, Blocked those of them it stopped.
 	// Allowed counts those that an exception permits, which are no violations.
-	Passed, Violations, Blocked, Allowed atomic.Uint64
+	// Unrecorded counts violations for which the queue had no room.
+	Passed, Violations, Blocked, Allowed, Unrecorded atomic.Uint64
 }
 
 // Set is the guards armed for one domain. It is built before the first event
@@ -240,6 +241,7 @@ func (s *Set) violation(a *Armed, ev *vmevent.Event) vmevent.Verdict {
 	case s.queue <- s.scratch:
 	default:
 		s.unrecorded.Add(1)
+		a.Unrecorded.Add(1)
 	}
 	return verdict
 }

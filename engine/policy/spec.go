@@ -241,6 +241,10 @@ func (s Spec) Effective() Effective {
 			From:   "default of mode " + s.Mode.String(),
 		}
 		if s.Mode == ModeObserve || s.Mode == ModeEnforce {
+			if p, ok := lookupPreset(e.Preset); ok && p.line != nil {
+				l := p.of(g)
+				eg.set(s.Mode, l.Action, Origin{}, "policy "+p.Name)
+			}
 			if s.Named != nil {
 				eg.apply(s.Mode, s.Named.Guards, "policy "+s.Named.Name+" at ")
 			}
@@ -257,11 +261,16 @@ func (eg *EffectiveGuard) apply(m Mode, settings []GuardSetting, from string) {
 		if set.Name != eg.Name {
 			continue
 		}
-		eg.Action, eg.Origin, eg.From = set.Action, set.Origin, from+set.Origin.String()
-		if m == ModeObserve && set.Action > ActionAlert {
-			eg.Action = ActionAlert
-			eg.From += ", where it is " + set.Action.String() + "; mode observe never blocks"
-		}
+		eg.set(m, set.Action, set.Origin, from+set.Origin.String())
+	}
+}
+
+// set gives the guard an action, as far as the mode lets it.
+func (eg *EffectiveGuard) set(m Mode, a Action, at Origin, from string) {
+	eg.Action, eg.Origin, eg.From = a, at, from
+	if m == ModeObserve && a > ActionAlert {
+		eg.Action = ActionAlert
+		eg.From += ", where it is " + a.String() + "; mode observe never blocks"
 	}
 }
 

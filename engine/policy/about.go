@@ -1,0 +1,87 @@
+package policy
+
+import "slices"
+
+// About is what is told of a guard, and what the presets make of it: one row for
+// each guard, in the order of [Guards]. A new guard gets its row here.
+type About struct {
+	Guard GuardName `json:"guard"`
+	// Server and Strict are the actions under mode enforce in the presets
+	// linux-server and linux-strict, ServerWhy and StrictWhy the reasons: one
+	// sentence each, without a full stop.
+	Server    Action `json:"-"`
+	ServerWhy string `json:"-"`
+	Strict    Action `json:"-"`
+	StrictWhy string `json:"-"`
+	// Registers is what the guard can do on tier registers; on the better ones it
+	// can do everything.
+	Registers Ability `json:"registers"`
+	// Severity is that of a violation that took place, in the journal's words.
+	Severity string `json:"severity"`
+	// Techniques are those of MITRE ATT&CK (Enterprise, Linux) that it is for.
+	Techniques []Technique `json:"attack"`
+}
+
+// Technique is a technique of MITRE ATT&CK.
+type Technique struct {
+	ID   string `json:"id"`
+	Name string `json:"name"`
+}
+
+// Ability is what a guard can do on a tier.
+type Ability string
+
+// Abilities.
+const (
+	// AbilityFull: it sees a violation when it takes place, and can block it.
+	AbilityFull Ability = "full"
+	// AbilityFinds: it finds a violation some time afterwards, and blocks none.
+	AbilityFinds Ability = "finds"
+	// AbilityNone: it can't be armed.
+	AbilityNone Ability = "none"
+)
+
+// The techniques, by the names that ATT&CK gives them.
+var (
+	techRootkit    = Technique{"T1014", "Rootkit"}
+	techEscalation = Technique{"T1068", "Exploitation for Privilege Escalation"}
+	techImpair     = Technique{"T1562.001", "Impair Defenses: Disable or Modify Tools"}
+	techModules    = Technique{"T1547.006", "Boot or Logon Autostart Execution: Kernel Modules and Extensions"}
+)
+
+var abouts = []About{
+	{
+		Guard:  GuardKernelText,
+		Server: ActionBlock, ServerWhy: "nothing in a healthy guest writes its kernel's code but the kernel's own patching, which is let through",
+		Strict: ActionBlock, StrictWhy: "as in linux-server",
+		Registers: AbilityFinds, Severity: "critical",
+		Techniques: []Technique{techRootkit, techModules},
+	},
+	{
+		Guard:  GuardSyscallEntry,
+		Server: ActionBlock, ServerWhy: "a kernel sets these registers once for each processor, and always to the same",
+		Strict: ActionBlock, StrictWhy: "as in linux-server",
+		Registers: AbilityFull, Severity: "critical",
+		Techniques: []Technique{techRootkit},
+	},
+	{
+		Guard:  GuardControlRegisters,
+		Server: ActionAlert, ServerWhy: "a crash kernel (kdump) and kexec clear these bits on purpose, and a denied write may stop them",
+		Strict: ActionBlock, StrictWhy: "for guests that need neither kdump, kexec, nested virtualization nor reboot=bios",
+		Registers: AbilityFull, Severity: "high",
+		Techniques: []Technique{techImpair, techEscalation, techRootkit},
+	},
+}
+
+// Abouts returns what is told of each guard, in the order of [Guards].
+func Abouts() []About { return slices.Clone(abouts) }
+
+// LookupAbout finds what is told of a guard.
+func LookupAbout(name GuardName) (About, bool) {
+	for _, a := range abouts {
+		if a.Guard == name {
+			return a, true
+		}
+	}
+	return About{}, false
+}
