@@ -58,7 +58,7 @@ type Guard struct {
 	State string
 	// Violations counts since the domain's AttachedAt, Blocked those of them
 	// that were prevented, Found those that were found afterwards, Passed what the
-	// guard found legitimate.
+	// guard found legitimate, Allowed what an exception permits.
 	Violations, Blocked, Found, Passed, Allowed uint64
 }
 

@@ -86,8 +86,9 @@ type Record struct {
 	// Guard is the name of the guard as written in a policy, "kernel-text".
 	Guard  string `json:"guard"`
 	Action Action `json:"action"`
-	// Severity says how much it matters. Append sets it where it is empty.
-	Severity Severity `json:"severity"`
+	// Severity says how much it matters. Append sets it where it is empty; records of
+	// before there were any have none.
+	Severity Severity `json:"severity,omitempty"`
 	// Policy is where that was decided: a place in a file, a policy's name, or the
 	// default of the mode.
 	Policy printable.Text `json:"policy,omitzero"`
