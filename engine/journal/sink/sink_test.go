@@ -21,7 +21,7 @@ import (
 
 func aRecord(guard string) journal.Record {
 	return journal.Record{
-		Time: time.Date(2026, 5, 9, 7, 29, 33, 0, time.UTC), Domain: journal.Domain{UUID: "6c9f7a1e-0b1d-4f0e-9c5c-0123456789ab", Name: "web\\n1", ID: 7},
+		Schema: journal.Schema, Time: time.Date(2026, 5, 9, 7, 29, 33, 0, time.UTC), Domain: journal.Domain{UUID: "6c9f7a1e-0b1d-4f0e-9c5c-0123456789ab", Name: "web\\n1", ID: 7},
 		Guard: guard, Action: journal.Blocked, Severity: journal.High, Mode: "enforce",
 		Process: journal.Process{PID: 3, TGID: 2, Comm: "x", Parents: []journal.Parent{{TGID: 1, Comm: "init"}}},
 		Target:  journal.Target{Kind: journal.TargetMSR, MSR: &journal.MSRTarget{Index: 1}},
@@ -151,7 +151,6 @@ func TestFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "events.json")
 	s := sink.File(path, sink.FormatHVI)
 	r := aRecord("cr")
-	r.Schema = journal.Schema
 	if err := s.Write(&r); err != nil {
 		t.Fatal(err)
 	}
