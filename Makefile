@@ -11,13 +11,16 @@ VERSION ?=
 # Beside them, on demand: the same roads on the other processor (package-xl-intel,
 # package-libvirt-intel, xl-roads-intel, xl-roads-amd), parts of those
 # (package-units, package-metadata-intel), and what takes long by itself: tiers-amd,
-# package-upgrade, breakpoints with ten times the hits, xl-coredump,
+# package-upgrade, breakpoints with ten times the hits, xl-coredump-whole, attacks with its
+# siblings attacks-next, -access and -amd, looks-intel, looks-amd, slowdown,
 # linux-matrix and linux-hidden, which take each kernel's memory, linux-live, which
 # reads a guest that works, without Xen, linux-rest-xen and -next, which
-# read one at rest under Xen, and linux-live-xen and -next, whose guest dies of it.
+# read one at rest under Xen, linux-live-xen and -next, which read one that works,
+# linux-formats and linux-xencore, which read memory in each kind of file, and
+# linux-volatility, which needs Volatility 3.
 DEMO  ?= demo
 SUITE ?= $(BOCHS) $(QEMU_DEBIAN) $(QEMU) $(HOST)
-BOCHS ?= boot-intel demo skeleton-intel views breakpoints-quick metrics guest-pti guards-off hvid-stopped hvid-killed bad-input first-instruction
+BOCHS ?= boot-intel demo skeleton-intel views breakpoints-quick modules metrics guest-pti guards-off hvid-stopped hvid-killed bad-input first-instruction xl-coredump-intel
 QEMU  ?= boot-amd skeleton-amd cycles
 HOST  ?= linux-matrix-quick linux-hidden-quick linux-live-quick
 QEMU_DEBIAN  ?= package-libvirt

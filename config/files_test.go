@@ -63,7 +63,7 @@ syscall-entry = "alert"
 	}
 	e := d.Spec.Effective()
 	if e.Mode != policy.ModeEnforce || e.Preset != "strict" || !e.RequireAttach ||
-		e.Guards[0].From != "policy strict at "+filepath.Join(s.Dir, "policies/strict.toml")+":2:26" || e.Guards[1].From != path+":5:17" {
+		from(e, policy.GuardKernelText) != "policy strict at "+filepath.Join(s.Dir, "policies/strict.toml")+":2:26" || from(e, policy.GuardSyscallEntry) != path+":5:17" {
 		t.Errorf("%+v", e)
 	}
 
@@ -297,4 +297,14 @@ func TestRequiredOfBrokenFile(t *testing.T) {
 			t.Errorf("%q: required %v, want %v; %v", text, d.Required, want, err)
 		}
 	}
+}
+
+// from is where a guard's action comes from.
+func from(e policy.Effective, name policy.GuardName) string {
+	for _, g := range e.Guards {
+		if g.Name == name {
+			return g.From
+		}
+	}
+	return ""
 }

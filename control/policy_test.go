@@ -163,7 +163,16 @@ func TestReportOfASpec(t *testing.T) {
 	want := PolicyReport{
 		Declared: PolicyWords{Mode: "enforce", Policy: "ours", Guards: []GuardRequest{{"syscall-entry", "alert"}}},
 		Mode:     PolicyValue{"enforce", file}, Policy: PolicyValue{"ours", file}, RequireAttach: PolicyValue{"yes", ours},
-		Guards: []PolicyGuard{{"kernel-text", "alert", "policy ours at " + ours}, {"syscall-entry", "alert", file}, {"cr", "block", "default of mode enforce"}},
+	}
+	for _, g := range policy.Guards() {
+		is := PolicyGuard{string(g.Name), g.Enforce.String(), "default of mode enforce"}
+		switch g.Name {
+		case policy.GuardKernelText:
+			is.Action, is.From = "alert", "policy ours at "+ours
+		case policy.GuardSyscallEntry:
+			is.Action, is.From = "alert", file
+		}
+		want.Guards = append(want.Guards, is)
 	}
 	if !reflect.DeepEqual(r, want) {
 		t.Errorf("got  %+v\nwant %+v", r, want)

@@ -75,6 +75,7 @@ func (s *Session) rearm() error {
 	ctx, cancel := context.WithTimeout(context.Background(), quietLimit)
 	s.waitQuiet(ctx)
 	cancel()
+	s.releaseGone()
 	s.recordRest()
 	if err := s.ledger.Undo(ledger.OpSteps); err != nil {
 		return fail(err)

@@ -42,7 +42,7 @@ func (s *Session) arm() error {
 	if err != nil {
 		return fail(err)
 	}
-	set, err := guard.NewSet(&guard.Target{Kernel: s.kernel, Boot: s.arming, Now: now}, s.memory, actions)
+	set, err := guard.NewSet(&guard.Target{Kernel: s.kernel, Boot: s.arming, Now: now, Actions: actions}, s.memory, actions)
 	for _, e := range prepareErrors(err) {
 		s.setGuard(e.Guard, GuardDegraded, e.Err.Error())
 	}
@@ -76,18 +76,14 @@ func (s *Session) arm() error {
 		views.restrict(a)
 	}
 	s.startScans()
+	s.startLooks()
 	s.update(func(st *Status) { st.Views = views })
 	s.watchView(views)
+	s.startMoving()
 	if err := s.ledger.Unpause(); err != nil {
 		return fail(err)
 	}
-	state := StateProtecting
-	for _, g := range s.Status().Guards {
-		if g.State == GuardDegraded || g.State == GuardUnavailable || g.State == GuardScanning {
-			state = StateDegraded
-		}
-	}
-	s.setState(state)
+	s.settle()
 	return nil
 }
 
@@ -95,7 +91,7 @@ func (s *Session) arm() error {
 // it. An error leaves the view in parts, to be closed.
 func (s *Session) enforceIn(view uint16, set *guard.Set) error {
 	for _, a := range set.Armed() {
-		for _, f := range a.Watch.Frames {
+		for _, f := range a.Frames {
 			if err := s.ledger.RestrictView(view, a.Watch.Access, f.First, f.N); err != nil {
 				return err
 			}
@@ -113,7 +109,7 @@ func (s *Session) enforceIn(view uint16, set *guard.Set) error {
 // in a view already.
 func (s *Session) enforce(a *guard.Armed, view uint16) error {
 	if view == noView {
-		for _, f := range a.Watch.Frames {
+		for _, f := range a.Frames {
 			if err := s.ledger.Restrict(a.Watch.Access, f.First, f.N); err != nil {
 				return err
 			}

@@ -344,7 +344,7 @@ func TestBreakpointsOutlivePolicy(t *testing.T) {
 	if a := w.dom.ViewAccess(runningView, shadow); a != abi.AccessN {
 		t.Errorf("after a flush the shadow page has access %d", a)
 	}
-	if n := w.status().Restored; n != linuxtest.TextSize/x86.PageSize+1 {
+	if n := w.status().Restored; n != guardedFrames+1 {
 		t.Errorf("%d frames restored", n)
 	}
 	// With no guard that restricts pages there is still the view.

@@ -41,6 +41,7 @@ func (s *Session) withdraw(final State, hold bool) error {
 		return nil
 	}
 	s.finished = true
+	s.stopLooks()
 	if s.gone() {
 		return s.forget(final)
 	}
@@ -58,6 +59,7 @@ func (s *Session) withdraw(final State, hold bool) error {
 		for _, m := range s.heldMoments() {
 			s.server.Release(m.vcpu, vmevent.Continue)
 		}
+		s.releaseGone()
 		if !hold {
 			// A domain that is to stay held has either not run a moment with the
 			// ring, or is shut down: nobody waits to act upon an answer.
@@ -200,6 +202,7 @@ func gone(hv Hypervisor, was xen.DomainInfo) bool {
 // took with it.
 func (s *Session) forget(final State) error {
 	var errs []error
+	s.stopLooks()
 	s.unwatchView()
 	if s.server != nil {
 		// Stop's error is that of a channel whose other end is gone.

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -47,6 +48,9 @@ type Options struct {
 	Identify linux.Options
 	// Permitted returns the host's exceptions; nil means that there are none.
 	Permitted Permitted
+	// FirstLook is within what time of their arming the guards that look into the
+	// guest now and then do so first; 0 is five seconds.
+	FirstLook time.Duration
 	// Ended is told of each session that makes room for another one, or whose
 	// domain has gone, with its last counters. It must return soon and not call
 	// the engine. It may be nil.
@@ -367,6 +371,7 @@ func (e *Engine) attach(d *domain, decl Declaration) error {
 	e.tellEnded(d)
 	s := newSession(e.opt.Hypervisor, d.ledger, e.opt.Recorder, e.opt.Log, d.info, d.snapshot().Name, decl)
 	s.identifyWith, s.permitted = e.opt.Identify, e.opt.Permitted
+	s.firstLook = cmp.Or(e.opt.FirstLook, firstLook)
 	// Who runs already is not stopped for it.
 	s.holdOnFailure = held && decl.Spec.RequireAttach
 	d.ledger = nil
@@ -408,6 +413,9 @@ func (e *Engine) ShutDown(info xen.DomainInfo) {
 		return
 	}
 	if r := info.ShutdownReason; r != abi.ShutdownSuspend && r != abi.ShutdownSoftReset {
+		if r == abi.ShutdownCrash {
+			s.ReportCrash()
+		}
 		e.finish(d, (*Session).Detach)
 		d.resume = d.inForce()
 		return

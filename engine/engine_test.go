@@ -1,6 +1,7 @@
 package engine_test
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"log/slog"
@@ -42,21 +43,22 @@ func (r *records) Append(rec journal.Record) (journal.Record, error) {
 // world is a fake Xen with one Linux guest that its toolstack has built and
 // not started, and an engine beside it.
 type world struct {
-	t      *testing.T
-	layout *abi.Layout
-	xen    *xentest.Hypervisor
-	host   *xen.Host
-	guest  *linuxtest.Guest
-	dom    *xentest.Domain
-	info   xen.DomainInfo
-	engine *engine.Engine
-	events *records
-	known  linux.Options   // what kernels are identified with
-	ended  []engine.Status // not under a lock: read it when nothing is under way
-	dir    string
-	decl   engine.Declaration
-	found  bool
-	err    error
+	firstLook time.Duration // an hour if 0
+	t         *testing.T
+	layout    *abi.Layout
+	xen       *xentest.Hypervisor
+	host      *xen.Host
+	guest     *linuxtest.Guest
+	dom       *xentest.Domain
+	info      xen.DomainInfo
+	engine    *engine.Engine
+	events    *records
+	known     linux.Options   // what kernels are identified with
+	ended     []engine.Status // not under a lock: read it when nothing is under way
+	dir       string
+	decl      engine.Declaration
+	found     bool
+	err       error
 	// permitted are the host's exceptions.
 	permitted atomic.Pointer[[]policy.Exception]
 	// resolving is called while what is declared is looked for, if it is set.
@@ -152,6 +154,7 @@ func (h hypervisor) Registers(id xen.DomID, vcpu int) (x86.Registers, error) {
 // newEngine makes an engine, as the next hvid has one.
 func (w *world) newEngine() *engine.Engine {
 	return engine.New(engine.Options{
+		FirstLook:  cmp.Or(w.firstLook, time.Hour),
 		Hypervisor: hypervisor{engine.OnXen(w.host), w}, Mutator: mutate.New(w.host), LedgerDir: w.dir, Recorder: w.events,
 		Resolve: func(xen.DomainInfo, string) (engine.Declaration, bool, error) {
 			if w.resolving != nil {
@@ -378,8 +381,8 @@ func TestLife(t *testing.T) {
 				t.Fatalf("after boot: %s, %+v, %+v", st.State, st.Kernel, st.Failure)
 			}
 			text := uint64(w.guest.PhysBase.GFN())
-			if r := w.dom.Restricted(); len(r) != linuxtest.TextSize/x86.PageSize || uint64(r[0]) != text {
-				t.Errorf("restricted frames %v, want those of kernel text from %#x", r, text)
+			if r := w.dom.Restricted(); len(r) != guardedFrames || uint64(r[0]) != text {
+				t.Errorf("%d restricted frames from %#x, want %d from %#x", len(r), r[0], guardedFrames, text)
 			}
 			for _, m := range w.dom.Monitored() {
 				if m.Event == abi.MonitorEventWriteCtrlReg && m.Register == abi.VMEventX86CR3 || m.Event != abi.MonitorEventMovToMSR && m.Event != abi.MonitorEventWriteCtrlReg {
@@ -612,6 +615,10 @@ func TestScan(t *testing.T) {
 	w.engine.ShutDown(w.info)
 	w.checkClean(1)
 }
+
+// guardedFrames are the pages that all guards restrict: code, read-only data, and
+// the table of interrupts.
+const guardedFrames = (linuxtest.TextSize+linuxtest.RODataEnd-linuxtest.ROData)/x86.PageSize + 1
 
 // TestAMD has the register tier: one guard works, the other says why not.
 func TestAMD(t *testing.T) {

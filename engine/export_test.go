@@ -1,12 +1,14 @@
 package engine
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 
 	"github.com/xen-hvi/hvi/engine/guard"
 	"github.com/xen-hvi/hvi/engine/guest/linux"
 	"github.com/xen-hvi/hvi/engine/ledger"
+	"github.com/xen-hvi/hvi/engine/policy"
 	"github.com/xen-hvi/hvi/engine/vmevent"
 	"github.com/xen-hvi/hvi/engine/xen"
 )
@@ -58,3 +60,30 @@ func (e *Engine) ScanForTest(id xen.DomID, n int) {
 		}
 	})
 }
+
+// LookForTest has the session of a domain look for one guard.
+func (e *Engine) LookForTest(id xen.DomID, name policy.GuardName) {
+	s := e.byID(id).current()
+	s.do(func() {
+		for _, g := range guard.All() {
+			if g.Name == name {
+				r := lookResult{guard: name}
+				r.verdict, r.err = lookOnce(context.Background(), s.hv, s.info, s.kernel, g.Look.Checks)
+				s.tell(r)
+			}
+		}
+	})
+}
+
+// FollowMovingForTest has the session of a domain look for what is to be guarded
+// now.
+func (e *Engine) FollowMovingForTest(id xen.DomID) {
+	s := e.byID(id).current()
+	s.do(s.followMoving)
+}
+
+// What a crash's record is made of.
+var (
+	CrashReason = crashReason
+	CrashLog    = crashLog
+)

@@ -80,7 +80,7 @@ func (e *Engine) Look(ctx context.Context, id xen.DomID, f func(*linux.Reader) e
 	k, regs, err := e.find(d, info, mem)
 	if err == nil {
 		r := k.NewReader(regs)
-		r.Follow(func() ([]x86.Registers, error) { return e.registers(info) })
+		r.Follow(func() ([]x86.Registers, error) { return registers(e.opt.Hypervisor, info) })
 		err = f(r)
 	}
 	closeErr := mem.Close()
@@ -92,10 +92,10 @@ func (e *Engine) Look(ctx context.Context, id xen.DomID, f func(*linux.Reader) e
 }
 
 // registers are those of each virtual processor. One that is not up has none.
-func (e *Engine) registers(info xen.DomainInfo) ([]x86.Registers, error) {
+func registers(hv Hypervisor, info xen.DomainInfo) ([]x86.Registers, error) {
 	regs := make([]x86.Registers, min(max(info.VCPUs, 1), maxVCPUs))
 	for i := range regs {
-		r, err := e.opt.Hypervisor.Registers(info.ID, i)
+		r, err := hv.Registers(info.ID, i)
 		if i == 0 && errors.Is(err, xen.ErrVCPUOffline) {
 			return nil, fmt.Errorf("%w: %w", ErrNoKernelYet, err)
 		}
@@ -115,7 +115,7 @@ const maxFinds = 3
 // session protects, the one found by an earlier reading, or what is found now.
 func (e *Engine) find(d *domain, info xen.DomainInfo, mem guest.Memory) (k *linux.Kernel, regs []x86.Registers, err error) {
 	for try := 1; ; try++ {
-		if regs, err = e.registers(info); err != nil {
+		if regs, err = registers(e.opt.Hypervisor, info); err != nil {
 			return nil, nil, err
 		}
 		known := d.knownKernels()

@@ -57,6 +57,10 @@ func newRecord(e *guard.Evidence, k *linux.Kernel) journal.Record {
 	if e.Mem.Flags&vmevent.AccessGLAValid != 0 {
 		m.Location = location(k, e.Mem.GLA)
 	}
+	if e.MappedAt != 0 {
+		m.Module = printable.Escape(e.Target.Name())
+		m.Symbol, m.Offset = m.Module, journal.Hex(e.MappedAt-e.Target.Base)
+	}
 	if m.Symbol == "" {
 		// A write through another mapping of the page (the direct map, an
 		// alias): name what lies at that physical address in the image.

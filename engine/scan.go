@@ -61,7 +61,7 @@ func (s *Session) startScans() {
 		if now.State != GuardUnavailable {
 			continue
 		}
-		scanner, err := g.Scan(&guard.Target{Kernel: s.kernel, Boot: s.arming})
+		scanner, err := g.Scan(&guard.Target{Kernel: s.kernel, Boot: s.arming, Actions: s.actions()})
 		if err != nil {
 			s.log.Warn("no scan instead of a guard", "guard", string(g.Name), "err", err)
 			s.setGuard(g.Name, GuardUnavailable, now.Reason+"; and it can't be scanned for: "+err.Error())
@@ -199,3 +199,12 @@ func (s *Session) foundRecord(name policy.GuardName, c guard.Change) journal.Rec
 
 // maxFoundBytes is how much of what was found is kept.
 const maxFoundBytes = 64
+
+// actions is what the policy asks for of each guard.
+func (s *Session) actions() map[policy.GuardName]policy.Action {
+	out := make(map[policy.GuardName]policy.Action)
+	for _, g := range s.policy.Guards {
+		out[g.Name] = g.Action
+	}
+	return out
+}

@@ -35,6 +35,8 @@ type Session struct {
 	identifyWith linux.Options
 	// permitted are the host's exceptions, nil for none.
 	permitted Permitted
+	// firstLook is Options.FirstLook.
+	firstLook time.Duration
 	// holdOnFailure keeps the domain held if it cannot be attached to.
 	holdOnFailure bool
 
@@ -55,6 +57,8 @@ type Session struct {
 	kernel  *linux.Kernel
 	set     *guard.Set
 	scans   []*scan
+	looks   *looks
+	moving  moving
 	entry   *kernelEntry
 	boot    *bootEnd
 	tries   int
@@ -164,6 +168,19 @@ func (s *Session) setState(state State) {
 	s.log.Info("session", "state", string(state))
 }
 
+// settle sets the state that the guards' states amount to.
+func (s *Session) settle() {
+	state := StateProtecting
+	for _, g := range s.Status().Guards {
+		if g.State == GuardDegraded || g.State == GuardUnavailable || g.State == GuardScanning {
+			state = StateDegraded
+		}
+	}
+	if s.Status().State != state {
+		s.setState(state)
+	}
+}
+
 func (s *Session) fail(stage, fix string, err error) {
 	s.update(func(st *Status) {
 		st.State = StateFailed
@@ -228,6 +245,7 @@ func (s *Session) Release() error {
 func (s *Session) run(attached chan<- error) {
 	defer close(s.quit)
 	defer s.stopScans()
+	defer s.stopLooks()
 	err := s.attach()
 	attached <- err
 	if err != nil {
@@ -260,8 +278,14 @@ func (s *Session) run(attached chan<- error) {
 			s.summarize()
 		case <-s.scanDue():
 			s.scanSome()
+		case l := <-s.found():
+			s.tell(l)
 		case <-s.viewCheckDue():
 			s.checkView()
+		case <-s.movingDue():
+			s.followMoving()
+		case g := <-s.goneFrames():
+			s.letGoOf(g)
 		case <-s.server.Done():
 			s.ringLost()
 		}
@@ -282,6 +306,7 @@ func (s *Session) ringLost() {
 	s.fail("serve the monitor ring", "restart hvid; the guest goes on unprotected until then", err)
 	s.finished = true
 	s.unwatchView()
+	s.stopLooks()
 	s.recordRest()
 	if err := errors.Join(s.unmap(), undoDead(s.hv, s.ledger, s.info), s.ledger.Close()); err != nil {
 		s.log.Error("withdraw", "err", err)

@@ -93,7 +93,7 @@ func (v viewsStatus) access(id uint16, gfn x86.GFN) (xen.Access, bool) {
 // restrict notes what a guard watches in the current view.
 func (v viewsStatus) restrict(a *guard.Armed) {
 	current := v.current()
-	for _, f := range a.Watch.Frames {
+	for _, f := range a.Frames {
 		current.Restricted = append(current.Restricted, RestrictedFrames{First: f.First, Count: f.N, Access: a.Watch.Access, Guard: a.Guard.Name})
 	}
 }

@@ -32,6 +32,7 @@ func (s *Session) watchView(views viewsStatus) {
 
 // unwatchView ends that, before the view goes.
 func (s *Session) unwatchView() {
+	s.stopMoving()
 	if s.viewCheck != nil {
 		s.viewCheck.Stop()
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/xen-hvi/hvi/engine"
 	"github.com/xen-hvi/hvi/engine/guest/linux/linuxtest"
+	"github.com/xen-hvi/hvi/engine/policy"
 	"github.com/xen-hvi/hvi/engine/x86"
 	"github.com/xen-hvi/hvi/engine/xen"
 	"github.com/xen-hvi/hvi/engine/xen/abi"
@@ -55,13 +56,18 @@ func TestViews(t *testing.T) {
 			if r := w.dom.Restricted(); len(r) != 0 {
 				t.Errorf("restricted for everybody: %v", r)
 			}
-			if v, r := w.dom.View(), w.dom.ViewRestricted(1); v != 1 || len(r) != linuxtest.TextSize/x86.PageSize {
+			if v, r := w.dom.View(), w.dom.ViewRestricted(1); v != 1 || len(r) != guardedFrames {
 				t.Errorf("vCPUs are in view %d, which restricts %v", v, r)
 			}
 			host := engine.ViewStatus{ID: 0}
-			ours := engine.ViewStatus{ID: 1, Current: true, Restricted: []engine.RestrictedFrames{{
-				First: w.guest.PhysBase.GFN(), Count: linuxtest.TextSize / x86.PageSize, Access: xen.AccessRX, Guard: "kernel-text",
-			}}}
+			restricted := func(off, size x86.PhysAddr, by policy.GuardName) engine.RestrictedFrames {
+				return engine.RestrictedFrames{First: (w.guest.PhysBase + off).GFN(), Count: uint64(size / x86.PageSize), Access: xen.AccessRX, Guard: by}
+			}
+			ours := engine.ViewStatus{ID: 1, Current: true, Restricted: []engine.RestrictedFrames{
+				restricted(0, linuxtest.TextSize, policy.GuardKernelText),
+				restricted(linuxtest.ROData, linuxtest.RODataEnd-linuxtest.ROData, policy.GuardKernelROData),
+				restricted(linuxtest.IDT, x86.PageSize, policy.GuardInterruptTable),
+			}}
 			if want := []engine.ViewStatus{host, ours}; !reflect.DeepEqual(st.Views, want) {
 				t.Errorf("views %+v, want %+v", st.Views, want)
 			}
@@ -163,7 +169,7 @@ func TestNoView(t *testing.T) {
 			if st.State != engine.StateProtecting || st.Tier != engine.TierAccess || !strings.Contains(st.TierReason, op) {
 				t.Errorf("%s, tier %s (%s), %+v", st.State, st.Tier, st.TierReason, st.Failure)
 			}
-			if r := w.dom.Restricted(); len(r) != linuxtest.TextSize/x86.PageSize || w.dom.AltP2MActive() || w.dom.View() != 0 {
+			if r := w.dom.Restricted(); len(r) != guardedFrames || w.dom.AltP2MActive() || w.dom.View() != 0 {
 				t.Errorf("%d frames restricted, views %v, in view %d", len(r), w.dom.AltP2MActive(), w.dom.View())
 			}
 			if f := w.writeText(); f != abi.VMEventFlagVCPUPaused|abi.VMEventFlagEmulate|abi.VMEventFlagEmulateNoWrite {
@@ -234,7 +240,7 @@ func TestViewCheck(t *testing.T) {
 			w := newWorld(t, xentest.Config{Release: xen.Release{Major: 4, Minor: minor}, AltP2M: true}, withViews)
 			w.appear()
 			w.boot()
-			text, n := w.guest.PhysBase.GFN(), linuxtest.TextSize/x86.PageSize
+			text, n := w.guest.PhysBase.GFN(), guardedFrames
 			w.engine.CheckView(7)
 			if st := w.status(); st.Restored != 0 || st.State != engine.StateProtecting {
 				t.Errorf("%d frames restored, %s, with nothing lost", st.Restored, st.State)

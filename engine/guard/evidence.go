@@ -49,6 +49,10 @@ type Evidence struct {
 	// Module is the loaded module that RIP lies in, if InModule.
 	Module   linux.Module
 	InModule bool
+	// MappedAt is where the kernel maps what was accessed, if it belongs to a
+	// loaded module, Target; 0 if not.
+	MappedAt x86.VirtAddr
+	Target   linux.Module
 }
 
 // Insn returns the bytes at RIP that could be read.
@@ -64,12 +68,16 @@ func (e *Evidence) Stack() []byte { return e.stack[:e.stackLen] }
 // When returns the time of the violation.
 func (e *Evidence) When() time.Time { return time.Unix(0, e.Time) }
 
-// take fills e from an event. Whatever cannot be read is left out: a violation
+// take fills e from an event. page is where the kernel maps the page of a module
+// that was accessed, 0 for all else. Whatever cannot be read is left out: a violation
 // is reported with what there is.
-func (e *Evidence) take(t *Target, mem guest.Memory, ev *vmevent.Event) {
+func (e *Evidence) take(t *Target, mem guest.Memory, ev *vmevent.Event, page x86.VirtAddr) {
 	e.Time = time.Now().UnixNano()
 	e.VCPU, e.Regs, e.Reason, e.Mem, e.MSR, e.CR = ev.VCPU, ev.Regs, ev.Reason, ev.Mem, ev.MSR, ev.CR
 	e.HasTask = t.Kernel.ReadTask(&ev.Regs, &e.Task) == nil
+	if e.MappedAt = 0; page != 0 && t.Kernel.ModuleAt(page, &e.Target) {
+		e.MappedAt = page + x86.VirtAddr(ev.Mem.Offset)
+	}
 
 	rip := x86.VirtAddr(ev.Regs.RIP)
 	if rip.KernelHalf() && (rip < t.Kernel.TextStart || rip >= t.Kernel.TextEnd) {

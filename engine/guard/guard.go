@@ -26,6 +26,12 @@ type Watch struct {
 	// Frames are restricted to Access, which must not be more than what the
 	// guest's own use of them needs.
 	Frames []linux.FrameRange
+	// Ranges are bytes to watch on frames that are restricted likewise. An access
+	// to one is this guard's to judge, also where another watches the frame; what
+	// else is on the frame is nobody's, or that other's. It must be memory that a
+	// healthy guest leaves alone: how many bytes an access takes is not known, so
+	// one that begins before a range and reaches into it is not the range's.
+	Ranges []linux.PhysRange
 	Access xen.Access
 	// MSRs are reported when a write changes their value.
 	MSRs []uint32
@@ -52,13 +58,16 @@ type Target struct {
 	// Now holds each vCPU's registers while the guards are being armed; a vCPU
 	// that is not up has those of a processor after its reset, all zero here.
 	Now []x86.Registers
+	// Actions is what the policy asks for of each guard.
+	Actions map[policy.GuardName]policy.Action
 }
 
 // Guard is one protection.
 type Guard struct {
 	Name  policy.GuardName
 	Needs Need
-	// Watch says what to report for this guest. It may read guest memory.
+	// Watch says what to report for this guest. It may read guest memory. It is
+	// nil, and Bind is, for a guard that only looks, or whose frames move.
 	Watch func(*Target) (Watch, error)
 	// Bind returns the judge of this guest's events: true means violation.
 	// The judge runs on the ring thread and must not allocate.
@@ -67,7 +76,17 @@ type Guard struct {
 	// needs; nil for a guard that can't. The guest must be paused while it is
 	// called.
 	Scan func(*Target) (Scanner, error)
+	// Moving is for a guard whose frames come and go; nil for all others.
+	Moving *Moving
+	// Look finds violations afterwards, on every platform; nil for a guard that
+	// has no need to.
+	Look *Look
 }
 
 // All returns every guard, in the order they are armed and shown.
-func All() []Guard { return []Guard{KernelText(), SyscallEntry(), ControlRegisters()} }
+func All() []Guard {
+	return []Guard{
+		KernelText(), Modules(), ReadOnlyData(), ExceptionTable(), SyscallTable(), InterruptTable(), VDSO(),
+		SegmentTable(), SyscallEntry(), ControlRegisters(), FunctionPointers(), UsermodeHelpers(), Credentials(), HiddenObjects(), Panic(),
+	}
+}

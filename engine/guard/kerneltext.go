@@ -33,22 +33,26 @@ func KernelText() Guard {
 			}
 			return Watch{Frames: frames, Access: xen.AccessRX}, nil
 		},
-		Bind: func(t *Target) (func(*vmevent.Event) bool, error) {
-			poke, err := t.Kernel.TextPoke()
-			if err != nil {
-				return nil, fmt.Errorf("find the kernel's own way of patching text: %w", err)
-			}
-			start, end := t.Kernel.TextStart, t.Kernel.TextEnd
-			return func(ev *vmevent.Event) bool {
-				if ev.Reason != vmevent.ReasonMemAccess || ev.Mem.Flags&vmevent.AccessWrite == 0 {
-					return false
-				}
-				rip := x86.VirtAddr(ev.Regs.RIP)
-				ownCode := rip >= start && rip < end
-				ownTable := x86.PhysAddr(ev.Regs.CR3&x86.CR3AddrMask) == poke.CR3
-				ownWindow := ev.Mem.Flags&vmevent.AccessGLAValid != 0 && poke.Contains(ev.Mem.GLA)
-				return !(ownCode && ownTable && ownWindow)
-			}, nil
-		},
+		Bind: foreignWrite,
 	}
+}
+
+// foreignWrite judges that every write is a violation but for those of the
+// kernel's own text_poke.
+func foreignWrite(t *Target) (func(*vmevent.Event) bool, error) {
+	poke, err := t.Kernel.TextPoke()
+	if err != nil {
+		return nil, fmt.Errorf("find the kernel's own way of patching text: %w", err)
+	}
+	start, end := t.Kernel.TextStart, t.Kernel.TextEnd
+	return func(ev *vmevent.Event) bool {
+		if ev.Reason != vmevent.ReasonMemAccess || ev.Mem.Flags&vmevent.AccessWrite == 0 {
+			return false
+		}
+		rip := x86.VirtAddr(ev.Regs.RIP)
+		ownCode := rip >= start && rip < end
+		ownTable := x86.PhysAddr(ev.Regs.CR3&x86.CR3AddrMask) == poke.CR3
+		ownWindow := ev.Mem.Flags&vmevent.AccessGLAValid != 0 && poke.Contains(ev.Mem.GLA)
+		return !(ownCode && ownTable && ownWindow)
+	}, nil
 }

@@ -31,13 +31,14 @@ type Change struct {
 	// Note is what else is known of it, one sentence or nothing.
 	Note string
 
-	text linux.TextChange
+	image linux.ImageChange
+	part  int
 }
 
 // textScanner is the Scanner of kernel text.
 type textScanner struct {
 	reader *linux.Reader
-	watch  *linux.TextWatch
+	watch  *linux.ImageWatch
 }
 
 func scanText(t *Target) (Scanner, error) {
@@ -62,9 +63,9 @@ func (s textScanner) Compare(part int) ([]Change, error) {
 				n += fmt.Sprintf(": this one leads to %s (%s)", c.To.Addr, c.To.In)
 			}
 		}
-		out = append(out, Change{Addr: c.Addr, Now: c.Now, Note: n, text: c})
+		out = append(out, Change{Addr: c.Addr, Now: c.Now, Note: n, image: c})
 	}
 	return out, err
 }
 
-func (s textScanner) Accept(c Change) { s.watch.Accept(c.text) }
+func (s textScanner) Accept(c Change) { s.watch.Accept(c.image) }

@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 
 	"github.com/xen-hvi/hvi/engine/guest"
+	"github.com/xen-hvi/hvi/engine/guest/linux"
 	"github.com/xen-hvi/hvi/engine/policy"
 	"github.com/xen-hvi/hvi/engine/view"
 	"github.com/xen-hvi/hvi/engine/vmevent"
@@ -21,8 +22,13 @@ type Armed struct {
 	Guard  Guard
 	Action policy.Action
 	Watch  Watch
+	// Frames are to be restricted to Watch.Access: those watched, but for what a
+	// guard before this one has restricted already.
+	Frames []linux.FrameRange
 
 	judge func(*vmevent.Event) bool
+	// judgeAt judges an access to a frame of a guard whose frames move.
+	judgeAt func(*vmevent.Event, x86.VirtAddr) MovingVerdict
 
 	// Passed counts accesses the guard saw and found to be the guest's own
 	// right, Violations those it did not, Blocked those of them it stopped.
@@ -39,10 +45,18 @@ type Set struct {
 	armed  []*Armed
 	// frames, msrs and ctrlRegs say which guard watches what: its place in
 	// armed, plus one. Reading a map neither allocates nor locks, and takes the
-	// same time for one page as for a million.
-	frames   map[x86.GFN]uint8
+	// same time for one page as for a million. A frame with hasParts has guards
+	// for some of its bytes, which are in parts.
+	frames   map[x86.GFN]uint16
+	parts    map[x86.GFN][]part
 	msrs     map[uint32]uint8
 	ctrlRegs [vmevent.NumCtrlRegs]uint8
+
+	// moving are the frames of the guard whose frames move, with where the kernel
+	// maps each; movingIndex is its place in armed, plus one, 0 for none.
+	moving      atomic.Pointer[map[x86.GFN]x86.VirtAddr]
+	movingIndex uint8
+	gone        chan GoneFrame
 
 	// view is the one whose pages are restricted, 0 where the host's are.
 	view atomic.Uint32
@@ -71,9 +85,11 @@ type Set struct {
 func NewSet(t *Target, mem guest.Memory, actions map[policy.GuardName]policy.Action) (*Set, error) {
 	s := &Set{
 		target: t, mem: mem,
-		frames: make(map[x86.GFN]uint8),
+		frames: make(map[x86.GFN]uint16),
+		parts:  make(map[x86.GFN][]part),
 		msrs:   make(map[uint32]uint8),
 		queue:  make(chan Evidence, queueLen),
+		gone:   make(chan GoneFrame, queueLen),
 	}
 	var errs []error
 	for _, g := range All() {
@@ -99,6 +115,19 @@ func (e *PrepareError) Error() string { return fmt.Sprintf("guard %s: %v", e.Gua
 func (e *PrepareError) Unwrap() error { return e.Err }
 
 func (s *Set) add(g Guard, action policy.Action) error {
+	if g.Moving != nil {
+		judge, err := g.Moving.Bind(s.target)
+		if err != nil {
+			return err
+		}
+		s.armed = append(s.armed, &Armed{Guard: g, Action: action, judgeAt: judge})
+		s.movingIndex = uint8(len(s.armed))
+		return nil
+	}
+	if g.Watch == nil {
+		s.armed = append(s.armed, &Armed{Guard: g, Action: action})
+		return nil
+	}
 	w, err := g.Watch(s.target)
 	if err != nil {
 		return err
@@ -108,10 +137,15 @@ func (s *Set) add(g Guard, action policy.Action) error {
 		return err
 	}
 	index := uint8(len(s.armed) + 1)
+	a := &Armed{Guard: g, Action: action, Watch: w, judge: judge}
 	for _, f := range w.Frames {
 		for i := range x86.GFN(f.N) {
-			s.frames[f.First+i] = index
+			s.watch(a, f.First+i)
+			s.frames[f.First+i] |= uint16(index)
 		}
+	}
+	for _, r := range w.Ranges {
+		s.addRange(a, index, r)
 	}
 	for _, msr := range w.MSRs {
 		s.msrs[msr] = index
@@ -119,8 +153,56 @@ func (s *Set) add(g Guard, action policy.Action) error {
 	for _, r := range w.CtrlRegs {
 		s.ctrlRegs[r.Reg] = index
 	}
-	s.armed = append(s.armed, &Armed{Guard: g, Action: action, Watch: w, judge: judge})
+	s.armed = append(s.armed, a)
 	return nil
+}
+
+// hasParts marks a frame of which some bytes have a guard of their own.
+const hasParts = 1 << 15
+
+// part is some bytes of a frame, [from, to).
+type part struct {
+	from, to uint16
+	index    uint8
+}
+
+// addRange notes what a guard watches of each frame of a range.
+func (s *Set) addRange(a *Armed, index uint8, r linux.PhysRange) {
+	end := r.Start + x86.PhysAddr(r.N)
+	for at := r.Start; at < end; {
+		gfn := at.GFN()
+		next := min(end, (gfn + 1).Addr())
+		s.watch(a, gfn)
+		s.frames[gfn] |= hasParts
+		s.parts[gfn] = append(s.parts[gfn], part{uint16(at.Offset()), uint16(at.Offset()) + uint16(next-at), index})
+		at = next
+	}
+}
+
+// watch has a guard restrict a frame, unless one before it does.
+func (s *Set) watch(a *Armed, gfn x86.GFN) {
+	if _, restricted := s.frames[gfn]; restricted {
+		return
+	}
+	s.frames[gfn] = 0
+	if n := len(a.Frames) - 1; n >= 0 && a.Frames[n].First+x86.GFN(a.Frames[n].N) == gfn {
+		a.Frames[n].N++
+		return
+	}
+	a.Frames = append(a.Frames, linux.FrameRange{First: gfn, N: 1})
+}
+
+// watcher returns the guard that an access to a frame is for, 0 for none.
+func (s *Set) watcher(gfn x86.GFN, offset uint64) uint8 {
+	w := s.frames[gfn]
+	if w&hasParts != 0 {
+		for _, p := range s.parts[gfn] {
+			if offset >= uint64(p.from) && offset < uint64(p.to) {
+				return p.index
+			}
+		}
+	}
+	return uint8(w)
 }
 
 // UseView says that the frames are restricted in a view of their own, so that
@@ -131,6 +213,28 @@ func (s *Set) UseView(view uint16) { s.view.Store(uint32(view)) }
 // UseBreakpoints says which hidden breakpoints there are in the view of the
 // restricted pages; nil says that there are none.
 func (s *Set) UseBreakpoints(b *view.Breakpoints) { s.breakpoints.Store(b) }
+
+// Moving returns the armed guard whose frames move, or nil.
+func (s *Set) Moving() *Armed {
+	if s.movingIndex == 0 {
+		return nil
+	}
+	return s.armed[s.movingIndex-1]
+}
+
+// Gone delivers the frames that are to be let go of. Where there is no view, the
+// vCPU is held until then.
+func (s *Set) Gone() <-chan GoneFrame { return s.gone }
+
+// Fixed reports whether a frame is watched by a guard whose frames don't move.
+func (s *Set) Fixed(gfn x86.GFN) bool {
+	_, fixed := s.frames[gfn]
+	return fixed
+}
+
+// UseMoving says what the frames are, from now on, of the guard whose frames move.
+// The guest may run. The map must not be changed afterwards.
+func (s *Set) UseMoving(frames map[x86.GFN]x86.VirtAddr) { s.moving.Store(&frames) }
 
 // UseExceptions says which violations are permitted from now on.
 func (s *Set) UseExceptions(x *Exceptions) { s.exceptions.Store(x) }
@@ -176,7 +280,7 @@ func (s *Set) decide(ev *vmevent.Event) vmevent.Verdict {
 	var index uint8
 	switch ev.Reason {
 	case vmevent.ReasonMemAccess:
-		index = s.frames[ev.Mem.GFN]
+		index = s.watcher(ev.Mem.GFN, ev.Mem.Offset)
 	case vmevent.ReasonMovToMSR:
 		index = s.msrs[ev.MSR.MSR]
 	case vmevent.ReasonWriteCtrlReg:
@@ -187,6 +291,11 @@ func (s *Set) decide(ev *vmevent.Event) vmevent.Verdict {
 		ev.ReturnTo = uint16(s.view.Load())
 		return vmevent.EndStep
 	}
+	if index == 0 && ev.Reason == vmevent.ReasonMemAccess {
+		if v, ok := s.decideMoving(ev); ok {
+			return v
+		}
+	}
 	if index == 0 {
 		s.stray.Add(1)
 		return s.passing(ev)
@@ -196,7 +305,39 @@ func (s *Set) decide(ev *vmevent.Event) vmevent.Verdict {
 		a.Passed.Add(1)
 		return s.passing(ev)
 	}
-	return s.violation(a, ev)
+	return s.violation(a, ev, 0)
+}
+
+// decideMoving answers an access to a frame of the guard whose frames move; false
+// for one that is none of them.
+func (s *Set) decideMoving(ev *vmevent.Event) (vmevent.Verdict, bool) {
+	frames := s.moving.Load()
+	if frames == nil {
+		return 0, false
+	}
+	va, ok := (*frames)[ev.Mem.GFN]
+	if !ok {
+		return 0, false
+	}
+	a := s.armed[s.movingIndex-1]
+	verdict := a.judgeAt(ev, va)
+	if verdict == Violation {
+		return s.violation(a, ev, va), true
+	}
+	a.Passed.Add(1)
+	if verdict == Gone {
+		select {
+		case s.gone <- GoneFrame{ev.Mem.GFN, ev.VCPU}:
+			if s.view.Load() == 0 {
+				// Anybody may be writing, with any instruction, which Xen's
+				// emulator need not know: it is started again once the frame
+				// has been let go of.
+				return vmevent.Hold, true
+			}
+		default:
+		}
+	}
+	return s.passing(ev), true
 }
 
 // passing lets an access happen. A restricted page needs help for that: where
@@ -218,10 +359,10 @@ func (s *Set) passing(ev *vmevent.Event) vmevent.Verdict {
 	return vmevent.Emulate
 }
 
-func (s *Set) violation(a *Armed, ev *vmevent.Event) vmevent.Verdict {
+func (s *Set) violation(a *Armed, ev *vmevent.Event, page x86.VirtAddr) vmevent.Verdict {
 	verdict, action := s.passing(ev), policy.ActionAlert
 	s.scratch = Evidence{Guard: a.Guard.Name}
-	s.scratch.take(s.target, s.mem, ev)
+	s.scratch.take(s.target, s.mem, ev, page)
 	if s.exceptions.Load().permits(&s.scratch) {
 		a.Allowed.Add(1)
 		return verdict

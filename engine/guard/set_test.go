@@ -2,6 +2,8 @@ package guard_test
 
 import (
 	"errors"
+	"maps"
+	"slices"
 	"testing"
 
 	"github.com/xen-hvi/hvi/engine/guard"
@@ -138,6 +140,192 @@ func TestVerdicts(t *testing.T) {
 					}
 				}
 			})
+		}
+	}
+}
+
+// TestRanges checks whose violation a write to a page is that has data of more
+// than one guard, and that each page is restricted once.
+func TestRanges(t *testing.T) {
+	all := map[policy.GuardName]policy.Action{
+		policy.GuardKernelROData: policy.ActionBlock, policy.GuardExceptionTable: policy.ActionBlock, policy.GuardSyscallTable: policy.ActionAlert,
+		policy.GuardInterruptTable: policy.ActionBlock, policy.GuardVDSO: policy.ActionBlock,
+	}
+	without := maps.Clone(all)
+	delete(without, policy.GuardKernelROData)
+	const frames = (linuxtest.RODataEnd - linuxtest.ROData) / x86.PageSize
+	for _, tt := range []struct {
+		name    string
+		actions map[policy.GuardName]policy.Action
+		frames  uint64
+		// owners of the guards' data, and of what lies beside it.
+		beside policy.GuardName
+	}{
+		{"all", all, frames + 1, policy.GuardKernelROData},
+		{"without kernel-rodata", without, 4, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := arm(t, tt.actions)
+			n, seen := uint64(0), map[x86.GFN]bool{}
+			for _, a := range f.set.Armed() {
+				for _, r := range a.Frames {
+					for i := range x86.GFN(r.N) {
+						if seen[r.First+i] {
+							t.Errorf("frame %v restricted twice", r.First+i)
+						}
+						seen[r.First+i] = true
+					}
+					n += r.N
+				}
+			}
+			if n != tt.frames {
+				t.Errorf("%d frames restricted, want %d", n, tt.frames)
+			}
+			for _, w := range []struct {
+				off   uint64
+				owner policy.GuardName
+			}{
+				{linuxtest.SyscallTable, policy.GuardSyscallTable},
+				{linuxtest.SyscallTable + 8, policy.GuardSyscallTable},
+				{linuxtest.ExTable, policy.GuardExceptionTable},
+				{linuxtest.ExTable + 0xff, policy.GuardExceptionTable},
+				{linuxtest.ExTable + 0x100, tt.beside},
+				{linuxtest.VDSO + linuxtest.VDSOSize - 1, policy.GuardVDSO},
+				{linuxtest.VDSO + linuxtest.VDSOSize, tt.beside},
+				{linuxtest.IDT + 0xff8, policy.GuardInterruptTable},
+			} {
+				want := vmevent.Discard
+				if w.owner == "" || w.owner == policy.GuardSyscallTable {
+					want = vmevent.Emulate
+				}
+				if got := f.set.HandleEvent(f.write(w.off, f.guest.Base+0x100)); got != want {
+					t.Errorf("write at %#x: verdict %#x, want %#x", w.off, got, want)
+				}
+				owner := policy.GuardName("")
+				select {
+				case e := <-f.set.Violations():
+					owner = e.Guard
+				default:
+				}
+				if owner != w.owner {
+					t.Errorf("write at %#x is a violation of %q, want %q", w.off, owner, w.owner)
+				}
+			}
+		})
+	}
+}
+
+// TestMoving checks the frames of modules: who may write, and what is let go of.
+func TestMoving(t *testing.T) {
+	const listed, other = module, module + 0x10_0000
+	f := arm(t, map[policy.GuardName]policy.Action{policy.GuardModules: policy.ActionBlock, policy.GuardKernelText: policy.ActionBlock})
+	if f.set.Moving() == nil || f.set.Moving().Guard.Name != policy.GuardModules {
+		t.Fatalf("moving guard %+v", f.set.Moving())
+	}
+	// A list of one module.
+	head, node := f.guest.Addr("modules"), f.guest.Base+linuxtest.Data+0x1_0000
+	f.guest.WriteUint64(head, uint64(node+linuxtest.ModuleList))
+	f.guest.WriteUint64(node+linuxtest.ModuleList, uint64(head))
+	f.guest.Write(node+linuxtest.ModuleName, []byte("victim\x00"))
+	f.guest.WriteUint64(node+linuxtest.ModuleMem+linuxtest.RegionBase, uint64(listed))
+	f.guest.Write(node+linuxtest.ModuleMem+linuxtest.RegionBytes, []byte{0, 0x30, 0, 0})
+	gfn := func(off uint64) x86.GFN { return (f.guest.PhysBase + x86.PhysAddr(off)).GFN() }
+	f.set.UseMoving(map[x86.GFN]x86.VirtAddr{gfn(linuxtest.Data): listed, gfn(linuxtest.Data + 0x1000): other})
+	rip := f.guest.Base + 0x100
+	for _, tt := range []struct {
+		name    string
+		view    uint16
+		event   *vmevent.Event
+		verdict vmevent.Verdict
+		gone    bool
+	}{
+		{"a module's page", 0, f.write(linuxtest.Data, rip), vmevent.Discard, false},
+		{"by text_poke", 0, poke(f.write(linuxtest.Data, rip)), vmevent.Emulate, false},
+		{"a page of no module", 0, f.write(linuxtest.Data+0x1000, rip), vmevent.Hold, true},
+		{"a page of no module, in a view", 1, f.write(linuxtest.Data+0x1000, rip), vmevent.Step, true},
+		{"a page that is not watched", 0, f.write(linuxtest.Data+0x2000, rip), vmevent.Emulate, false},
+	} {
+		f.set.UseView(tt.view)
+		tt.event.View = tt.view
+		if got := f.set.HandleEvent(tt.event); got != tt.verdict {
+			t.Errorf("%s: verdict %#x, want %#x", tt.name, got, tt.verdict)
+		}
+		gone := false
+		select {
+		case g := <-f.set.Gone():
+			if gone = true; g.GFN != tt.event.Mem.GFN || g.VCPU != tt.event.VCPU {
+				t.Errorf("%s: gone %+v", tt.name, g)
+			}
+		default:
+		}
+		if gone != tt.gone {
+			t.Errorf("%s: let go of: %v", tt.name, gone)
+		}
+		select {
+		case e := <-f.set.Violations():
+			if tt.verdict != vmevent.Discard || e.MappedAt != listed || e.Target.Name() != "victim" || e.Guard != policy.GuardModules {
+				t.Errorf("%s: evidence of %s at %v in %q", tt.name, e.Guard, e.MappedAt, e.Target.Name())
+			}
+		default:
+			if tt.verdict == vmevent.Discard {
+				t.Errorf("%s: no evidence", tt.name)
+			}
+		}
+	}
+	f.set.UseView(0)
+	ev := poke(f.write(linuxtest.Data, rip))
+	if n := testing.AllocsPerRun(100, func() { f.set.HandleEvent(ev) }); n != 0 {
+		t.Errorf("%v allocations, want 0", n)
+	}
+}
+
+// TestDataScan finds what changed in sealed data, and leaves to each guard its
+// own.
+func TestDataScan(t *testing.T) {
+	f := arm(t, nil)
+	target := &guard.Target{Kernel: f.kernel, Actions: map[policy.GuardName]policy.Action{policy.GuardVDSO: policy.ActionAlert}}
+	for _, tt := range []struct {
+		guard guard.Guard
+		own   []x86.VirtAddr // where it finds a change
+	}{
+		{guard.ReadOnlyData(), []x86.VirtAddr{linuxtest.SyscallTable + 0x40, linuxtest.ExTable + 0x80}},
+		{guard.SyscallTable(), []x86.VirtAddr{linuxtest.SyscallTable + 0x40}},
+		{guard.ExceptionTable(), []x86.VirtAddr{linuxtest.ExTable + 0x80}},
+		{guard.InterruptTable(), []x86.VirtAddr{linuxtest.IDT + 0x100}},
+		{guard.VDSO(), []x86.VirtAddr{linuxtest.VDSO + 0x40}},
+	} {
+		scanner, err := tt.guard.Scan(target)
+		if err != nil {
+			t.Fatal(err)
+		}
+		changes := []x86.VirtAddr{linuxtest.SyscallTable + 0x40, linuxtest.ExTable + 0x80, linuxtest.IDT + 0x100, linuxtest.VDSO + 0x40}
+		compare := func() (found []x86.VirtAddr) {
+			for part := range scanner.Parts() {
+				all, err := scanner.Compare(part)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, c := range all {
+					found = append(found, c.Addr-f.guest.Base)
+					scanner.Accept(c)
+				}
+			}
+			return found
+		}
+		if found := compare(); len(found) != 0 {
+			t.Errorf("%s: found %v before anything changed", tt.guard.Name, found)
+		}
+		for _, off := range changes {
+			f.guest.Write(f.guest.Base+off, []byte{0xcc, byte(off >> 8)})
+		}
+		if found := compare(); !slices.Equal(found, tt.own) {
+			t.Errorf("%s: found %v, want %v", tt.guard.Name, found, tt.own)
+		}
+		if found := compare(); len(found) != 0 {
+			t.Errorf("%s: found %v once more", tt.guard.Name, found)
+		}
+		for _, off := range changes {
+			f.guest.Write(f.guest.Base+off, []byte{0, 0})
 		}
 	}
 }

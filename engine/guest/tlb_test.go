@@ -132,7 +132,9 @@ func TestTLBFlush(t *testing.T) {
 }
 
 // One root's flush takes that root's entries, all of them, in every paging
-// mode, and not one of another root's.
+// mode, and not one of another root's. (In LibVMI 0.15 the like, the flush of the
+// translations of one page-table base, takes none: what was cached is still
+// answered after it, at which this test fails.)
 func TestTLBFlushRoot(t *testing.T) {
 	b := build(4)
 	const pages = 24 // few enough that none pushes another out

@@ -67,6 +67,9 @@ const (
 	TargetCR     TargetKind = "cr"
 	// TargetSeveral: the record stands for many violations, see Detail.Suppressed.
 	TargetSeveral TargetKind = "several"
+	// TargetObject: something that the guest's kernel keeps, which is not as it
+	// should be.
+	TargetObject TargetKind = "object"
 )
 
 // Record is one security event: a violation of what a guard protects. Its JSON
@@ -203,6 +206,7 @@ type Target struct {
 	Memory *MemoryTarget `json:"memory,omitempty"`
 	MSR    *MSRTarget    `json:"msr,omitempty"`
 	CR     *CRTarget     `json:"cr,omitempty"`
+	Object *ObjectTarget `json:"object,omitempty"`
 }
 
 // String returns the target as people read it: a symbol with its address, or
@@ -219,6 +223,8 @@ func (t Target) String() string {
 		return fmt.Sprintf("MSR %#x", uint64(t.MSR.Index))
 	case t.CR != nil:
 		return printable.Text(t.CR.Name).String()
+	case t.Object != nil:
+		return fmt.Sprintf("%s: %s", t.Object.Name, t.Object.What)
 	}
 	return "an unknown target"
 }
@@ -253,6 +259,18 @@ type MSRTarget struct {
 	Cleared []string `json:"cleared,omitempty"`
 }
 
+// ObjectTarget is something that the guest's kernel keeps: a process, a module, a
+// table, a variable.
+type ObjectTarget struct {
+	// Check is the check that found it, as hvictl check calls it.
+	Check string `json:"check"`
+	// Name says which object, What what is wrong with it.
+	Name printable.Text `json:"name"`
+	What printable.Text `json:"what"`
+	// Leads is where it leads, nil where that is no matter.
+	Leads *Location `json:"leads,omitempty"`
+}
+
 // CRTarget is a control register.
 type CRTarget struct {
 	// Name is the SDM's, "CR4".
@@ -280,6 +298,9 @@ type Detail struct {
 	Suppressed uint64 `json:"suppressed,omitempty"`
 	// Note is one sentence of the guard's own.
 	Note printable.Text `json:"note,omitzero"`
+	// Log is the end of the guest's kernel log, a record each, where the guest has
+	// crashed.
+	Log []printable.Text `json:"log,omitempty"`
 }
 
 // Value is the content of a target. It is bytes in memory order, or the number
@@ -356,6 +377,10 @@ func (r *Record) Summary() string {
 	fmt.Fprintf(&b, "%s: %s %s: ", r.Domain.Name, printable.Text(r.Guard), printable.Text(r.Action))
 	if n := r.Detail.Suppressed; n > 0 {
 		fmt.Fprintf(&b, "%d more violations within a second, too many to record each", n)
+		return b.String()
+	}
+	if r.Target.Kind == TargetObject {
+		b.WriteString(r.Target.String())
 		return b.String()
 	}
 	what := "write to"

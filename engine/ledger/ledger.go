@@ -299,6 +299,16 @@ func (l *Ledger) Restrict(access xen.Access, first x86.GFN, count uint64) error 
 		func() error { return l.xen.SetMemAccess(l.domain, access, first, count) })
 }
 
+// Unrestrict undoes the newest [Ledger.Restrict] of just these frames.
+func (l *Ledger) Unrestrict(first x86.GFN, count uint64) error {
+	for i := len(l.open) - 1; i >= 0; i-- {
+		if e := l.open[i]; e.Op == OpAccess && e.GFN == uint64(first) && e.Count == count {
+			return l.undo(e)
+		}
+	}
+	return fmt.Errorf("ledger: no restriction of %d frames from %v on of domain %d is outstanding", count, first, l.domain)
+}
+
 // GrowPagingPool gives a domain more memory for its page tables. was is the
 // size from before, in bytes, to which it returns.
 func (l *Ledger) GrowPagingPool(was, bytes uint64) error {

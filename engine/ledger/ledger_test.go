@@ -140,6 +140,35 @@ func TestUndo(t *testing.T) {
 	}
 }
 
+// TestUnrestrict undoes one restriction among others, and refuses what is none.
+func TestUnrestrict(t *testing.T) {
+	c := &calls{}
+	l := open(t, t.TempDir(), c)
+	for _, gfn := range []x86.GFN{5, 6, 7} {
+		if err := l.Restrict(xen.AccessRX, gfn, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.made = nil
+	if err := l.Unrestrict(6, 1); err != nil {
+		t.Fatal(err)
+	}
+	for _, none := range [][2]uint64{{6, 1}, {5, 2}, {9, 1}} {
+		if err := l.Unrestrict(x86.GFN(none[0]), none[1]); err == nil {
+			t.Errorf("%d frames from %#x on were unrestricted", none[1], none[0])
+		}
+	}
+	if len(c.made) != 1 || !strings.Contains(c.made[0], "rwx") || len(l.Outstanding()) != 2 {
+		t.Errorf("asked for %q, outstanding %v", c.made, l.Outstanding())
+	}
+	if err := l.Undo(ledger.OpAccess); err != nil || len(l.Outstanding()) != 0 {
+		t.Errorf("%v, outstanding %v", err, l.Outstanding())
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestRecover lets the process die after attaching: a fresh one reads the same
 // list from the file and undoes the same.
 func TestRecover(t *testing.T) {

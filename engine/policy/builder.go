@@ -143,6 +143,10 @@ func (b *Builder) Guard(name, action string, at Origin) {
 	}
 	b.guards[g] = at
 	if actionErr == nil {
+		if err := permitted(g, a); err != nil {
+			b.Fail(place(err, at))
+			return
+		}
 		b.spec.Guards = append(b.spec.Guards, GuardSetting{Name: g, Action: a, Origin: at})
 	}
 }

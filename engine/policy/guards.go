@@ -10,6 +10,30 @@ type GuardName string
 const (
 	// GuardKernelText protects the guest kernel's code.
 	GuardKernelText GuardName = "kernel-text"
+	// GuardModules protects the code and the constants of loaded modules.
+	GuardModules GuardName = "modules"
+	// GuardKernelROData protects the guest kernel's read-only data.
+	GuardKernelROData GuardName = "kernel-rodata"
+	// GuardExceptionTable protects where the kernel goes on after a fault.
+	GuardExceptionTable GuardName = "ex-table"
+	// GuardSyscallTable protects the table of system calls.
+	GuardSyscallTable GuardName = "syscall-table"
+	// GuardInterruptTable protects where interrupts enter the kernel.
+	GuardInterruptTable GuardName = "idt"
+	// GuardVDSO protects the code that the kernel gives to every process.
+	GuardVDSO GuardName = "vdso"
+	// GuardSegmentTable watches the tables of segments.
+	GuardSegmentTable GuardName = "gdt"
+	// GuardFunctionPointers watches pointers to code in writable memory.
+	GuardFunctionPointers GuardName = "function-pointers"
+	// GuardUsermodeHelper watches which programs the kernel starts by itself.
+	GuardUsermodeHelper GuardName = "usermode-helper"
+	// GuardCredentials watches what processes are allowed.
+	GuardCredentials GuardName = "creds"
+	// GuardHiddenObjects looks for processes and modules that were hidden.
+	GuardHiddenObjects GuardName = "hidden-objects"
+	// GuardPanic reports that the guest has crashed.
+	GuardPanic GuardName = "panic"
 	// GuardSyscallEntry protects where system calls enter the kernel.
 	GuardSyscallEntry GuardName = "syscall-entry"
 	// GuardControlRegisters protects the processor's own protections.
@@ -26,6 +50,19 @@ type Guard struct {
 	// Observe and Enforce are the actions taken under these modes when the
 	// policy does not set one.
 	Observe, Enforce Action
+	// Finds says that the guard finds violations afterwards, and so can't block.
+	Finds bool
+}
+
+// Permits returns an error for an action that the guard can't take.
+func (g Guard) Permits(a Action) error {
+	if g.Finds && a == ActionBlock {
+		return &Error{
+			What: "guard", Value: string(g.Name), Reason: "is set to block, but it finds afterwards what has taken place",
+			Hint: "set it to alert",
+		}
+	}
+	return nil
 }
 
 // Default is the guard's action under mode m when the policy does not set one.
@@ -48,6 +85,49 @@ var guards = []Guard{
 		Enforce: ActionBlock,
 	},
 	{
+		Name:    GuardModules,
+		Meaning: "a loaded module's code and read-only data are written only by the kernel's own patching",
+		Observe: ActionAlert,
+		Enforce: ActionBlock,
+	},
+	{
+		Name:    GuardKernelROData,
+		Meaning: "the kernel's read-only data is never written",
+		Observe: ActionAlert,
+		Enforce: ActionBlock,
+	},
+	{
+		Name:    GuardExceptionTable,
+		Meaning: "the table of exceptions, which says where the kernel goes on after a fault, is never written",
+		Observe: ActionAlert,
+		Enforce: ActionBlock,
+	},
+	{
+		Name:    GuardSyscallTable,
+		Meaning: "the tables of system calls are never written",
+		Observe: ActionAlert,
+		Enforce: ActionBlock,
+	},
+	{
+		Name:    GuardInterruptTable,
+		Meaning: "the table of interrupts (idt_table) is never written",
+		Observe: ActionAlert,
+		Enforce: ActionBlock,
+	},
+	{
+		Name:    GuardVDSO,
+		Meaning: "the code that the kernel maps into every process (the vDSO) is never written",
+		Observe: ActionAlert,
+		Enforce: ActionBlock,
+	},
+	{
+		Name:    GuardSegmentTable,
+		Meaning: "every processor uses the kernel's own table of segments, which has no gates",
+		Observe: ActionAlert,
+		Enforce: ActionAlert,
+		Finds:   true,
+	},
+	{
 		Name:    GuardSyscallEntry,
 		Meaning: "the registers that say where system calls enter the kernel (LSTAR, CSTAR, STAR, SYSENTER_EIP) stay as the kernel set them at boot",
 		Observe: ActionAlert,
@@ -58,6 +138,41 @@ var guards = []Guard{
 		Meaning: "the processor's protections (CR0.WP; CR4.SMEP, SMAP, UMIP, FSGSBASE, PKE, CET; EFER.NXE, SCE) stay on once the kernel has set them",
 		Observe: ActionAlert,
 		Enforce: ActionBlock,
+	},
+	{
+		Name:    GuardFunctionPointers,
+		Meaning: "no pointer in the kernel's writable memory leads to code that belongs to nobody",
+		Observe: ActionAlert,
+		Enforce: ActionAlert,
+		Finds:   true,
+	},
+	{
+		Name:    GuardUsermodeHelper,
+		Meaning: "the kernel starts by itself only programs that are installed",
+		Observe: ActionAlert,
+		Enforce: ActionAlert,
+		Finds:   true,
+	},
+	{
+		Name:    GuardCredentials,
+		Meaning: "no process has credentials that were not made for it",
+		Observe: ActionAlert,
+		Enforce: ActionAlert,
+		Finds:   true,
+	},
+	{
+		Name:    GuardHiddenObjects,
+		Meaning: "no process, thread or module is hidden from the guest's own tools",
+		Observe: ActionAlert,
+		Enforce: ActionAlert,
+		Finds:   true,
+	},
+	{
+		Name:    GuardPanic,
+		Meaning: "the guest's kernel does not crash; if it does, the end of its log is kept",
+		Observe: ActionAlert,
+		Enforce: ActionAlert,
+		Finds:   true,
 	},
 }
 

@@ -70,10 +70,16 @@ func TestNamedPolicy(t *testing.T) {
 		if e.Preset != "web" || !e.RequireAttach || e.Origins.RequireAttach != of(1) {
 			t.Errorf("%+v", e)
 		}
-		want := []EffectiveGuard{
-			{GuardKernelText, ActionBlock, of(2), "policy web at /etc/hvi/policies/web.toml:2"},
-			{GuardSyscallEntry, ActionAlert, of(3), "policy web at /etc/hvi/policies/web.toml:3"},
-			{GuardControlRegisters, ActionBlock, Origin{}, "default of mode enforce"},
+		var want []EffectiveGuard
+		for _, g := range Guards() {
+			is := EffectiveGuard{g.Name, g.Enforce, Origin{}, "default of mode enforce"}
+			switch g.Name {
+			case GuardKernelText:
+				is = EffectiveGuard{g.Name, ActionBlock, of(2), "policy web at /etc/hvi/policies/web.toml:2"}
+			case GuardSyscallEntry:
+				is = EffectiveGuard{g.Name, ActionAlert, of(3), "policy web at /etc/hvi/policies/web.toml:3"}
+			}
+			want = append(want, is)
 		}
 		if !slices.Equal(e.Guards, want) {
 			t.Errorf("got  %+v\nwant %+v", e.Guards, want)

@@ -160,8 +160,17 @@ func checkGuards(settings []GuardSetting) []error {
 		if _, err := g.Action.MarshalText(); err != nil {
 			errs = append(errs, place(err, g.Origin))
 		}
+		if err := permitted(g.Name, g.Action); err != nil {
+			errs = append(errs, place(err, g.Origin))
+		}
 	}
 	return errs
+}
+
+// permitted returns an error for an action that a known guard can't take.
+func permitted(name GuardName, a Action) error {
+	g, _ := LookupGuard(name)
+	return g.Permits(a)
 }
 
 // requireUnderOff is the error of a domain that may run only while attached to,

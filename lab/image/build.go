@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -355,12 +356,16 @@ func (b *Builder) guest(ctx context.Context, xen, tree, attacks, small string) (
 		if err != nil {
 			return err
 		}
+		dump, err := os.ReadFile(filepath.Join(small, "dumpcore.so"))
+		if err != nil {
+			return err
+		}
 		if err := os.Mkdir(filepath.Join(dir, "guest"), 0o755); err != nil {
 			return err
 		}
 		for name, data := range map[string][]byte{
 			"guest/vmlinux": image, "guest/initrd": initrd, "guest/release": []byte(release + "\n"), "guest/tiny": tiny,
-			"guest/hvm.img": disk,
+			"guest/hvm.img": disk, "guest/dumpcore.so": dump,
 		} {
 			out.text(name, string(data), 0o644)
 			if err := os.WriteFile(filepath.Join(dir, name), data, 0o644); err != nil {
@@ -413,50 +418,56 @@ func (b *Builder) modules(ctx context.Context, tree string, own bool) (string, e
 		inputs = append(inputs, f.Name()+" "+hash(data))
 	}
 	return b.Artifact(ctx, "attack-modules", inputs, func(dir string) error {
-		work := filepath.Join(dir, "build")
-		if err := os.CopyFS(work, os.DirFS(src)); err != nil {
-			return err
-		}
-		// The headers ask for the very compiler that built the kernel; any that
-		// knows its options makes a module of the same layout. Type information
-		// of a module's own would take one more program, pahole.
-		args := []string{"CONFIG_DEBUG_INFO_BTF_MODULES=", "M=" + work}
-		kbuild, path := "", ""
-		var err error
-		if own {
-			if path, kbuild, err = toolchain(tree, dir); err != nil {
-				return err
-			}
-			args = append(args, "PATH="+path+":"+os.Getenv("PATH"))
-		} else {
-			args = append(args, "CC=gcc")
-		}
-		headers, err := kernelHeaders(tree, dir, kbuild)
-		if err != nil {
-			return err
-		}
-		if err := tool(ctx, work, "make", append(args, "-C", headers, "modules")...); err != nil {
-			return err
-		}
-		built, err := filepath.Glob(filepath.Join(work, "*.ko"))
-		if err != nil {
-			return err
-		}
-		for _, ko := range built {
-			if err := tool(ctx, work, "strip", "--strip-debug", "-o", filepath.Join(dir, filepath.Base(ko)), ko); err != nil {
-				return err
-			}
-		}
-		for _, temporary := range []string{work, headers, path, kbuild} {
-			if temporary == "" {
-				continue
-			}
-			if err := os.RemoveAll(temporary); err != nil {
-				return err
-			}
-		}
-		return nil
+		return buildModules(ctx, dir, os.DirFS(src), tree, own)
 	})
+}
+
+// buildModules builds what a Makefile of sources names against the headers in a
+// tree, into dir.
+func buildModules(ctx context.Context, dir string, src fs.FS, tree string, own bool) error {
+	work := filepath.Join(dir, "build")
+	if err := os.CopyFS(work, src); err != nil {
+		return err
+	}
+	// The headers ask for the very compiler that built the kernel; any that
+	// knows its options makes a module of the same layout. Type information
+	// of a module's own would take one more program, pahole.
+	args := []string{"CONFIG_DEBUG_INFO_BTF_MODULES=", "M=" + work}
+	kbuild, path := "", ""
+	var err error
+	if own {
+		if path, kbuild, err = toolchain(tree, dir); err != nil {
+			return err
+		}
+		args = append(args, "PATH="+path+":"+os.Getenv("PATH"))
+	} else {
+		args = append(args, "CC=gcc")
+	}
+	headers, err := kernelHeaders(tree, dir, kbuild)
+	if err != nil {
+		return err
+	}
+	if err := tool(ctx, work, "make", append(args, "-C", headers, "modules")...); err != nil {
+		return err
+	}
+	built, err := filepath.Glob(filepath.Join(work, "*.ko"))
+	if err != nil {
+		return err
+	}
+	for _, ko := range built {
+		if err := tool(ctx, work, "strip", "--strip-debug", "-o", filepath.Join(dir, filepath.Base(ko)), ko); err != nil {
+			return err
+		}
+	}
+	for _, temporary := range []string{work, headers, path, kbuild} {
+		if temporary == "" {
+			continue
+		}
+		if err := os.RemoveAll(temporary); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // kernelHeaders makes a folder in dir that stands in for the package
@@ -520,19 +531,31 @@ func bare(ctx context.Context, dir, src, to string, link []string) error {
 	return errors.Join(os.Remove(from), os.Remove(obj))
 }
 
-// small builds the guest of files/tiny.c, as tiny, and the disk of files/hvm.c,
-// as hvm.img, and returns the folder that holds them.
+// small builds the guest of files/tiny.c, as tiny, the disk of files/hvm.c, as
+// hvm.img, and the library of files/dumpcore.c, as dumpcore.so, and returns the
+// folder that holds them.
 func (b *Builder) small(ctx context.Context) (string, error) {
 	// The note beside the text: where ld puts it by itself is outside of such a
 	// small guest's memory. All of it where nothing of an HVM guest's firmware is.
 	tiny := []string{"--section-start=.note.Xen=0x400000", "-Ttext=0x400100"}
 	disk := []string{"-Ttext=0x7c00", "--oformat=binary"}
-	inputs := slices.Concat([]string{hash(source("tiny.c")), hash(source("hvm.c"))}, freestanding, tiny, disk)
+	library := []string{"-shared", "-fPIC", "-nostdlib", "-Os", "-s"} // what it needs, the program has
+	inputs := slices.Concat([]string{hash(source("tiny.c")), hash(source("hvm.c")), hash(source("dumpcore.c"))}, freestanding, tiny, disk, library)
 	return b.Artifact(ctx, "small", inputs, func(dir string) error {
 		if err := bare(ctx, dir, "tiny.c", "tiny", tiny); err != nil {
 			return err
 		}
 		if err := bare(ctx, dir, "hvm.c", "hvm.img", disk); err != nil {
+			return err
+		}
+		from := filepath.Join(dir, "dumpcore.c")
+		if err := os.WriteFile(from, source("dumpcore.c"), 0o644); err != nil {
+			return err
+		}
+		if err := tool(ctx, dir, "gcc", append(slices.Clone(library), "-o", filepath.Join(dir, "dumpcore.so"), from)...); err != nil {
+			return err
+		}
+		if err := os.Remove(from); err != nil {
 			return err
 		}
 		st, err := os.Stat(filepath.Join(dir, "hvm.img"))

@@ -287,18 +287,30 @@ func TestArtifactRace(t *testing.T) {
 	}
 }
 
-func TestFixINT3(t *testing.T) {
-	one := append(append([]byte("before"), int3Check...), "behind"...)
-	got := bytes.Clone(one)
-	if !fixINT3(got) || got[len("before")+3] != 0x43 || len(got) != len(one) {
-		t.Errorf("% x", got)
-	}
-	if fixINT3(got) {
-		t.Error("it is found again")
-	}
-	twice := append(bytes.Clone(one), one...)
-	if fixINT3(twice) || !bytes.Equal(twice, append(bytes.Clone(one), one...)) {
-		t.Error("of two places, one is changed")
+// TestFixes: a place that is there once is changed in place, one that is there
+// twice is not.
+func TestFixes(t *testing.T) {
+	for name, tc := range map[string]struct {
+		place, fixed []byte
+		fix          func([]byte) bool
+	}{
+		"INT3":      {int3Check, []byte{0x31, 0xd2, 0xbe, 0x43}, fixINT3},
+		"injection": {injection, []byte{0x66, 0x0f, 0x1f, 0x44, 0x00, 0x00, 0xc7}, fixInjection},
+	} {
+		one := append(append([]byte("before"), tc.place...), "behind"...)
+		got := bytes.Clone(one)
+		want := bytes.Clone(one)
+		copy(want[len("before"):], tc.fixed)
+		if !tc.fix(got) || !bytes.Equal(got, want) {
+			t.Errorf("%s: % x, want % x", name, got, want)
+		}
+		if tc.fix(got) {
+			t.Errorf("%s: it is found again", name)
+		}
+		twice := append(bytes.Clone(one), one...)
+		if tc.fix(twice) || !bytes.Equal(twice, append(bytes.Clone(one), one...)) {
+			t.Errorf("%s: of two places, one is changed", name)
+		}
 	}
 }
 

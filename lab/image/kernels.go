@@ -58,16 +58,22 @@ func FindKernel(name string) (Kernel, bool) {
 // holds them. For Debian 12's own kernels this machine's compiler does; others
 // bring theirs.
 func (b *Builder) Attacks(ctx context.Context, k Kernel) (string, error) {
-	exclude := []string{"linux-image-*"}
-	own := !slices.Equal(k.suites, bookworm)
-	if !own {
-		exclude = append(exclude, "linux-compiler-*", "gcc*", "cpp*", "binutils*")
-	}
-	tree, err := b.tree(ctx, recipe{"headers-" + k.Name, k.suites, []string{k.headers}, exclude})
+	tree, own, err := b.headers(ctx, k)
 	if err != nil {
 		return "", err
 	}
 	return b.modules(ctx, tree, own)
+}
+
+// headers returns the tree that modules for a kernel are built with, and whether
+// it has a compiler of its own.
+func (b *Builder) headers(ctx context.Context, k Kernel) (tree string, own bool, err error) {
+	exclude := []string{"linux-image-*"}
+	if own = !slices.Equal(k.suites, bookworm); !own {
+		exclude = append(exclude, "linux-compiler-*", "gcc*", "cpp*", "binutils*")
+	}
+	tree, err = b.tree(ctx, recipe{"headers-" + k.Name, k.suites, []string{k.headers}, exclude})
+	return tree, own, err
 }
 
 // recipe is the tree with a kernel and its modules.

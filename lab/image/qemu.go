@@ -3,7 +3,6 @@ package image
 import (
 	"bytes"
 	"context"
-	"errors"
 	"os"
 	"path/filepath"
 )
@@ -13,8 +12,9 @@ type QEMU struct {
 	Tree    string // the folder of its packages
 	Program string // the program to run
 	// SeesINT3 tells that Program delivers a guest's breakpoints to the
-	// hypervisor. Debian 12's does not unless it is changed.
-	SeesINT3 bool
+	// hypervisor, InjectsOnce that it delivers an interrupt to a guest once.
+	// Debian 12's does neither unless it is changed.
+	SeesINT3, InjectsOnce bool
 }
 
 // int3Check is where QEMU 7.2 asks whether the hypervisor wants to see an INT3
@@ -25,28 +25,66 @@ var int3Check = []byte{0x31, 0xd2, 0xbe, 0x75, 0x00, 0x00, 0x00, 0xe8}
 // fixINT3 corrects that in a program, in place, and tells whether it found the
 // one place.
 func fixINT3(program []byte) bool {
-	if bytes.Count(program, int3Check) != 1 {
-		return false
+	at, ok := one(program, int3Check)
+	if ok {
+		program[at+3] = 0x43
 	}
-	program[bytes.Index(program, int3Check)+3] = 0x43
-	return true
+	return ok
+}
+
+// injection is where QEMU 7.2 delivers an interrupt that the hypervisor injects
+// as a guest is entered (helper_vmrun for SVM_EVTINJ_TYPE_INTR). It does so at
+// once, and notes it as an exception that is yet to be delivered besides: a mov of
+// 6 bytes to CPUState.exception_index, which no other kind of injection leaves
+// behind, followed by two to the exception's further fields. If the emulator then
+// has to stop the processor for a moment, it delivers the interrupt again, whatever
+// the guest does by then and though it has interrupts disabled.
+var injection = []byte{
+	0x89, 0xb3, 0x54, 0xef, 0xff, 0xff,
+	0xc7, 0x83, 0x84, 0x33, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00,
+	0x48, 0xc7, 0x83, 0x88, 0x33, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff,
+}
+
+// fixInjection takes that mov out of a program, in place, and tells whether it
+// found the one place.
+func fixInjection(program []byte) bool {
+	at, ok := one(program, injection)
+	if ok {
+		copy(program[at:], []byte{0x66, 0x0f, 0x1f, 0x44, 0x00, 0x00}) // nopw 0(%rax,%rax)
+	}
+	return ok
+}
+
+// one finds what is in a program once.
+func one(program, what []byte) (at int, ok bool) {
+	return bytes.Index(program, what), bytes.Count(program, what) == 1
 }
 
 // QEMU builds the AMD machine's emulator.
 func (b *Builder) QEMU(ctx context.Context) (QEMU, error) {
-	const name, fixed = "qemu-system-x86_64", "sees-int3"
+	const name = "qemu-system-x86_64"
+	fixes := []struct {
+		name string
+		do   func([]byte) bool
+	}{{"sees-int3", fixINT3}, {"injects-once", fixInjection}}
 	tree, err := b.tree(ctx, treeQEMU)
 	if err != nil {
 		return QEMU{}, err
 	}
-	dir, err := b.Artifact(ctx, "qemu", []string{filepath.Base(tree)}, func(dir string) error {
+	inputs := []string{filepath.Base(tree)}
+	for _, f := range fixes {
+		inputs = append(inputs, f.name)
+	}
+	dir, err := b.Artifact(ctx, "qemu", inputs, func(dir string) error {
 		program, err := os.ReadFile(filepath.Join(tree, "usr/bin", name))
 		if err != nil {
 			return err
 		}
-		if fixINT3(program) {
-			if err := os.WriteFile(filepath.Join(dir, fixed), nil, 0o644); err != nil {
-				return err
+		for _, f := range fixes {
+			if f.do(program) {
+				if err := os.WriteFile(filepath.Join(dir, f.name), nil, 0o644); err != nil {
+					return err
+				}
 			}
 		}
 		return os.WriteFile(filepath.Join(dir, name), program, 0o755)
@@ -54,9 +92,9 @@ func (b *Builder) QEMU(ctx context.Context) (QEMU, error) {
 	if err != nil {
 		return QEMU{}, err
 	}
-	_, err = os.Stat(filepath.Join(dir, fixed))
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return QEMU{}, err
+	fixed := func(i int) bool {
+		_, err := os.Stat(filepath.Join(dir, fixes[i].name))
+		return err == nil
 	}
-	return QEMU{Tree: tree, Program: filepath.Join(dir, name), SeesINT3: err == nil}, nil
+	return QEMU{Tree: tree, Program: filepath.Join(dir, name), SeesINT3: fixed(0), InjectsOnce: fixed(1)}, nil
 }

@@ -277,20 +277,28 @@ func uptime(r witness.Report) float64 {
 	return n
 }
 
-// check wants a kernel that nobody attacked to be found clean.
+// check wants a kernel that nobody attacked to be found clean, as far as it can
+// be seen: QEMU's core has no MSRs.
 func (r *row) check(t *scenario.T, h *hvictl, s specimen.Specimen) error {
+	const unseen = "entry-points"
 	var got report.Verdict
 	code, err := h.inspect(t.Context(), &got, s.Core(), "check")
 	if err != nil {
 		return err
 	}
+	clean := len(got.Checks) > 0
 	for _, c := range got.Checks {
 		r.Checks[c.Name] = string(c.Status)
 		if c.Why != "" {
 			r.Checks[c.Name] += ": " + c.Why
 		}
+		want := report.CheckClean
+		if c.Name == unseen {
+			want = report.CheckUnavailable
+		}
+		clean = clean && c.Status == want
 	}
-	t.Check(got.Clean && code == 0 && len(got.Checks) > 0 && len(got.Findings) == 0,
+	t.Check(got.Clean && clean && code == 0 && len(got.Findings) == 0,
 		"%v: check finds an unharmed kernel clean: exit code %d, %d checks, findings %v", s.Variant, code, len(got.Checks), got.Findings)
 	return nil
 }

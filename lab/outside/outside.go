@@ -16,12 +16,14 @@ type Env struct {
 // [scenario.Host].
 func Scenarios(env Env) []scenario.Scenario {
 	all := []scenario.Scenario{
+		linuxFormats(env),
 		linuxHidden(env),
 		linuxHiddenQuick(env),
 		linuxLive(env),
 		linuxLiveQuick(env),
 		linuxMatrix(env),
 		linuxMatrixQuick(env),
+		linuxVolatility(env),
 	}
 	for i := range all {
 		all[i].Emulator = scenario.Host

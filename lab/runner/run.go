@@ -245,6 +245,9 @@ func (r *Runner) command(ctx context.Context, im image.Images, dir string, p par
 		if q.SeesINT3 {
 			changes = append(changes, "QEMU shows a guest's INT3 to the hypervisor")
 		}
+		if q.InjectsOnce {
+			changes = append(changes, "QEMU injects an interrupt into a guest once")
+		}
 		initrd := filepath.Join(dir, "initrd")
 		if err := concat(initrd, p.ramdisk); err != nil {
 			return c, nil, err

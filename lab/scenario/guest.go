@@ -58,6 +58,7 @@ type GuestConfig struct {
 	Lines      []string // further lines of the config, as they are: `introspection = "enforce"`
 	KernelArgs []string // added to the kernel's command line
 	CreateArgs []string // added to `xl create`, before the file: "-p"
+	Env        []string // of that xl, which stays beside the guest: "NAME=value"
 	// Text, when set, is the whole config file; Name must then repeat its name,
 	// and Memory, VCPUs, Altp2m, Lines and KernelArgs are not looked at.
 	Text string
@@ -152,8 +153,11 @@ func (t *T) StartGuest(c GuestConfig) (*Guest, error) {
 	if err != nil {
 		return nil, err
 	}
-	args := append([]string{"create"}, c.CreateArgs...)
-	if _, err := t.XL(append(args, path)...); err != nil {
+	create := slices.Concat([]string{"xl", "create"}, c.CreateArgs, []string{path})
+	if len(c.Env) > 0 {
+		create = slices.Concat([]string{"env"}, c.Env, create)
+	}
+	if _, err := t.Exec(create[0], create[1:]...); err != nil {
 		return nil, err
 	}
 	return t.OpenGuest(c.name())
@@ -502,12 +506,35 @@ type Attack struct {
 	//	vmfunc    execute VMFUNC
 	Mode string
 	// Symbol is the function whose first byte is the target, in the modes
-	// that write code. It must be in the guest's /proc/kallsyms. "" takes
-	// one that nobody calls meanwhile.
+	// that write code. It must be in the guest's /proc/kallsyms, where to find
+	// it takes the guest up to six emulated seconds, or be an address, 0x….
+	// "" takes one that nobody calls meanwhile.
 	Symbol string
 	// Times is how often a register is written, unless a write lands before;
 	// 0 is once.
 	Times int
+}
+
+// addresses looks up symbols in the guest's /proc/kallsyms, all at once, since to
+// go through that takes the guest six emulated seconds. Of several with one name
+// the first counts.
+func (g *Guest) addresses(symbols ...string) (map[string]string, error) {
+	out, err := g.Run("grep -E ' (" + strings.Join(symbols, "|") + ")$' /proc/kallsyms")
+	if err != nil {
+		return nil, err
+	}
+	found := map[string]string{}
+	for line := range strings.Lines(out) {
+		if f := strings.Fields(line); len(f) == 3 && found[f[2]] == "" {
+			found[f[2]] = "0x" + f[0]
+		}
+	}
+	for _, s := range symbols {
+		if found[s] == "" {
+			return nil, fmt.Errorf("the guest's kernel has no symbol %s: %s", s, lastLines(out, 4))
+		}
+	}
+	return found, nil
 }
 
 // Verdict is how an attack ended, as the attacker saw it.

@@ -59,12 +59,8 @@ const (
 	// (stop_machine), and the emulator lets them wait for one another.
 	liveBootLimit = 12 * time.Minute
 	// liveAlone is how long the guest bears its load before the first reading, in
-	// the guest's own seconds. A guest of four vCPUs under three times this load
-	// died after 30 to 100 readings, once of a triple fault in
-	// pvclock_clocksource_read; where the load alone ends it, that says nothing of
-	// reading. Seen since: a guest of two bears this load alone, and dies without a
-	// word when it has been read some forty times under it. At rest it lives on.
-	// Without Xen nothing of the kind happens in 15,000 readings (linux-live).
+	// the guest's own seconds: where the load alone ends it, that says nothing of
+	// reading.
 	liveAlone = 30
 )
 
@@ -168,17 +164,38 @@ func (l *live) quiet() error {
 // ownWords compares views with what the guest says itself, before and after:
 // what it says both times was so in between.
 func (l *live) ownWords() error {
+	for _, v := range ownViews() {
+		before, err := l.g.Run(v.asks)
+		if err != nil {
+			return err
+		}
+		if err := l.ask(v.kind, v.into); err != nil {
+			return err
+		}
+		after, err := l.g.Run(v.asks)
+		if err != nil {
+			return err
+		}
+		v.judge(l.t, before, after)
+	}
+	return nil
+}
+
+// ownView is a view and how the guest itself tells the same.
+type ownView struct {
+	kind  inspect.Kind
+	asks  string // of the guest: a line for each thing
+	into  any
+	lines func() []string        // of what was read into into
+	more  func(line string) bool // what the guest doesn't show
+}
+
+func ownViews() []ownView {
 	var ps report.List[report.Process]
 	var mods report.List[report.Module]
 	var mounts report.List[report.Mount]
 	var log report.List[report.LogRecord]
-	for _, v := range []struct {
-		kind  inspect.Kind
-		asks  string // of the guest: a line for each thing
-		into  any
-		lines func() []string
-		more  func(line string) bool // what the guest doesn't show
-	}{
+	return []ownView{
 		{inspect.Processes, `cat /proc/[0-9]*/stat | sed 's/^\([0-9]*\) (\(.*\)) . \([0-9]*\) .*/\1 \3 \2/'`, &ps, func() (out []string) {
 			for _, p := range ps.Items {
 				out = append(out, fmt.Sprintf("%d %d %s", p.PID, p.PPID, p.Comm))
@@ -204,46 +221,37 @@ func (l *live) ownWords() error {
 			}
 			return out
 		}, func(string) bool { return true }}, // lines of one record
-	} {
-		before, err := l.g.Run(v.asks)
-		if err != nil {
-			return err
-		}
-		if err := l.ask(v.kind, v.into); err != nil {
-			return err
-		}
-		after, err := l.g.Run(v.asks)
-		if err != nil {
-			return err
-		}
-		split := func(s string) (out []string) {
-			for line := range strings.SplitSeq(strings.TrimSpace(s), "\n") {
-				if v.kind == inspect.Processes {
-					line = taskName(line)
-				}
-				out = append(out, line)
-			}
-			return out
-		}
-		was, is, got := split(before), split(after), v.lines()
-		var wrong []string
-		same := 0
-		for _, line := range was {
-			if !slices.Contains(is, line) || v.kind == inspect.Processes && own(line) {
-				continue
-			}
-			if same++; !slices.Contains(got, line) {
-				wrong = append(wrong, "missing: "+line)
-			}
-		}
-		for _, line := range got {
-			if !slices.Contains(was, line) && !slices.Contains(is, line) && (v.more == nil || !v.more(line)) {
-				wrong = append(wrong, "not the guest's: "+line)
-			}
-		}
-		l.t.Check(same > 0 && len(wrong) == 0, "%s is what the guest says: %d the same, %q", v.kind, same, wrong)
 	}
-	return nil
+}
+
+// judge compares what was read with what the guest said before and after.
+func (v ownView) judge(t *T, before, after string) {
+	split := func(s string) (out []string) {
+		for line := range strings.SplitSeq(strings.TrimSpace(s), "\n") {
+			if v.kind == inspect.Processes {
+				line = taskName(line)
+			}
+			out = append(out, line)
+		}
+		return out
+	}
+	was, is, got := split(before), split(after), v.lines()
+	var wrong []string
+	same := 0
+	for _, line := range was {
+		if !slices.Contains(is, line) || v.kind == inspect.Processes && own(line) {
+			continue
+		}
+		if same++; !slices.Contains(got, line) {
+			wrong = append(wrong, "missing: "+line)
+		}
+	}
+	for _, line := range got {
+		if !slices.Contains(was, line) && !slices.Contains(is, line) && (v.more == nil || !v.more(line)) {
+			wrong = append(wrong, "not the guest's: "+line)
+		}
+	}
+	t.Check(same > 0 && len(wrong) == 0, "%s is what the guest says: %d the same, %q", v.kind, same, wrong)
 }
 
 // taskName cuts a name at the end of a line as long as a task's can be. /proc
@@ -439,10 +447,12 @@ func (l *live) hidden() error {
 	return l.verdict(true)
 }
 
-// Exit codes of `hvictl check`.
+// Exit codes of hvictl, those of check first.
 const (
-	exitClean    = 0
-	exitFindings = 10
+	exitClean     = 0
+	exitFindings  = 10
+	exitUnchecked = 11
+	exitImage     = 12 // of hvictl inspect: nothing to look into
 )
 
 // verdict asks hvictl for one.
@@ -460,14 +470,7 @@ func (l *live) verdict(attacked bool) error {
 	if err := json.Unmarshal([]byte(out.Stdout), &v); err != nil {
 		return fmt.Errorf("hvictl check: exit code %d, %w: %s", code, err, lastLines(out.String(), 3))
 	}
-	var words []string
-	for _, f := range v.Findings {
-		words = append(words, fmt.Sprintf("%s: %s: %s", f.Check, f.Object, f.Detail))
-	}
-	checks := map[string]string{}
-	for _, c := range v.Checks {
-		checks[c.Name] = strings.TrimSuffix(string(c.Status)+": "+c.Why, ": ")
-	}
+	words, checks := verdictWords(v)
 	if !attacked {
 		l.t.Fact("check", checks)
 		l.t.Check(code == exitClean && v.Clean && len(v.Findings) == 0, "hvictl check finds the guest clean: exit code %d, %q, %v", code, words, checks)
@@ -476,8 +479,26 @@ func (l *live) verdict(attacked bool) error {
 	l.t.Fact("check_attacked", checks)
 	l.t.Fact("findings", words)
 	l.t.Check(code == exitFindings && !v.Clean, "hvictl check says by its exit code, %d, that it found something", code)
-	for what, word := range map[string]string{"process": "known-3", "module": "module hide"} {
-		l.t.Check(slices.ContainsFunc(words, func(w string) bool { return strings.Contains(w, word) }), "it names the hidden %s: %q", what, words)
-	}
+	namesHidden(l.t, words, map[string]string{"process": "known-3", "module": "module hide"})
 	return nil
+}
+
+// verdictWords are a verdict's findings, a line each, and the outcomes of its
+// checks by name.
+func verdictWords(v report.Verdict) (findings []string, checks map[string]string) {
+	for _, f := range v.Findings {
+		findings = append(findings, fmt.Sprintf("%s: %s: %s", f.Check, f.Object, f.Detail))
+	}
+	checks = map[string]string{}
+	for _, c := range v.Checks {
+		checks[c.Name] = strings.TrimSuffix(string(c.Status)+": "+c.Why, ": ")
+	}
+	return findings, checks
+}
+
+// namesHidden wants each word in some finding.
+func namesHidden(t *T, findings []string, words map[string]string) {
+	for what, word := range words {
+		t.Check(slices.ContainsFunc(findings, func(f string) bool { return strings.Contains(f, word) }), "it names the hidden %s: %q", what, findings)
+	}
 }

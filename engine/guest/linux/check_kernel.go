@@ -22,6 +22,8 @@ var kernelChecks = []check{
 	{"ftrace-hooks", "A function of the kernel is diverted through ftrace to code of no module and no eBPF program.", (*Reader).checkFtrace},
 	{"kprobes", "A kprobe calls code of no module and no eBPF program.", (*Reader).checkKprobes},
 	{"lsm-hooks", "A security module's hook is code of neither the kernel nor a module.", (*Reader).checkLSM},
+	{"function-pointers", "A pointer in the kernel's writable data leads to code that belongs to nobody.", (*Reader).checkPointers},
+	{"usermode-helpers", "The kernel would start a program, as root, that nobody has installed.", (*Reader).checkHelpers},
 }
 
 // A module that is being loaded or removed is for moments in some of the
@@ -278,6 +280,9 @@ func (r *Reader) checkEntryPoints() (int, []report.Finding, error) {
 					out.add(findingKey{kind: e.name, at: onCPU(i, 0)}, fmt.Sprintf("%s of CPU %d", e.name, i), "it leads to "+where(p), &p)
 				}
 			}
+		}
+		if n == 0 { // a memory image without MSRs
+			return 0, nil, &ReadError{What: "MSR LSTAR", Got: "0 on each processor", Err: ErrUnsupported}
 		}
 		return n, out, nil
 	})

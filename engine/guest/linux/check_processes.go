@@ -517,7 +517,9 @@ func (c *census) pageTables(before []x86.PhysAddr, found map[suspect]suspicion) 
 // checkCredentials looks for processes whose credentials were not made for
 // them. Each process has its own, which only its threads share: a fork copies
 // them (copy_creds of kernel/cred.c) and an exec makes new ones. Those of the
-// kernel's first task, which has every right, are no other process's.
+// kernel's first task, which has every right, are no other process's. They are
+// never changed once they are in use, and those of a user belong to his account
+// (set_user of kernel/sys.c).
 func (r *Reader) checkCredentials() (int, []report.Finding, error) {
 	o := &r.k.Offsets
 	if err := need("task_struct.real_cred", o.Task.RealCred); err != nil {
@@ -559,6 +561,9 @@ func (r *Reader) checkCredentials() (int, []report.Finding, error) {
 				detail = fmt.Sprintf("has the same credentials as %s", other.name)
 			}
 			if detail == "" {
+				detail = r.foreignUser(cred)
+			}
+			if detail == "" {
 				continue
 			}
 			found[suspect{task, int32(t.u32(o.Task.PID)), t.u64(o.Task.StartTime), detail}] = suspicion{
@@ -568,6 +573,28 @@ func (r *Reader) checkCredentials() (int, []report.Finding, error) {
 		}
 		return len(tasks), found, nil
 	})
+}
+
+// foreignUser says what is wrong with credentials whose user's number is not that
+// of the account which they are charged to; "" if nothing is, or it can't be told.
+func (r *Reader) foreignUser(cred x86.VirtAddr) string {
+	o := &r.k.Offsets
+	if need("cred.uid", o.Cred.UID, "cred.user", o.Cred.User, "user_struct.uid", o.User.UID) != nil {
+		return ""
+	}
+	uid, err := r.as.ReadUint32(cred + x86.VirtAddr(o.Cred.UID))
+	if err != nil {
+		return ""
+	}
+	account, err := r.as.ReadPointer(cred + x86.VirtAddr(o.Cred.User))
+	if err != nil || !account.KernelHalf() {
+		return ""
+	}
+	owner, err := r.as.ReadUint32(account + x86.VirtAddr(o.User.UID))
+	if err != nil || owner == uid {
+		return ""
+	}
+	return fmt.Sprintf("is user %d by its credentials, which are those of user %d", uid, owner)
 }
 
 // directMap returns where the kernel maps all memory, in which it allocates its

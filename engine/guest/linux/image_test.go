@@ -302,7 +302,7 @@ func checkState(t *testing.T, k *Kernel, img testImage) {
 	}
 	memcpy, ok := k.Lookup("memcpy")
 	code := k.TextPokeCode()
-	if !ok || !slices.ContainsFunc(code, func(r CodeRange) bool { return r.Contains(memcpy) }) {
+	if !ok || !slices.ContainsFunc(code, func(r Range) bool { return r.Contains(memcpy) }) {
 		t.Errorf("patching code %v without memcpy at %v", code, memcpy)
 	}
 	for _, r := range code {

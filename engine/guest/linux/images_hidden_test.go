@@ -245,6 +245,13 @@ func TestImageCredentials(t *testing.T) {
 			}
 		}
 		c.put(task, off, own)
+		// Its own, changed in place.
+		uid := c.get(own, c.k.Offsets.Cred.UID)
+		c.put(own, c.k.Offsets.Cred.UID, uid&^0xffff_ffff)
+		if got := c.found("credentials", "process"); len(got) != 1 || !strings.Contains(got[0], "is user 0 by its credentials") {
+			t.Errorf("findings %q of a changed user", got)
+		}
+		c.put(own, c.k.Offsets.Cred.UID, uid)
 		if got := c.found("credentials", ""); len(got) > 0 {
 			t.Errorf("findings %q", got)
 		}

@@ -611,6 +611,18 @@ func TestImagesTampered(t *testing.T) {
 			key := g.read(g.symbol("static_calls_table") + x86.VirtAddr(g.k.Offsets.StaticHook.Key))
 			g.write(key+x86.VirtAddr(g.k.Offsets.StaticCallKey.Func), nowhere(g))
 		}, "security hook at"},
+		{"pointer to a module off the list", "function-pointers", "panic_blink", func(g *tampered) {
+			mod := g.module("dummy")
+			m, _, err := g.copyModule(mod)
+			if err != nil {
+				g.t.Fatal(err)
+			}
+			g.unlink(mod + x86.VirtAddr(g.k.Offsets.Module.List))
+			g.write(g.symbol("panic_blink"), m.Base+0x10)
+		}, "pointer at "},
+		{"program to be started", "usermode-helpers", "modprobe_path", func(g *tampered) {
+			g.write(g.symbol("modprobe_path"), x86.VirtAddr(binary.LittleEndian.Uint64([]byte("/tmp/a\x00\x00"))))
+		}, "modprobe_path"},
 	}
 	for _, img := range testImages(t) {
 		t.Run(img.name(), func(t *testing.T) {
@@ -632,6 +644,8 @@ func TestImagesTampered(t *testing.T) {
 							} else {
 								t.Logf("%s: %s", found[0].Object, found[0].Detail)
 							}
+						case a.check == "function-pointers" && c.name == "hidden-modules" && len(found) == 1:
+							// The pointer leads to a module that is hidden.
 						case err != nil && !errors.Is(err, ErrUnsupported) || len(found) > 0:
 							t.Errorf("%s: %v, %+v", c.name, err, found)
 						}

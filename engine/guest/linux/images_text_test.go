@@ -7,9 +7,9 @@ import (
 )
 
 // compareAll returns what changed in all of a kernel's code.
-func compareAll(t *testing.T, w *TextWatch, r *Reader) []TextChange {
+func compareAll(t *testing.T, w *ImageWatch, r *Reader) []ImageChange {
 	t.Helper()
-	var out []TextChange
+	var out []ImageChange
 	for page := range w.Pages() {
 		c, err := w.Compare(r, page)
 		if err != nil {

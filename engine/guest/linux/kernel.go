@@ -326,12 +326,6 @@ func (k *Kernel) TextPoke() (TextPoke, error) {
 	return TextPoke{CR3: t.Phys, Window: window, WindowPages: 2}, nil
 }
 
-// CodeRange is a stretch of code, [Start, End).
-type CodeRange struct{ Start, End x86.VirtAddr }
-
-// Contains reports whether an address lies in the range.
-func (r CodeRange) Contains(va x86.VirtAddr) bool { return va >= r.Start && va < r.End }
-
 // textPokeCode are the functions whose stores are __text_poke's. It calls
 // memcpy and memset, which alternatives turn into one of several bodies by what
 // the processor has: memcpy_orig on one without REP_GOOD and ERMS, as seen in
@@ -347,11 +341,11 @@ var textPokeCode = []string{
 // TextPokeCode returns the code from which the kernel's own stores through the
 // [TextPoke] window come. Anyone can jump to memcpy, so a RIP in here proves
 // nothing by itself: a guard asks for the CR3 and the address first.
-func (k *Kernel) TextPokeCode() []CodeRange {
-	var out []CodeRange
+func (k *Kernel) TextPokeCode() []Range {
+	var out []Range
 	for _, name := range textPokeCode {
 		if start, end, ok := k.Symbols.Range(name); ok && start >= k.TextStart && end <= k.TextEnd {
-			r := CodeRange{start, end}
+			r := Range{start, end}
 			if !slices.Contains(out, r) {
 				out = append(out, r)
 			}

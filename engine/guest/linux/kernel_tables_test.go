@@ -408,9 +408,12 @@ func TestCheckHooks(t *testing.T) {
 		evil = first
 		set()
 	}
-	// Without registers there are no entry points to look at.
-	if _, _, err := b.k.NewReader(nil).checkEntryPoints(); !errors.Is(err, ErrUnsupported) {
-		t.Error(err)
+	// Without registers, or with those that a memory image holds, there are no
+	// entry points to look at.
+	for _, regs := range [][]x86.Registers{nil, {{CR3: b.Regs[0].CR3}}} {
+		if _, _, err := b.k.NewReader(regs).checkEntryPoints(); !errors.Is(err, ErrUnsupported) {
+			t.Error(err)
+		}
 	}
 }
 
@@ -465,6 +468,9 @@ func FuzzKernelViews(f *testing.F) {
 		_, _ = r.Probes()
 		_, _ = r.Syscalls()
 		_, _ = r.Interrupts()
+		if frames, err := r.SealedModuleFrames(); err == nil && len(frames) > maxSealedFrames {
+			t.Errorf("%d frames", len(frames))
+		}
 		for _, c := range kernelChecks {
 			_, found, _ := c.run(r)
 			if len(found) > 2*maxFindings {

@@ -358,7 +358,7 @@ func TestSymbolize(t *testing.T) {
 		{g.Base + 0x2000, "func_0_init", 0},
 		{g.Base + 0x2001, "func_0_init", 1},
 		{g.Base + 0x2002, "func_1_init", 0},
-		{g.Addr("_end") - 1, "__per_cpu_offset", uint64(g.Addr("_end") - 1 - g.Addr("__per_cpu_offset"))},
+		{g.Addr("_end") - 1, "idt_table", uint64(g.Addr("_end") - 1 - g.Addr("idt_table"))},
 	} {
 		name, off, ok := k.Symbolize(c.va)
 		if name != c.name || off != c.off || !ok {
@@ -381,7 +381,7 @@ func TestRange(t *testing.T) {
 	g, k := identified(t, linuxtest.Config{Layout: linuxtest.Relative61})
 	for name, want := range map[string][2]x86.VirtAddr{
 		"_text":            {g.Base, g.Base + linuxtest.Entry}, // past _stext, at the same address
-		"entry_SYSCALL_64": {g.Base + linuxtest.Entry, g.Base + 0x2000},
+		"entry_SYSCALL_64": {g.Base + linuxtest.Entry, g.Base + 0x1f00},
 		"func_0_init":      {g.Base + 0x2000, g.Base + 0x2002},
 		"_end":             {g.Addr("_end"), g.Addr("_end")},
 	} {
@@ -410,6 +410,7 @@ func TestBTFOffsets(t *testing.T) {
 	want.Module.Size, want.Module.List, want.Module.Name = 1024, linuxtest.ModuleList, linuxtest.ModuleName
 	want.ModuleRegion.Size, want.ModuleRegion.Base, want.ModuleRegion.Bytes = linuxtest.RegionSize, linuxtest.RegionBase, linuxtest.RegionBytes
 	want.SystemStates.Running = linuxtest.Running
+	want.VDSOImage = VDSOImageOffsets{Data: 0, Bytes: 8}
 	for l := range linuxtest.NumLayouts {
 		_, k := identified(t, linuxtest.Config{Layout: l})
 		w := want
@@ -420,6 +421,7 @@ func TestBTFOffsets(t *testing.T) {
 			w.Module.Mem, w.Module.MemTypes = linuxtest.ModuleMem, linuxtest.Regions
 			w.ModuleMem.Text = 0
 		} else {
+			w.ModuleRegion.TextSize = linuxtest.RegionText
 			w.Module.CoreLayout, w.Module.InitLayout = linuxtest.ModuleMem, linuxtest.ModuleMem+linuxtest.RegionSize
 		}
 		if k.Offsets != w {

@@ -98,6 +98,7 @@ type Offsets struct {
 	TimekeeperData TimekeeperDataOffsets `c:"tk_data"`
 	Seqcount       SeqcountOffsets       `c:"seqcount_raw_spinlock|seqcount"`
 
+	VDSOImage      VDSOImageOffsets      `c:"vdso_image"`
 	VMA            VMAOffsets            `c:"vm_area_struct"`
 	VMOps          VMOpsOffsets          `c:"vm_operations_struct"`
 	AnonName       AnonNameOffsets       `c:"anon_vma_name"`

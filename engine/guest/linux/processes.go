@@ -63,6 +63,7 @@ type CredOffsets struct {
 	Bounding    int `c:"cap_bset"`
 	Ambient     int `c:"cap_ambient"`
 	UserNS      int `c:"user_ns"`
+	User        int `c:"user"`
 }
 
 // PIDOffsets lays out struct pid, and struct upid at the end of it.

@@ -2,6 +2,7 @@ package linux
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -60,6 +61,17 @@ func (k *Kernel) NewReader(regs []x86.Registers) *Reader {
 // that runs: it may have been on its way in or out.
 func (r *Reader) Follow(registers func() ([]x86.Registers, error)) {
 	r.registers, r.wait = registers, time.Sleep
+}
+
+// FollowUntil is Follow of a reading that is given up when ctx ends: nothing is
+// waited for any more then. Reading must fail by itself.
+func (r *Reader) FollowUntil(ctx context.Context, registers func() ([]x86.Registers, error)) {
+	r.registers, r.wait = registers, func(d time.Duration) {
+		select {
+		case <-ctx.Done():
+		case <-time.After(d):
+		}
+	}
 }
 
 // Kernel is the kernel that is read.

@@ -5,6 +5,7 @@
 //	lab run NAME[,NAME]... run them; results go to lab/out/NAME.json
 //	lab images             build everything that runs need, run nothing
 //	lab specimen KERNEL    take a memory image of a Linux guest
+//	lab protection         write docs/protection.md from the attacks' results
 //	lab clean              remove the cache and the results
 //
 // It needs no KVM. As root, it installs the few host programs that it lacks;
@@ -55,7 +56,7 @@ func command() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(runCommand(), listCommand(), imagesCommand(), cleanCommand(), specimenCommand())
+	root.AddCommand(runCommand(), listCommand(), imagesCommand(), cleanCommand(), specimenCommand(), protectionCommand())
 	return root
 }
 

@@ -10,6 +10,7 @@ package linuxtest
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"sort"
 	"sync"
 
@@ -46,6 +47,17 @@ const (
 	// Banner is the version text of a guest that asks for no other.
 	Banner = "Linux version 6.1.0-99-test (hvi@test) (gcc 12.2.0) #1 SMP Test 6.1.99-1 (2025-01-01)"
 
+	// What the kernel seals at the end of its boot, page-aligned: the end of its
+	// read-only data, and parts of that, but for the table of interrupts.
+	RODataEnd    = ROData + 0x18_0000
+	SyscallTable = ROData + 0x1000
+	ExTable      = ROData + 0x2000
+	VDSO         = ROData + 0x3000
+	VDSOSize     = 0xc00
+	IDT          = Data + 0x5000
+	exTableSize  = 0x100
+	vdsoImage    = ROData + 0x2200
+
 	physBase = 0x100_0000
 	memSize  = 0x200_0000
 )
@@ -72,6 +84,7 @@ const (
 	ModuleMem   = 320
 	RegionBase  = 0
 	RegionBytes = 8
+	RegionText  = 12 // before 6.4
 	RegionSize  = 80
 	Regions     = 7
 	currentTask = 0x2_1c0
@@ -200,6 +213,7 @@ func (g *Guest) layOut(c Config) {
 	text(0, "_text")
 	text(0, "_stext")
 	text(Entry, "entry_SYSCALL_64")
+	text(0x1f00, "load_module")
 	text(TextSize, "_etext")
 	for i := range c.Symbols {
 		off := x86.VirtAddr(0x2000 + i*2)
@@ -231,6 +245,17 @@ func (g *Guest) layOut(c Config) {
 	data(Data+0x3010, poking[0])
 	data(Data+0x3018, poking[1])
 	data(Data+0x3040, "__per_cpu_offset")
+	for name, off := range map[string]x86.VirtAddr{
+		"__start_rodata": ROData, "__end_rodata": RODataEnd, "sys_call_table": SyscallTable,
+		"__start___ex_table": ExTable, "__stop___ex_table": ExTable + exTableSize,
+		"vdso_image_64": vdsoImage, "idt_table": IDT,
+	} {
+		if _, moved := c.Data[name]; !moved && !slices.Contains(c.Variables, name) {
+			data(off, name)
+		}
+	}
+	g.WriteUint64(base+vdsoImage, uint64(base+VDSO))
+	g.WriteUint64(base+vdsoImage+8, VDSOSize)
 	for i, name := range c.Variables {
 		data(Variables+x86.VirtAddr(i)*variableSize, name)
 	}
@@ -387,7 +412,11 @@ func types(l Layout, more []btf.Type, members []btf.Member) []byte {
 		{Name: "list", Type: list, Offset: at(ModuleList)},
 		{Name: "name", Type: &btf.Array{Type: char, Index: integer, Nelems: 56}, Offset: at(ModuleName)},
 	}}
-	all := append([]btf.Type{task, mm, states, module}, more...)
+	image := &btf.Struct{Name: "vdso_image", Size: 128, Members: []btf.Member{
+		{Name: "data", Type: &btf.Pointer{Target: &btf.Void{}}, Offset: at(0)},
+		{Name: "size", Type: long, Offset: at(8)},
+	}}
+	all := append([]btf.Type{task, mm, states, module, image}, more...)
 	if l >= After64 {
 		region.Name = "module_memory"
 		module.Members = append(module.Members, btf.Member{
@@ -398,6 +427,7 @@ func types(l Layout, more []btf.Type, members []btf.Member) []byte {
 		}})
 	} else {
 		region.Name = "module_layout"
+		region.Members = append(region.Members, btf.Member{Name: "text_size", Type: integer, Offset: at(RegionText)})
 		module.Members = append(module.Members,
 			btf.Member{Name: "core_layout", Type: region, Offset: at(ModuleMem)},
 			btf.Member{Name: "init_layout", Type: region, Offset: at(ModuleMem + RegionSize)})

@@ -75,8 +75,8 @@ func call(from, to int32) []byte {
 
 func jump(from, to int32) []byte { return append([]byte{0xe9}, call(from, to)[1:]...) }
 
-// TestTextWatch tells the kernel's own patches from others.
-func TestTextWatch(t *testing.T) {
+// TestImageWatch tells the kernel's own patches from others.
+func TestImageWatch(t *testing.T) {
 	const line = codeAt &^ (textLine - 1)
 	kprobe := func(b *kernelGuest, at x86.VirtAddr, opcode byte) {
 		b.pointer(b.Addr("kprobe_table")+8, b.Base+aKprobe)
@@ -155,8 +155,8 @@ func TestTextWatch(t *testing.T) {
 	}
 }
 
-// TestTextWatchUnsupported refuses kernels whose own patches can't be told.
-func TestTextWatchUnsupported(t *testing.T) {
+// TestImageWatchUnsupported refuses kernels whose own patches can't be told.
+func TestImageWatchUnsupported(t *testing.T) {
 	_, k := identified(t, linuxtest.Config{})
 	if _, err := k.NewReader(nil).WatchText(); !errors.Is(err, ErrUnsupported) {
 		t.Errorf("a kernel without a jump table: %v", err)
@@ -179,8 +179,8 @@ func TestTextWatchUnsupported(t *testing.T) {
 	}
 }
 
-// FuzzTextWatch reads tables that a guest has made up.
-func FuzzTextWatch(f *testing.F) {
+// FuzzImageWatch reads tables that a guest has made up.
+func FuzzImageWatch(f *testing.F) {
 	f.Add([]byte{0xe8, 1, 2, 3, 4}, uint16(keyAt), []byte{1, 0, 0, 0}, uint16(0))
 	f.Add([]byte{0xcc}, uint16(codeAt), []byte{0xff, 0xff, 0xff, 0x7f}, uint16(0x2010))
 	b := newTextGuest(f)

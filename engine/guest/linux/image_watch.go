@@ -19,31 +19,33 @@ const (
 	maxPatch = 6
 )
 
-// TextWatch knows the kernel's code as it was at one moment, so that a change
-// can be told from the kernel's own patches: a digest of each stretch of code with
-// the places left out that the kernel patches, and those places with what may be
-// there.
+// ImageWatch knows a part of the kernel's image as it was at one moment: its code,
+// so that a change can be told from the kernel's own patches, or data that is
+// never written. It has a digest of each stretch with the places left out that the
+// kernel patches, and those places with what may be there.
 //
-// It takes a sixteenth of the code's size. It borrows nothing; its methods read
+// It takes a sixteenth of the part's size. It borrows nothing; its methods read
 // through the [Reader] they are given.
-type TextWatch struct {
+type ImageWatch struct {
 	start x86.VirtAddr
 	size  int
 	sites []patchSite // in order
-	seed  maphash.Seed
-	lines []uint32 // by offset / textLine
+	// ignored are not watched.
+	ignored []Range
+	seed    maphash.Seed
+	lines   []uint32 // by offset / textLine
 	// odd are the places that were found to hold what they should not, as told
 	// before, by offset.
 	odd map[uint32][maxPatch]byte
 }
 
-// TextChange is code that is not what it was, and that no patch of the kernel's
-// own explains.
-type TextChange struct {
+// ImageChange is what is not as it was, and what no patch of the kernel's own
+// explains.
+type ImageChange struct {
 	// Addr is where it begins: a multiple of 64 bytes, since it is known no more
 	// exactly, or the place of a patch.
 	Addr x86.VirtAddr
-	// Now is the code there.
+	// Now is what is there.
 	Now []byte
 	// Patch says that the kernel does patch this place, but not with this. To is
 	// where it leads, if it leads away.
@@ -53,7 +55,7 @@ type TextChange struct {
 
 // WatchText takes the kernel's code as it is now for right. The guest should be
 // paused, or the kernel may be patching it.
-func (r *Reader) WatchText() (*TextWatch, error) {
+func (r *Reader) WatchText() (*ImageWatch, error) {
 	r.tlb.Flush()
 	r.beginLook()
 	start, end := r.k.TextStart.Page(), r.k.TextEnd
@@ -72,54 +74,80 @@ func (r *Reader) WatchText() (*TextWatch, error) {
 		sites[i].off += uint32(r.k.TextStart - start)
 		sites[i].target += uint32(r.k.TextStart - start)
 	}
-	w := &TextWatch{
-		start: start, size: len(text), sites: sites, seed: maphash.MakeSeed(),
-		lines: make([]uint32, len(text)/textLine), odd: map[uint32][maxPatch]byte{},
+	w := &ImageWatch{start: start, sites: sites}
+	w.take(text)
+	return w, nil
+}
+
+// WatchData takes data of the kernel's that is never written, as it is now, for
+// right, but for what is in except.
+func (r *Reader) WatchData(what Range, except []Range) (*ImageWatch, error) {
+	r.tlb.Flush()
+	start, end := what.Start.Page(), (what.End + x86.PageMask).Page()
+	if end <= start || end-start > maxROData {
+		return nil, &ReadError{What: "read-only data", Got: fmt.Sprintf("from %v to %v", start, end), Err: ErrImplausible}
 	}
+	data := make([]byte, end-start)
+	if err := r.as.Read(start, data); err != nil {
+		return nil, &ReadError{What: "read-only data", Err: err}
+	}
+	w := &ImageWatch{start: start, ignored: append([]Range{{start, what.Start}, {what.End, end}}, except...)}
+	w.take(data)
+	return w, nil
+}
+
+// take makes the digests.
+func (w *ImageWatch) take(image []byte) {
+	w.size, w.seed = len(image), maphash.MakeSeed()
+	w.lines, w.odd = make([]uint32, len(image)/textLine), map[uint32][maxPatch]byte{}
 	var page [x86.PageSize]byte
 	for p := range w.Pages() {
-		copy(page[:], text[p<<x86.PageShift:])
+		copy(page[:], image[p<<x86.PageShift:])
 		w.mask(p, &page)
 		for i := range linesPerPage {
 			w.lines[p*linesPerPage+i] = w.digest(&page, i)
 		}
 	}
-	return w, nil
 }
 
 // maxText bounds the kernel's code: Debian's has 14 to 20 MiB.
 const maxText = 256 << 20
 
-// Pages returns how many pages of code there are.
-func (w *TextWatch) Pages() int { return w.size >> x86.PageShift }
+// Pages returns how many pages there are.
+func (w *ImageWatch) Pages() int { return w.size >> x86.PageShift }
 
 // digest is that of one line of a page. Its key is a secret of this process, so
 // that no guest can make other code with the same digest.
-func (w *TextWatch) digest(page *[x86.PageSize]byte, line int) uint32 {
+func (w *ImageWatch) digest(page *[x86.PageSize]byte, line int) uint32 {
 	return uint32(maphash.Bytes(w.seed, page[line*textLine:(line+1)*textLine]))
 }
 
 // sitesOf returns the places that have a byte in a page.
-func (w *TextWatch) sitesOf(page int) []patchSite {
+func (w *ImageWatch) sitesOf(page int) []patchSite {
 	from, to := uint32(page)<<x86.PageShift, uint32(page+1)<<x86.PageShift
 	first := sort.Search(len(w.sites), func(i int) bool { return w.sites[i].off+uint32(w.sites[i].n) > from })
 	last := sort.Search(len(w.sites), func(i int) bool { return w.sites[i].off >= to })
 	return w.sites[first:max(first, last)]
 }
 
-// mask clears what the kernel patches.
-func (w *TextWatch) mask(page int, b *[x86.PageSize]byte) {
+// mask clears what the kernel patches, and what is not watched.
+func (w *ImageWatch) mask(page int, b *[x86.PageSize]byte) {
 	base := page << x86.PageShift
+	va := w.start + x86.VirtAddr(base)
+	for _, x := range w.ignored {
+		if from, to := max(x.Start, va), min(x.End, va+x86.PageSize); from < to {
+			clear(b[from-va : to-va])
+		}
+	}
 	for _, s := range w.sitesOf(page) {
 		from, to := max(int(s.off)-base, 0), min(int(s.off)+int(s.n)-base, x86.PageSize)
 		clear(b[from:to])
 	}
 }
 
-// Compare returns what has changed in a page of the kernel's code, page being
-// below [TextWatch.Pages]. A guest that runs may be patching it at this very
+// Compare returns what has changed in a page, page being below [ImageWatch.Pages]. A guest that runs may be patching it at this very
 // moment: what is still there a second later is no patch.
-func (w *TextWatch) Compare(r *Reader, page int) ([]TextChange, error) {
+func (w *ImageWatch) Compare(r *Reader, page int) ([]ImageChange, error) {
 	r.tlb.Flush()
 	r.beginLook()
 	va := w.start + x86.VirtAddr(page)<<x86.PageShift
@@ -127,27 +155,27 @@ func (w *TextWatch) Compare(r *Reader, page int) ([]TextChange, error) {
 	var text [x86.PageSize + maxPatch]byte
 	n := min(len(text), w.size-page<<x86.PageShift)
 	if err := r.as.Read(va, text[:n]); err != nil {
-		return nil, &ReadError{What: "kernel text", Err: err}
+		return nil, &ReadError{What: "the kernel's image", Err: err}
 	}
 	var masked [x86.PageSize]byte
 	changed := w.changed(page, &text, &masked)
-	if len(changed) > 0 {
+	if len(changed) > 0 && len(w.sites) > 0 {
 		if err := r.undoKprobes(va, text[:n]); err != nil {
 			return nil, err
 		}
 		changed = w.changed(page, &text, &masked)
 	}
-	var out []TextChange
+	var out []ImageChange
 	for _, line := range changed {
 		at := line * textLine
-		out = append(out, TextChange{Addr: va + x86.VirtAddr(at), Now: slices.Clone(text[at : at+textLine])})
+		out = append(out, ImageChange{Addr: va + x86.VirtAddr(at), Now: slices.Clone(text[at : at+textLine])})
 	}
 	patches, err := w.comparePatches(r, page, text[:n])
 	return append(out, patches...), err
 }
 
 // changed returns the lines of a page that are not what they were.
-func (w *TextWatch) changed(page int, text *[x86.PageSize + maxPatch]byte, masked *[x86.PageSize]byte) []int {
+func (w *ImageWatch) changed(page int, text *[x86.PageSize + maxPatch]byte, masked *[x86.PageSize]byte) []int {
 	copy(masked[:], text[:])
 	w.mask(page, masked)
 	var out []int
@@ -160,8 +188,8 @@ func (w *TextWatch) changed(page int, text *[x86.PageSize + maxPatch]byte, maske
 }
 
 // comparePatches looks at the places that the kernel patches.
-func (w *TextWatch) comparePatches(r *Reader, page int, text []byte) ([]TextChange, error) {
-	var out []TextChange
+func (w *ImageWatch) comparePatches(r *Reader, page int, text []byte) ([]ImageChange, error) {
+	var out []ImageChange
 	var traced map[x86.VirtAddr]bool
 	base := page << x86.PageShift
 	for _, s := range w.sitesOf(page) {
@@ -201,14 +229,14 @@ func (w *TextWatch) comparePatches(r *Reader, page int, text []byte) ([]TextChan
 		if told, ok := w.odd[s.off]; ok && told == now {
 			continue
 		}
-		out = append(out, TextChange{Addr: va, Now: slices.Clone(now[:s.n]), Patch: true, To: to})
+		out = append(out, ImageChange{Addr: va, Now: slices.Clone(now[:s.n]), Patch: true, To: to})
 	}
 	return out, nil
 }
 
 // patchRight says whether an instruction is one that the kernel puts at a place,
 // and where it leads.
-func (w *TextWatch) patchRight(r *Reader, s patchSite, b []byte, va x86.VirtAddr) (bool, report.Place) {
+func (w *ImageWatch) patchRight(r *Reader, s patchSite, b []byte, va x86.VirtAddr) (bool, report.Place) {
 	var whole [maxPatch]byte
 	copy(whole[:], b)
 	if s.length(whole[:]) != s.n {
@@ -226,7 +254,7 @@ func (w *TextWatch) patchRight(r *Reader, s patchSite, b []byte, va x86.VirtAddr
 }
 
 // Accept takes a change for known, so that it is not told again.
-func (w *TextWatch) Accept(c TextChange) {
+func (w *ImageWatch) Accept(c ImageChange) {
 	off := uint32(c.Addr - w.start)
 	if c.Patch {
 		var now [maxPatch]byte

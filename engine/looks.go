@@ -1,0 +1,246 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/xen-hvi/hvi/engine/guard"
+	"github.com/xen-hvi/hvi/engine/guest/linux"
+	"github.com/xen-hvi/hvi/engine/guest/report"
+	"github.com/xen-hvi/hvi/engine/journal"
+	"github.com/xen-hvi/hvi/engine/policy"
+	"github.com/xen-hvi/hvi/engine/x86"
+	"github.com/xen-hvi/hvi/engine/xen"
+)
+
+// Some guards look into the guest now and then for what they can't trap. A look
+// takes milliseconds, and seconds where something is suspicious and must be seen to
+// last; so a goroutine of its own makes them, with memory of its own that is
+// mapped for one look. It shares nothing with the session but what can't change,
+// and hands in what it found.
+
+const (
+	// firstLook is within what time of the arming the first look is made.
+	firstLook = 5 * time.Second
+	// maxFailedLooks is how many looks in a row may fail before the guard is said to
+	// see nothing: one may meet a guest that is busy changing what is read, and a
+	// hostile guest can have all of them fail.
+	maxFailedLooks = 3
+)
+
+// looks are those of one session. They are the session goroutine's, but for what
+// look uses.
+type looks struct {
+	cancel  context.CancelFunc
+	ended   chan struct{}
+	results chan lookResult
+	// known is what was found and told, by guard. What is not found any more may be
+	// told again.
+	known map[policy.GuardName]map[string]bool
+	// failed counts the looks in a row that failed, by guard.
+	failed map[policy.GuardName]int
+}
+
+// lookResult is what one look of a guard has found.
+type lookResult struct {
+	guard   policy.GuardName
+	verdict report.Verdict
+	err     error
+}
+
+// lookDue is a guard that looks, and when it does so next.
+type lookDue struct {
+	guard guard.Guard
+	at    time.Time
+}
+
+// startLooks begins to look for all guards of the policy that do.
+func (s *Session) startLooks() {
+	s.stopLooks()
+	var due []lookDue
+	now := time.Now()
+	for _, g := range guard.All() {
+		if g.Look != nil && s.policy.Action(g.Name) != policy.ActionOff {
+			due = append(due, lookDue{g, now.Add(rand.N(s.firstLook))})
+		}
+	}
+	if len(due) == 0 {
+		return
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	l := &looks{
+		cancel: cancel, ended: make(chan struct{}), results: make(chan lookResult),
+		known: map[policy.GuardName]map[string]bool{}, failed: map[policy.GuardName]int{},
+	}
+	if s.looks != nil {
+		l.known = s.looks.known // told before the policy changed
+	}
+	s.looks = l
+	go func() {
+		defer close(l.ended)
+		look(ctx, s.hv, s.info, s.kernel, due, l.results)
+	}()
+}
+
+// stopLooks ends them, and returns when none of the guest's memory is mapped for
+// one any more. What was told stays known.
+func (s *Session) stopLooks() {
+	if s.looks == nil || s.looks.cancel == nil {
+		return
+	}
+	s.looks.cancel()
+	<-s.looks.ended
+	s.looks.cancel = nil
+}
+
+// found delivers what looks have found.
+func (s *Session) found() <-chan lookResult {
+	if s.looks == nil {
+		return nil
+	}
+	return s.looks.results
+}
+
+// look looks, until ctx ends.
+func look(ctx context.Context, hv Hypervisor, info xen.DomainInfo, k *linux.Kernel, due []lookDue, results chan<- lookResult) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		next := slices.MinFunc(due, func(a, b lookDue) int { return a.at.Compare(b.at) })
+		timer.Reset(time.Until(next.at))
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		}
+		for i := range due {
+			d := &due[i]
+			if d.guard.Name != next.guard.Name {
+				continue
+			}
+			r := lookResult{guard: d.guard.Name}
+			r.verdict, r.err = lookOnce(ctx, hv, info, k, d.guard.Look.Checks)
+			j := d.guard.Look.Jitter()
+			d.at = time.Now().Add(d.guard.Look.Every - j + rand.N(2*j))
+			select {
+			case <-ctx.Done():
+				return
+			case results <- r:
+			}
+		}
+	}
+}
+
+// errOtherKernel: the guest runs another kernel than the one that was identified.
+var errOtherKernel = errors.New("the guest's processors don't run the kernel that was identified")
+
+// lookOnce makes some checks of a domain's kernel.
+func lookOnce(ctx context.Context, hv Hypervisor, info xen.DomainInfo, k *linux.Kernel, checks []string) (v report.Verdict, err error) {
+	mem := newReading(ctx, nil, hv.OpenMemory(info.ID))
+	defer func() { err = errors.Join(err, mem.Close()) }()
+	registers := func() ([]x86.Registers, error) { return registers(hv, info) }
+	regs, err := registers()
+	if err != nil {
+		return v, err
+	}
+	if k = k.Over(mem); !k.RunsOn(&regs[0]) {
+		return v, errOtherKernel
+	}
+	r := k.NewReader(regs)
+	r.FollowUntil(ctx, registers)
+	v, err = r.CheckNamed(checks...)
+	// A reader may have left out what it could not read any more.
+	return v, errors.Join(err, mem.stopped())
+}
+
+// problem is why a look has told nothing, or nil. A check that the kernel does not
+// have is no problem unless it has none of them.
+func (l *lookResult) problem() error {
+	if l.err != nil {
+		return l.err
+	}
+	var missing []string
+	for _, c := range l.verdict.Checks {
+		switch c.Status {
+		case report.CheckUnavailable:
+			missing = append(missing, c.Why)
+		case report.CheckFailed:
+			return fmt.Errorf("%s: %s", c.Name, c.Why)
+		}
+	}
+	if len(missing) == len(l.verdict.Checks) {
+		return errors.New(strings.Join(missing, "; "))
+	}
+	return nil
+}
+
+// tell records what a look has found and what was not found before.
+func (s *Session) tell(l lookResult) {
+	if err := l.problem(); err != nil {
+		s.log.Debug("a look into the guest failed", "guard", string(l.guard), "err", err)
+		if s.looks.failed[l.guard]++; s.looks.failed[l.guard] == maxFailedLooks {
+			s.setGuard(l.guard, GuardDegraded, fmt.Sprintf("its last %d looks into the guest failed: %v", maxFailedLooks, err))
+			s.settle()
+		}
+		return
+	}
+	if s.looks.failed[l.guard] >= maxFailedLooks {
+		s.setGuard(l.guard, GuardArmed, "")
+		s.settle()
+	}
+	s.looks.failed[l.guard] = 0
+	means := map[string]string{}
+	for _, c := range l.verdict.Checks {
+		means[c.Name] = c.Means
+	}
+	before, now := s.looks.known[l.guard], map[string]bool{}
+	s.looks.known[l.guard] = now
+	for _, f := range l.verdict.Findings {
+		key := f.Check + "\x00" + string(f.Object)
+		again := before[key] || now[key]
+		now[key] = true
+		if again {
+			continue
+		}
+		s.countFound(l.guard)
+		if at := time.Now(); !s.affordable(l.guard, at) {
+			s.unrecorded.Add(1)
+			s.suppress(l.guard, journal.Found, at, 1)
+			continue
+		}
+		s.write(findingRecord(l.guard, f, means[f.Check]))
+	}
+}
+
+// countFound counts something that a guard has found.
+func (s *Session) countFound(name policy.GuardName) {
+	s.update(func(st *Status) {
+		for i := range st.Guards {
+			if g := &st.Guards[i]; g.Name == name {
+				g.Violations++
+				g.Found++
+			}
+		}
+	})
+}
+
+// findingRecord is the record of what a look has found.
+func findingRecord(name policy.GuardName, f report.Finding, means string) journal.Record {
+	const late = "it was found afterwards"
+	o := &journal.ObjectTarget{Check: f.Check, Name: f.Object, What: f.Detail}
+	if f.Place != nil {
+		o.Leads = &journal.Location{Addr: f.Place.Addr, Symbol: f.Place.Symbol, Offset: journal.Hex(f.Place.Offset), Module: f.Place.Module}
+	}
+	return journal.Record{
+		Time: time.Now(), Guard: string(name), Action: journal.Found,
+		Process: journal.Process{Unknown: late},
+		Target:  journal.Target{Kind: journal.TargetObject, Object: o},
+		Before:  journal.Unknown(late), Attempted: journal.Unknown(late),
+		Detail: journal.Detail{Note: report.Text(means)},
+	}
+}

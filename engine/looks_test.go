@@ -1,0 +1,127 @@
+package engine_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/xen-hvi/hvi/engine"
+	"github.com/xen-hvi/hvi/engine/guest/linux/linuxtest"
+	"github.com/xen-hvi/hvi/engine/journal"
+	"github.com/xen-hvi/hvi/engine/policy"
+	"github.com/xen-hvi/hvi/engine/xen/abi"
+	"github.com/xen-hvi/hvi/engine/xen/xentest"
+)
+
+// guardStatus is what the status says of a guard.
+func (w *world) guardStatus(name policy.GuardName) engine.GuardStatus {
+	for _, g := range w.status().Guards {
+		if g.Name == name {
+			return g
+		}
+	}
+	w.t.Fatalf("no guard %s", name)
+	return engine.GuardStatus{}
+}
+
+// TestLooks tells once of what a look finds, and again when it has gone and come
+// back.
+func TestLooks(t *testing.T) {
+	w := newWorldOf(t, linuxtest.Config{Variables: []string{"modprobe_path"}}, xentest.Config{}, xentest.Spec{Pauses: 1})
+	w.appear()
+	set := func(path string) {
+		w.guest.Write(w.guest.Addr("modprobe_path"), append([]byte(path), 0))
+		w.copyMemory()
+	}
+	set("/sbin/modprobe")
+	w.boot()
+	look := func() { w.engine.LookForTest(7, policy.GuardUsermodeHelper) }
+	look()
+	if g := w.guardStatus(policy.GuardUsermodeHelper); g.State != engine.GuardArmed || g.Violations != 0 || len(w.events.got) != 0 {
+		t.Fatalf("%+v, %d records", g, len(w.events.got))
+	}
+	set("/tmp/x")
+	look()
+	look()
+	if g := w.guardStatus(policy.GuardUsermodeHelper); g.Violations != 1 || g.Found != 1 || g.Blocked != 0 {
+		t.Errorf("%+v", g)
+	}
+	if len(w.events.got) != 1 {
+		t.Fatalf("%d records", len(w.events.got))
+	}
+	r := <-w.events.got
+	if o := r.Target.Object; r.Guard != "usermode-helper" || r.Action != journal.Found || r.Target.Kind != journal.TargetObject || o == nil ||
+		o.Name != "modprobe_path" || !strings.Contains(string(o.What), `"/tmp/x"`) || r.Process.Unknown == "" {
+		t.Errorf("record %+v, %+v", r, r.Target.Object)
+	}
+	if s := r.Summary(); !strings.Contains(s, "usermode-helper found: modprobe_path: ") {
+		t.Errorf("summary %q", s)
+	}
+	// A change of policy starts the looks anew, and forgets nothing.
+	if err := w.engine.Apply(t.Context(), w.info, declareGuards(t, "kernel-text=off")); err != nil {
+		t.Fatal(err)
+	}
+	look()
+	if len(w.events.got) != 0 {
+		t.Errorf("told again: %+v", <-w.events.got)
+	}
+	set("/sbin/modprobe")
+	look()
+	set("/tmp/x")
+	look()
+	if len(w.events.got) != 1 {
+		t.Errorf("%d records when it was back", len(w.events.got))
+	}
+	w.dom.Shutdown(abi.ShutdownPoweroff)
+	w.engine.ShutDown(w.info)
+	w.checkClean(1)
+}
+
+// TestBlindLooks says of a guard whose looks fail that it sees nothing, and takes
+// it back.
+func TestBlindLooks(t *testing.T) {
+	w := newWorldOf(t, linuxtest.Config{Variables: []string{"modprobe_path"}}, xentest.Config{}, xentest.Spec{Pauses: 1})
+	w.appear()
+	w.boot()
+	look := func() { w.engine.LookForTest(7, policy.GuardUsermodeHelper) }
+	state := func() (engine.State, engine.GuardState) {
+		return w.status().State, w.guardStatus(policy.GuardUsermodeHelper).State
+	}
+	banner := w.guest.Addr("linux_banner")
+	w.guest.Write(banner, []byte{'X'}) // as another kernel has it
+	w.copyMemory()
+	for range 2 {
+		look()
+	}
+	if s, g := state(); s != engine.StateProtecting || g != engine.GuardArmed {
+		t.Errorf("after two failures: %s, %s", s, g)
+	}
+	look()
+	if s, g := state(); s != engine.StateDegraded || g != engine.GuardDegraded {
+		t.Errorf("after three: %s, %s", s, g)
+	}
+	w.guest.Write(banner, []byte{linuxtest.Banner[0]})
+	w.copyMemory()
+	look()
+	if s, g := state(); s != engine.StateProtecting || g != engine.GuardArmed {
+		t.Errorf("after a success: %s, %s", s, g)
+	}
+}
+
+// TestLooksByThemselves has the session look without being asked, and end that
+// with the domain.
+func TestLooksByThemselves(t *testing.T) {
+	w := newWorldOf(t, linuxtest.Config{Variables: []string{"modprobe_path"}}, xentest.Config{}, xentest.Spec{Pauses: 1})
+	w.firstLook = time.Millisecond
+	w.engine = w.newEngine()
+	w.appear()
+	w.guest.Write(w.guest.Addr("modprobe_path"), []byte("/tmp/x\x00"))
+	w.copyMemory()
+	w.boot()
+	if r := <-w.events.got; r.Guard != "usermode-helper" || r.Action != journal.Found {
+		t.Errorf("record %+v", r)
+	}
+	w.dom.Shutdown(abi.ShutdownPoweroff)
+	w.engine.ShutDown(w.info)
+	w.checkClean(1)
+}
