@@ -11,7 +11,14 @@ import (
 func TestAbilities(t *testing.T) {
 	for _, g := range guard.All() {
 		want := policy.AbilityFull
+		p, _ := policy.LookupGuard(g.Name)
+		// Who neither watches nor follows what moves learns of nothing in time.
+		if finds := g.Watch == nil && g.Moving == nil; finds != p.Finds || finds && g.Needs != 0 {
+			t.Errorf("%s: Finds is %t, it needs %b", g.Name, p.Finds, g.Needs)
+		}
 		switch {
+		case p.Finds:
+			want = policy.AbilityFinds
 		case g.Needs&guard.NeedMemAccess == 0:
 		case g.Scan != nil:
 			want = policy.AbilityFinds

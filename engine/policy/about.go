@@ -13,8 +13,8 @@ type About struct {
 	ServerWhy string `json:"-"`
 	Strict    Action `json:"-"`
 	StrictWhy string `json:"-"`
-	// Registers is what the guard can do on tier registers; on the better ones it
-	// can do everything.
+	// Registers is what the guard can do on tier registers. On the better ones it
+	// can do everything, but for those that only find ([Guard.Finds]).
 	Registers Ability `json:"registers"`
 	// Severity is that of a violation that took place, in the journal's words.
 	Severity string `json:"severity"`
@@ -47,20 +47,81 @@ var (
 	techEscalation = Technique{"T1068", "Exploitation for Privilege Escalation"}
 	techImpair     = Technique{"T1562.001", "Impair Defenses: Disable or Modify Tools"}
 	techModules    = Technique{"T1547.006", "Boot or Logon Autostart Execution: Kernel Modules and Extensions"}
+	techVDSO       = Technique{"T1055.014", "Process Injection: VDSO Hijacking"}
+	techHijack     = Technique{"T1574", "Hijack Execution Flow"}
+	techTriggered  = Technique{"T1546", "Event Triggered Execution"}
+	techEscape     = Technique{"T1611", "Escape to Host"}
+	techHide       = Technique{"T1564", "Hide Artifacts"}
+	techCrash      = Technique{"T1499.004", "Endpoint Denial of Service: Application or System Exploitation"}
+)
+
+// The reasons that several guards have.
+const (
+	asServer = "as in linux-server"
+	tooLate  = "it finds afterwards what has taken place, and can prevent nothing"
 )
 
 var abouts = []About{
 	{
 		Guard:  GuardKernelText,
 		Server: ActionBlock, ServerWhy: "nothing in a healthy guest writes its kernel's code but the kernel's own patching, which is let through",
-		Strict: ActionBlock, StrictWhy: "as in linux-server",
+		Strict: ActionBlock, StrictWhy: asServer,
 		Registers: AbilityFinds, Severity: "critical",
 		Techniques: []Technique{techRootkit, techModules},
 	},
 	{
+		Guard:  GuardModules,
+		Server: ActionBlock, ServerWhy: "nothing in a healthy guest writes a loaded module's code and constants but the kernel's own patching, which is let through",
+		Strict: ActionBlock, StrictWhy: asServer,
+		Registers: AbilityNone, Severity: "critical",
+		Techniques: []Technique{techRootkit, techModules},
+	},
+	{
+		Guard:  GuardKernelROData,
+		Server: ActionBlock, ServerWhy: "the kernel makes this memory read-only at the end of its boot, and never writes it again",
+		Strict: ActionBlock, StrictWhy: asServer,
+		Registers: AbilityFinds, Severity: "critical",
+		Techniques: []Technique{techRootkit, techHijack},
+	},
+	{
+		Guard:  GuardExceptionTable,
+		Server: ActionBlock, ServerWhy: "the kernel sorts this table while it boots, and never writes it again",
+		Strict: ActionBlock, StrictWhy: asServer,
+		Registers: AbilityFinds, Severity: "critical",
+		Techniques: []Technique{techRootkit, techHijack},
+	},
+	{
+		Guard:  GuardSyscallTable,
+		Server: ActionBlock, ServerWhy: "these tables are constants of the kernel's",
+		Strict: ActionBlock, StrictWhy: asServer,
+		Registers: AbilityFinds, Severity: "critical",
+		Techniques: []Technique{techRootkit, techHijack},
+	},
+	{
+		Guard:  GuardInterruptTable,
+		Server: ActionBlock, ServerWhy: "the kernel fills this table while it boots, and never writes it again",
+		Strict: ActionBlock, StrictWhy: asServer,
+		Registers: AbilityFinds, Severity: "critical",
+		Techniques: []Technique{techRootkit, techHijack},
+	},
+	{
+		Guard:  GuardVDSO,
+		Server: ActionBlock, ServerWhy: "the kernel prepares this code while it boots, and a debugger gets a copy of the page",
+		Strict: ActionBlock, StrictWhy: asServer,
+		Registers: AbilityFinds, Severity: "critical",
+		Techniques: []Technique{techVDSO, techEscalation},
+	},
+	{
+		Guard:  GuardSegmentTable,
+		Server: ActionAlert, ServerWhy: tooLate,
+		Strict: ActionAlert, StrictWhy: asServer,
+		Registers: AbilityFinds, Severity: "critical",
+		Techniques: []Technique{techRootkit, techEscalation},
+	},
+	{
 		Guard:  GuardSyscallEntry,
 		Server: ActionBlock, ServerWhy: "a kernel sets these registers once for each processor, and always to the same",
-		Strict: ActionBlock, StrictWhy: "as in linux-server",
+		Strict: ActionBlock, StrictWhy: asServer,
 		Registers: AbilityFull, Severity: "critical",
 		Techniques: []Technique{techRootkit},
 	},
@@ -70,6 +131,41 @@ var abouts = []About{
 		Strict: ActionBlock, StrictWhy: "for guests that need neither kdump, kexec, nested virtualization nor reboot=bios",
 		Registers: AbilityFull, Severity: "high",
 		Techniques: []Technique{techImpair, techEscalation, techRootkit},
+	},
+	{
+		Guard:  GuardFunctionPointers,
+		Server: ActionAlert, ServerWhy: tooLate,
+		Strict: ActionAlert, StrictWhy: asServer,
+		Registers: AbilityFinds, Severity: "high",
+		Techniques: []Technique{techRootkit, techHijack},
+	},
+	{
+		Guard:  GuardUsermodeHelper,
+		Server: ActionAlert, ServerWhy: tooLate,
+		Strict: ActionAlert, StrictWhy: asServer,
+		Registers: AbilityFinds, Severity: "high",
+		Techniques: []Technique{techTriggered, techEscalation, techEscape},
+	},
+	{
+		Guard:  GuardCredentials,
+		Server: ActionAlert, ServerWhy: tooLate,
+		Strict: ActionAlert, StrictWhy: asServer,
+		Registers: AbilityFinds, Severity: "critical",
+		Techniques: []Technique{techEscalation},
+	},
+	{
+		Guard:  GuardHiddenObjects,
+		Server: ActionAlert, ServerWhy: tooLate,
+		Strict: ActionAlert, StrictWhy: asServer,
+		Registers: AbilityFinds, Severity: "critical",
+		Techniques: []Technique{techRootkit, techHide, techModules},
+	},
+	{
+		Guard:  GuardPanic,
+		Server: ActionAlert, ServerWhy: tooLate,
+		Strict: ActionAlert, StrictWhy: asServer,
+		Registers: AbilityFinds, Severity: "medium",
+		Techniques: []Technique{techCrash},
 	},
 }
 

@@ -80,6 +80,11 @@ func TestPresets(t *testing.T) {
 			}
 		}
 		lines := p.Lines()
+		for _, l := range lines {
+			if g, ok := policy.LookupGuard(l.Guard); !ok || g.Permits(l.Action) != nil {
+				t.Errorf("%s: %s can't %s", p.Name, l.Guard, l.Action)
+			}
+		}
 		for i, g := range effective("enforce", p.Name).Guards {
 			if lines != nil && (lines[i].Action != g.Action || lines[i].Guard != g.Name || g.From != "policy "+p.Name || lines[i].Why == "") {
 				t.Errorf("%s, enforce: %+v, its line is %+v", p.Name, g, lines[i])

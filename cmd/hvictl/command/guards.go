@@ -43,7 +43,11 @@ func guardInfos() []guardInfo {
 			Modes:   map[string]policy.Action{},
 			Presets: map[string]presetAction{},
 		}
-		if a.Registers == policy.AbilityFull {
+		switch {
+		case g.Finds:
+			i.Tier = "registers"
+			i.Tiers["views"], i.Tiers["access"] = a.Registers, a.Registers
+		case a.Registers == policy.AbilityFull:
 			i.Tier = "registers"
 		}
 		for _, m := range []policy.Mode{policy.ModeOff, policy.ModeObserve, policy.ModeEnforce} {
