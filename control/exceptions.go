@@ -171,6 +171,10 @@ func ExceptionOf(r *journal.Record, any map[string]bool) (policy.Exception, erro
 	plain := func(t printable.Text) bool {
 		return t != "" && !strings.ContainsAny(string(t), `\`) && printable.Escape(string(t)) == t
 	}
+	// A finding is compared in the event's words, escaped as they are.
+	writable := func(t printable.Text) bool {
+		return t != "" && !strings.HasSuffix(string(t), "*") && (policy.Exception{Guard: e.Guard, Object: string(t)}).Validate() == nil
+	}
 	need(AnyDomain, r.Domain.UUID != "", "it does not name the domain", func() { e.Domain = strings.ToLower(r.Domain.UUID) })
 	need(AnyKernel, plain(r.Domain.Kernel), "it does not name the guest's kernel", func() { e.Kernel = r.Domain.Kernel.String() })
 	found := r.Action == journal.Found
@@ -196,6 +200,9 @@ func ExceptionOf(r *journal.Record, any map[string]bool) (policy.Exception, erro
 		}
 	case t.MSR != nil:
 		need(AnyTarget, t.MSR.Name != "", "the register has no name", func() { e.Target = t.MSR.Name })
+	case t.Object != nil:
+		need(AnyTarget, writable(t.Object.Name), "it does not name what was found in a way that can be written", func() { e.Object = string(t.Object.Name) })
+		need(AnyBytes, writable(t.Object.What), "it does not tell what was found in a way that can be written", func() { e.What = string(t.Object.What) })
 	case t.CR != nil:
 		need(AnyTarget, t.CR.Name != "", "the register has no name", func() { e.Target = t.CR.Name })
 	}

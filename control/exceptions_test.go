@@ -29,6 +29,12 @@ func TestExceptionOf(t *testing.T) {
 	escaped.Process.Comm = `a\x1b`
 	found := text
 	found.Action, found.Process, found.RIP = journal.Found, journal.Process{Unknown: "late"}, journal.Location{}
+	helper := journal.Record{
+		Guard: "usermode-helper", Action: journal.Found, Domain: text.Domain, Process: journal.Process{Unknown: "late"},
+		Target: journal.Target{Kind: journal.TargetObject, Object: &journal.ObjectTarget{Check: "usermode-helpers", Name: "modprobe_path", What: `it is "/opt/x"`}},
+	}
+	odd := helper
+	odd.Target.Object = &journal.ObjectTarget{Check: "hidden-modules", Name: "module x*", What: "ü"}
 	for _, tt := range []struct {
 		name   string
 		record journal.Record
@@ -41,6 +47,9 @@ func TestExceptionOf(t *testing.T) {
 		{"unknown", unknown, "", `!process code`},
 		{"unknown, left out", unknown, "process code domain kernel", `kernel-text target=do_syscall_64 bytes=e901`},
 		{"escaped", escaped, "", `!process`},
+		{"what a look found", helper, "domain kernel", `usermode-helper object=modprobe_path what="it is \"/opt/x\""`},
+		{"that, whatever it is", helper, "domain kernel bytes", `usermode-helper object=modprobe_path`},
+		{"what can't be written", odd, "", `!target bytes`},
 		{"found", found, "domain kernel", `kernel-text target=do_syscall_64 bytes=e901`},
 	} {
 		leave := map[string]bool{}

@@ -46,13 +46,19 @@ func (s *Session) reportCrash() {
 	if err != nil {
 		what = "it shut down as crashed, and its log could not be read: " + err.Error()
 	}
+	const (
+		late   = "it was found afterwards"
+		object = "the guest's kernel"
+	)
+	if s.permits(policy.GuardPanic, object, printable.Escape(what), false) {
+		return
+	}
 	s.countFound(policy.GuardPanic)
-	const late = "it was found afterwards"
 	s.write(journal.Record{
 		Time: time.Now(), Guard: string(policy.GuardPanic), Action: journal.Found,
 		Process: journal.Process{Unknown: late},
 		Target: journal.Target{Kind: journal.TargetObject, Object: &journal.ObjectTarget{
-			Check: string(policy.GuardPanic), Name: "the guest's kernel", What: printable.Escape(what),
+			Check: string(policy.GuardPanic), Name: object, What: printable.Escape(what),
 		}},
 		Before: journal.Unknown(late), Attempted: journal.Unknown(late),
 		Detail: journal.Detail{Log: crashLog(log.Items)},

@@ -169,15 +169,20 @@ func (s *Session) withoutPermitted(sc *scan, changes []guard.Change) []guard.Cha
 		allowed++
 	}
 	if allowed > 0 {
-		s.update(func(st *Status) {
-			for i := range st.Guards {
-				if g := &st.Guards[i]; g.Name == sc.guard {
-					g.Allowed += allowed
-				}
-			}
-		})
+		s.countAllowed(sc.guard, allowed)
 	}
 	return rest
+}
+
+// countAllowed counts what a guard has found that exceptions permit.
+func (s *Session) countAllowed(name policy.GuardName, n uint64) {
+	s.update(func(st *Status) {
+		for i := range st.Guards {
+			if g := &st.Guards[i]; g.Name == name {
+				g.Allowed += n
+			}
+		}
+	})
 }
 
 // foundRecord is the record of a change that was found.

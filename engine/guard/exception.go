@@ -39,6 +39,7 @@ type permit struct {
 	process         name
 	module          name
 	targetModule    name
+	object, what    name
 	from            span[x86.VirtAddr] // of the instruction
 	target          span[x86.VirtAddr] // as the image is mapped
 	targetPhys      x86.PhysAddr       // where target begins
@@ -49,6 +50,7 @@ type permit struct {
 	hasValue        bool
 	used, last      atomic.Int64
 	anyone, nowhere bool // there is no condition of who, or of what was written to
+	finding         bool // it is of what a guard that looks has found
 }
 
 // register is a target that is no memory.
@@ -117,6 +119,8 @@ func newPermit(e policy.Exception, id string, k *linux.Kernel) *permit {
 		policy: e, id: id, process: newName(e.Process), module: newName(e.Module), targetModule: newName(e.TargetModule),
 		anyone:  e.Process == "" && e.Module == "" && e.Symbol == "",
 		nowhere: e.Target == "" && e.TargetModule == "",
+		object:  newName(e.Object), what: newName(e.What),
+		finding: e.Object != "" || e.What != "",
 	}
 	// Names of modules have no star.
 	p.module.prefix, p.targetModule.prefix = false, false
@@ -216,7 +220,7 @@ func (p *permit) live(at int64) bool { return p.why == "" && (p.expires == 0 || 
 
 func (x *Exceptions) meets(p *permit, e *Evidence) bool {
 	switch {
-	case !p.live(e.Time):
+	case !p.live(e.Time), p.finding:
 		return false
 	case len(p.process.text) > 0 && !(e.HasTask && p.process.of(e.Task.Comm[:])):
 		return false
@@ -247,7 +251,7 @@ func (x *Exceptions) meetsMemory(p *permit, e *Evidence) bool {
 		return false
 	case p.target.end != 0 && !(span[x86.PhysAddr]{p.targetPhys, p.targetPhys + x86.PhysAddr(p.target.end-p.target.start)}).holds(e.Mem.Phys()):
 		return false
-	case len(p.targetModule.text) > 0 && !(e.Mem.Flags&vmevent.AccessGLAValid != 0 && x.kernel.ModuleAt(e.Mem.GLA, &x.scratch) && p.targetModule.of(x.scratch.RawName[:])):
+	case len(p.targetModule.text) > 0 && !x.inModule(e, &p.targetModule):
 		return false
 	case p.nbytes == 0:
 		return true
@@ -257,6 +261,16 @@ func (x *Exceptions) meetsMemory(p *permit, e *Evidence) bool {
 	var stored [maxBytes]byte
 	n := e.stored(&stored)
 	return n >= int(p.nbytes) && bytes.Equal(stored[:p.nbytes], p.bytes[:p.nbytes])
+}
+
+// inModule reports whether what was accessed is a module's of that name: where the
+// frame was known to be a module's whatever it was reached through, else by the
+// linear address.
+func (x *Exceptions) inModule(e *Evidence, n *name) bool {
+	if e.MappedAt != 0 {
+		return n.of(e.Target.RawName[:])
+	}
+	return e.Mem.Flags&vmevent.AccessGLAValid != 0 && x.kernel.ModuleAt(e.Mem.GLA, &x.scratch) && n.of(x.scratch.RawName[:])
 }
 
 // PermitsChange reports whether an exception permits what a [Scanner] found, and
@@ -269,11 +283,31 @@ func (x *Exceptions) PermitsChange(guard policy.GuardName, c Change, at time.Tim
 	}
 	for _, p := range x.list {
 		end := c.Addr + x86.VirtAddr(max(len(c.Now), 1)) - 1
-		if p.policy.Guard != guard || !p.live(at.UnixNano()) || !p.anyone || p.hasValue || p.register.reason != 0 || len(p.targetModule.text) > 0 ||
+		if p.policy.Guard != guard || !p.live(at.UnixNano()) || p.finding || !p.anyone || p.hasValue || p.register.reason != 0 || len(p.targetModule.text) > 0 ||
 			!p.target.holds(c.Addr) || !p.target.holds(end) || !bytes.HasPrefix(c.Now, p.bytes[:p.nbytes]) {
 			continue
 		}
 		p.use(at.UnixNano())
+		return true
+	}
+	return false
+}
+
+// PermitsFinding reports whether an exception permits what a guard that looks has
+// found: what is wrong with an object, both in the words of the event. It is counted
+// there unless the guard had found it the last time too, and it was permitted: again
+// says so. x may be nil.
+func (x *Exceptions) PermitsFinding(guard policy.GuardName, object, what string, again bool, at time.Time) bool {
+	if x == nil {
+		return false
+	}
+	for _, p := range x.list {
+		if p.policy.Guard != guard || !p.live(at.UnixNano()) || !p.finding || !p.object.of([]byte(object)) || !p.what.of([]byte(what)) {
+			continue
+		}
+		if !again {
+			p.use(at.UnixNano())
+		}
 		return true
 	}
 	return false

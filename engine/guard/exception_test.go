@@ -222,6 +222,63 @@ func TestExceptionsForChanges(t *testing.T) {
 	}
 }
 
+// TestExceptionsForFindings: what a guard that looks has found is permitted by the
+// event's words for it, and by an exception that is of nothing else.
+func TestExceptionsForFindings(t *testing.T) {
+	f := excepted(t)
+	const object, what = "modprobe_path", `not installed: it is "/opt/agent/modprobe"`
+	for _, c := range []struct {
+		name      string
+		exception policy.Exception
+		permitted bool
+	}{
+		{"both", policy.Exception{Object: object, What: what}, true},
+		{"the object", policy.Exception{Object: object}, true},
+		{"how it begins", policy.Exception{Object: "modprobe*", What: "not installed*"}, true},
+		{"what is wrong", policy.Exception{What: what}, true},
+		{"another object", policy.Exception{Object: "core_pattern", What: what}, false},
+		{"a part of the name", policy.Exception{Object: "modprobe"}, false},
+		{"more than the name", policy.Exception{Object: object + "x"}, false},
+		{"another finding", policy.Exception{Object: object, What: "x*"}, false},
+		{"another kernel", policy.Exception{Object: object, Kernel: "nothing"}, false},
+		{"expired", policy.Exception{Object: object, Expires: time.Unix(1, 0)}, false},
+		{"of accesses", policy.Exception{Target: function}, false},
+	} {
+		c.exception.Guard = policy.GuardUsermodeHelper
+		x := guard.NewExceptions([]policy.Exception{c.exception}, f.kernel, nil)
+		permits := func(again bool) bool {
+			return x.PermitsFinding(policy.GuardUsermodeHelper, object, what, again, time.Now())
+		}
+		if first, second := permits(false), permits(true); first != c.permitted || second != c.permitted {
+			t.Errorf("%s: %v, again %v", c.name, first, second)
+		}
+		uses := uint64(0)
+		if c.permitted {
+			uses = 1
+		}
+		if got := x.Uses()[0].Uses; got != uses {
+			t.Errorf("%s: counted %d times, want %d", c.name, got, uses)
+		}
+		if x.PermitsFinding(policy.GuardCredentials, object, what, false, time.Now()) {
+			t.Errorf("%s: of another guard", c.name)
+		}
+	}
+
+	// One of findings permits no access and no change.
+	x := guard.NewExceptions([]policy.Exception{{Guard: policy.GuardKernelText, Object: object}}, f.kernel, nil)
+	f.set.UseExceptions(x)
+	if got := f.set.HandleEvent(f.write(functionAt, f.guest.Base+0x5000)); got != vmevent.Discard {
+		t.Errorf("a write: %#x", got)
+	}
+	if x.PermitsChange(policy.GuardKernelText, guard.Change{Addr: f.guest.Base + functionAt, Now: []byte{1}}, time.Now()) {
+		t.Error("it permits a change")
+	}
+	var none *guard.Exceptions
+	if none.PermitsFinding(policy.GuardCredentials, object, what, false, time.Now()) {
+		t.Error("no exceptions permit something")
+	}
+}
+
 // TestExceptionsDoNotAllocate is the promise of the event path, for what is
 // permitted too.
 func TestExceptionsDoNotAllocate(t *testing.T) {

@@ -28,6 +28,9 @@ const (
 	maxComm   = 15
 	maxModule = 55
 	maxSymbol = 511
+	// maxFinding bounds what is said of a finding: the longest program that the kernel
+	// may start by itself (KMOD_PATH_LEN, 256 bytes) with a sentence.
+	maxFinding = 512
 	// maxKernel is longer than any banner of a kernel.
 	maxKernel = 512
 )
@@ -61,6 +64,11 @@ type Exception struct {
 	// each; Value is what a register was to become, as in "0x1f".
 	Bytes string `json:"bytes,omitempty"`
 	Value string `json:"value,omitempty"`
+	// Object is what a guard that looks has found, by the name that the event has for
+	// it, and What what is wrong with it, in the event's words. With a star at its
+	// end, what begins so. Both may hold what the guest says of itself.
+	Object string `json:"object,omitempty"`
+	What   string `json:"what,omitempty"`
 	// Kernel is the guest kernel's release, as uname -r prints it, or its whole
 	// banner. With a star at its end, those that begin so.
 	Kernel string `json:"kernel,omitempty"`
@@ -151,6 +159,10 @@ var exceptionFields = []ExceptionField{
 		func(s string) string { return wrongName(s, maxModule) }),
 	textField("bytes", "The first bytes written to memory, in hexadecimal, at most 16", func(e *Exception) *string { return &e.Bytes }, wrongBytes),
 	textField("value", "What is written to a register, as in 0x1f", func(e *Exception) *string { return &e.Value }, wrongValue),
+	textField("object", "What a guard that looks has found, as the event names it; with * at its end, names that begin so", func(e *Exception) *string { return &e.Object },
+		func(s string) string { return wrongPattern(s, maxFinding) }),
+	textField("what", "What is wrong with it, in the event's words; with * at its end, what begins so", func(e *Exception) *string { return &e.What },
+		func(s string) string { return wrongPattern(s, maxFinding) }),
 	textField("kernel", "The guest kernel's release (uname -r) or banner; with * at its end, those that begin so", func(e *Exception) *string { return &e.Kernel },
 		func(s string) string { return wrongPattern(s, maxKernel) }),
 	{
@@ -339,7 +351,17 @@ func (e Exception) whole() []error {
 	if e.Guard == "" {
 		add("names no guard", "add guard = \""+guardWords()[0]+"\"")
 	}
-	if e.Process == "" && e.Module == "" && e.Symbol == "" && e.Target == "" && e.TargetModule == "" && e.Bytes == "" && e.Value == "" {
+	g, known := LookupGuard(e.Guard)
+	access := e.Process != "" || e.Module != "" || e.Symbol != "" || e.Target != "" || e.TargetModule != "" || e.Bytes != "" || e.Value != ""
+	finding := e.Object != "" || e.What != ""
+	switch {
+	case known && g.Finds && access:
+		add("has a condition of who wrote what, which is not known of what the guard finds", "say which finding: object, what")
+	case known && g.Finds && !finding:
+		add("permits everything that the guard is for", "say which finding: object, what; or set the guard to off")
+	case known && !g.Finds && finding:
+		add("has an object or what, and the guard is none that looks", "say who or what: process, module, symbol, target, target_module, bytes or value")
+	case !access && !finding:
 		add("permits everything that the guard is for", "say who or what: process, module, symbol, target, target_module, bytes or value; or set the guard to off")
 	}
 	if e.Module != "" && e.Symbol != "" {

@@ -50,6 +50,10 @@ func TestExceptionID(t *testing.T) {
 			d.Bytes = "e9"
 		case "value":
 			d.Value = "0x1"
+		case "object":
+			d.Object = "f"
+		case "what":
+			d.What = "f"
 		case "kernel":
 			d.Kernel = "6.1*"
 		default:
@@ -109,6 +113,29 @@ func TestExceptionJSON(t *testing.T) {
 	spec.Named.Exceptions[0].Bytes = "z"
 	if spec.Validate() == nil {
 		t.Error("a spec with a broken exception is valid")
+	}
+}
+
+// TestExceptionOfAFinding: what a guard finds is permitted by what was found, and what
+// a guard sees by who did what.
+func TestExceptionOfAFinding(t *testing.T) {
+	for _, tt := range []struct {
+		exception policy.Exception
+		wrong     string
+	}{
+		{policy.Exception{Guard: policy.GuardUsermodeHelper, Object: "modprobe_path", What: `it is "/opt/x"`}, ""},
+		{policy.Exception{Guard: policy.GuardCredentials, What: "it *"}, ""},
+		{policy.Exception{Guard: policy.GuardUsermodeHelper}, "permits everything"},
+		{policy.Exception{Guard: policy.GuardUsermodeHelper, Object: "*"}, "would be met by all"},
+		{policy.Exception{Guard: policy.GuardUsermodeHelper, Object: "modprobe_path", Process: "agent"}, "is not known of what the guard finds"},
+		{policy.Exception{Guard: policy.GuardUsermodeHelper, Target: "modprobe_path"}, "is not known of what the guard finds"},
+		{policy.Exception{Guard: policy.GuardKernelText, Object: "do_syscall_64"}, "is none that looks"},
+		{policy.Exception{Guard: policy.GuardKernelText, Process: "agent", What: "x"}, "is none that looks"},
+	} {
+		err := tt.exception.Validate()
+		if (err == nil) != (tt.wrong == "") || err != nil && !strings.Contains(err.Error(), tt.wrong) {
+			t.Errorf("%v: %v, want %q", tt.exception, err, tt.wrong)
+		}
 	}
 }
 

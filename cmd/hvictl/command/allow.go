@@ -29,7 +29,9 @@ which hvictl events shows.
 
 The exception permits as little as the event allows. It holds in that domain, while
 it runs that kernel, for that process, when code in that module or function of the
-kernel writes those bytes to that place. --any leaves out one of these conditions:
+kernel writes those bytes to that place; or, of what a guard that looks has found,
+while that object ("target") is found with that wrong with it ("bytes"). --any leaves
+out one of these conditions:
 ` + strings.Join(control.Conditions(), ", ") + `. --for names other processes, with * at the end those
 whose names begin so.
 
