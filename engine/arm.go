@@ -42,7 +42,7 @@ func (s *Session) arm() error {
 	if err != nil {
 		return fail(err)
 	}
-	set, err := guard.NewSet(&guard.Target{Kernel: s.kernel, Boot: s.arming, Now: now, Actions: actions}, s.memory, actions)
+	set, err := guard.NewSet(&guard.Target{Kernel: s.kernel, Boot: s.arming, Now: now, Actions: s.actions()}, s.memory, actions)
 	for _, e := range prepareErrors(err) {
 		s.setGuard(e.Guard, GuardDegraded, e.Err.Error())
 	}

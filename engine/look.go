@@ -80,7 +80,7 @@ func (e *Engine) Look(ctx context.Context, id xen.DomID, f func(*linux.Reader) e
 	k, regs, err := e.find(d, info, mem)
 	if err == nil {
 		r := k.NewReader(regs)
-		r.Follow(func() ([]x86.Registers, error) { return registers(e.opt.Hypervisor, info) })
+		r.Follow(ctx, func() ([]x86.Registers, error) { return registers(e.opt.Hypervisor, info) })
 		err = f(r)
 	}
 	closeErr := mem.Close()

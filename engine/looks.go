@@ -43,8 +43,10 @@ type looks struct {
 	// known is what was found the last time, by guard. What is not found any more may
 	// be told again.
 	known map[policy.GuardName]map[string]findingState
-	// failed counts the looks in a row that failed, by guard.
+	// failed counts the looks in a row that failed, by guard, and blind has what
+	// the guard was before it was said to see nothing.
 	failed map[policy.GuardName]int
+	blind  map[policy.GuardName]GuardStatus
 }
 
 // findingState is what has become of what a look has found.
@@ -84,7 +86,8 @@ func (s *Session) startLooks() {
 	ctx, cancel := context.WithCancel(context.Background())
 	l := &looks{
 		cancel: cancel, ended: make(chan struct{}), results: make(chan lookResult),
-		known: map[policy.GuardName]map[string]findingState{}, failed: map[policy.GuardName]int{},
+		known:  map[policy.GuardName]map[string]findingState{},
+		failed: map[policy.GuardName]int{}, blind: map[policy.GuardName]GuardStatus{},
 	}
 	if s.looks != nil {
 		l.known = s.looks.known // told before the policy changed
@@ -161,7 +164,7 @@ func lookOnce(ctx context.Context, hv Hypervisor, info xen.DomainInfo, k *linux.
 		return v, errOtherKernel
 	}
 	r := k.NewReader(regs)
-	r.FollowUntil(ctx, registers)
+	r.Follow(ctx, registers)
 	v, err = r.CheckNamed(checks...)
 	// A reader may have left out what it could not read any more.
 	return v, errors.Join(err, mem.stopped())
@@ -193,14 +196,13 @@ func (s *Session) tell(l lookResult) {
 	if err := l.problem(); err != nil {
 		s.log.Debug("a look into the guest failed", "guard", string(l.guard), "err", err)
 		if s.looks.failed[l.guard]++; s.looks.failed[l.guard] == maxFailedLooks {
-			s.setGuard(l.guard, GuardDegraded, fmt.Sprintf("its last %d looks into the guest failed: %v", maxFailedLooks, err))
-			s.settle()
+			s.looks.blind[l.guard] = s.blinded(l.guard, fmt.Sprintf("its last %d looks into the guest failed: %v", maxFailedLooks, err))
 		}
 		return
 	}
-	if s.looks.failed[l.guard] >= maxFailedLooks {
-		s.setGuard(l.guard, GuardArmed, "")
-		s.settle()
+	if was, blind := s.looks.blind[l.guard]; blind {
+		delete(s.looks.blind, l.guard)
+		s.seeing(was)
 	}
 	s.looks.failed[l.guard] = 0
 	means := map[string]string{}
@@ -223,7 +225,7 @@ func (s *Session) tell(l lookResult) {
 			continue
 		}
 		now[key] = findingTold
-		s.countFound(l.guard)
+		s.countFound(l.guard, 1)
 		if at := time.Now(); !s.affordable(l.guard, at) {
 			s.unrecorded.Add(1)
 			s.suppress(l.guard, journal.Found, at, 1)
@@ -245,30 +247,66 @@ func (s *Session) permits(name policy.GuardName, object, what printable.Text, ag
 	return true
 }
 
-// countFound counts something that a guard has found.
-func (s *Session) countFound(name policy.GuardName) {
+// blinded says of a guard that it sees nothing, and returns what it was.
+func (s *Session) blinded(name policy.GuardName, why string) (was GuardStatus) {
+	for _, g := range s.Status().Guards {
+		if g.Name == name {
+			was = g
+		}
+	}
+	s.setGuard(name, GuardDegraded, why)
+	s.settle()
+	return was
+}
+
+// seeing takes that back. What the guard was need not have been armed: where it can
+// only compare, it does that again.
+func (s *Session) seeing(was GuardStatus) {
+	s.setGuard(was.Name, was.State, was.Reason)
+	s.settle()
+}
+
+// countFound counts what a guard has found.
+func (s *Session) countFound(name policy.GuardName, n int) {
 	s.update(func(st *Status) {
 		for i := range st.Guards {
 			if g := &st.Guards[i]; g.Name == name {
-				g.Violations++
-				g.Found++
+				g.Violations += uint64(n)
+				g.Found += uint64(n)
 			}
 		}
 	})
 }
 
+// countAllowed counts what a guard has found that exceptions permit.
+func (s *Session) countAllowed(name policy.GuardName, n uint64) {
+	s.update(func(st *Status) {
+		for i := range st.Guards {
+			if g := &st.Guards[i]; g.Name == name {
+				g.Allowed += n
+			}
+		}
+	})
+}
+
+// foundRecord is the record of something that was found, when nobody could see any
+// more who did it.
+func foundRecord(name policy.GuardName, target journal.Target) journal.Record {
+	const late = "it was found afterwards"
+	return journal.Record{
+		Time: time.Now(), Guard: string(name), Action: journal.Found,
+		Process: journal.Process{Unknown: late}, Target: target,
+		Before: journal.Unknown(late), Attempted: journal.Unknown(late),
+	}
+}
+
 // findingRecord is the record of what a look has found.
 func findingRecord(name policy.GuardName, f report.Finding, means string) journal.Record {
-	const late = "it was found afterwards"
 	o := &journal.ObjectTarget{Check: f.Check, Name: f.Object, What: f.Detail}
 	if f.Place != nil {
 		o.Leads = &journal.Location{Addr: f.Place.Addr, Symbol: f.Place.Symbol, Offset: journal.Hex(f.Place.Offset), Module: f.Place.Module}
 	}
-	return journal.Record{
-		Time: time.Now(), Guard: string(name), Action: journal.Found,
-		Process: journal.Process{Unknown: late},
-		Target:  journal.Target{Kind: journal.TargetObject, Object: o},
-		Before:  journal.Unknown(late), Attempted: journal.Unknown(late),
-		Detail: journal.Detail{Note: report.Text(means)},
-	}
+	r := foundRecord(name, journal.Target{Kind: journal.TargetObject, Object: o})
+	r.Detail.Note = report.Text(means)
+	return r
 }

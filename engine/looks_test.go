@@ -153,6 +153,33 @@ func TestBlindLooks(t *testing.T) {
 	}
 }
 
+// TestBlindLooksOfAScan has a guard see again that could only compare before: it
+// does not become an armed one.
+func TestBlindLooksOfAScan(t *testing.T) {
+	w := newWorld(t, xentest.Config{AMD: true}, xentest.Spec{Pauses: 1})
+	w.appear()
+	w.boot()
+	before := w.guardStatus(policy.GuardInterruptTable)
+	if before.State != engine.GuardScanning {
+		t.Fatalf("%+v", before)
+	}
+	banner := w.guest.Addr("linux_banner")
+	w.guest.Write(banner, []byte{'X'})
+	w.copyMemory()
+	for range 3 {
+		w.engine.LookForTest(7, policy.GuardInterruptTable)
+	}
+	if g := w.guardStatus(policy.GuardInterruptTable); g.State != engine.GuardDegraded {
+		t.Errorf("after three failures: %+v", g)
+	}
+	w.guest.Write(banner, []byte{linuxtest.Banner[0]})
+	w.copyMemory()
+	w.engine.LookForTest(7, policy.GuardInterruptTable)
+	if g := w.guardStatus(policy.GuardInterruptTable); g != before {
+		t.Errorf("after a success: %+v, before %+v", g, before)
+	}
+}
+
 // TestLooksByThemselves has the session look without being asked, and end that
 // with the domain.
 func TestLooksByThemselves(t *testing.T) {

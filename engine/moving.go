@@ -28,7 +28,8 @@ import (
 type moving struct {
 	timer  *time.Ticker
 	frames map[x86.GFN]x86.VirtAddr
-	failed int // looks in a row
+	failed int          // looks in a row
+	blind  *GuardStatus // what the guard was before it was said to see nothing
 }
 
 // startMoving restricts what there is, and begins to follow it. The domain is
@@ -71,16 +72,15 @@ func (s *Session) followMoving() {
 	if err != nil {
 		s.log.Debug("what a guard is to watch could not be found", "guard", string(name), "err", err)
 		if m.failed++; m.failed == maxFailedLooks {
-			s.setGuard(name, GuardDegraded, fmt.Sprintf("the last %d times what to guard could not be found: %v", maxFailedLooks, err))
-			s.settle()
+			was := s.blinded(name, fmt.Sprintf("the last %d times what to guard could not be found: %v", maxFailedLooks, err))
+			m.blind = &was
 		}
 		return
 	}
-	if m.failed >= maxFailedLooks {
-		s.setGuard(name, GuardArmed, "")
-		s.settle()
+	if m.blind != nil {
+		s.seeing(*m.blind)
 	}
-	m.failed = 0
+	m.failed, m.blind = 0, nil
 	now := make(map[x86.GFN]x86.VirtAddr, len(found))
 	both := make(map[x86.GFN]x86.VirtAddr, len(found)+len(m.frames))
 	for gfn, va := range m.frames {
@@ -123,7 +123,7 @@ func (s *Session) showMoving(a *guard.Armed) {
 	s.update(func(st *Status) { st.Views = views })
 }
 
-// gone delivers the frames that are to be let go of.
+// goneFrames delivers the frames that are to be let go of.
 func (s *Session) goneFrames() <-chan guard.GoneFrame {
 	if s.set == nil {
 		return nil

@@ -2,6 +2,7 @@ package engine_test
 
 import (
 	"encoding/binary"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -44,7 +45,7 @@ func (w *world) loadModule(on bool) {
 // settled waits until the session's goroutine has brought something about.
 func (w *world) settled(what func() bool) {
 	w.t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !what(); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(10 * time.Second); !what(); runtime.Gosched() {
 		if time.Now().After(deadline) {
 			w.t.Error("it does not come about")
 			return

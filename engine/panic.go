@@ -46,23 +46,16 @@ func (s *Session) reportCrash() {
 	if err != nil {
 		what = "it shut down as crashed, and its log could not be read: " + err.Error()
 	}
-	const (
-		late   = "it was found afterwards"
-		object = "the guest's kernel"
-	)
+	const object = "the guest's kernel"
 	if s.permits(policy.GuardPanic, object, printable.Escape(what), false) {
 		return
 	}
-	s.countFound(policy.GuardPanic)
-	s.write(journal.Record{
-		Time: time.Now(), Guard: string(policy.GuardPanic), Action: journal.Found,
-		Process: journal.Process{Unknown: late},
-		Target: journal.Target{Kind: journal.TargetObject, Object: &journal.ObjectTarget{
-			Check: string(policy.GuardPanic), Name: object, What: printable.Escape(what),
-		}},
-		Before: journal.Unknown(late), Attempted: journal.Unknown(late),
-		Detail: journal.Detail{Log: crashLog(log.Items)},
-	})
+	s.countFound(policy.GuardPanic, 1)
+	r := foundRecord(policy.GuardPanic, journal.Target{Kind: journal.TargetObject, Object: &journal.ObjectTarget{
+		Check: string(policy.GuardPanic), Name: object, What: printable.Escape(what),
+	}})
+	r.Detail.Log = crashLog(log.Items)
+	s.write(r)
 }
 
 // crashReason is the line of a log that says why.

@@ -136,14 +136,7 @@ func (s *Session) scanPart(sc *scan, part int) {
 	if changes = s.withoutPermitted(sc, changes); len(changes) == 0 {
 		return
 	}
-	s.update(func(st *Status) {
-		for i := range st.Guards {
-			if g := &st.Guards[i]; g.Name == sc.guard {
-				g.Violations += uint64(len(changes))
-				g.Found += uint64(len(changes))
-			}
-		}
-	})
+	s.countFound(sc.guard, len(changes))
 	for i, c := range changes {
 		sc.scanner.Accept(c)
 		if i >= maxScanRecords || !s.affordable(sc.guard, time.Now()) {
@@ -151,7 +144,7 @@ func (s *Session) scanPart(sc *scan, part int) {
 			s.suppress(sc.guard, journal.Found, time.Now(), 1)
 			continue
 		}
-		s.write(s.foundRecord(sc.guard, c))
+		s.write(s.changeRecord(sc.guard, c))
 	}
 }
 
@@ -174,32 +167,17 @@ func (s *Session) withoutPermitted(sc *scan, changes []guard.Change) []guard.Cha
 	return rest
 }
 
-// countAllowed counts what a guard has found that exceptions permit.
-func (s *Session) countAllowed(name policy.GuardName, n uint64) {
-	s.update(func(st *Status) {
-		for i := range st.Guards {
-			if g := &st.Guards[i]; g.Name == name {
-				g.Allowed += n
-			}
-		}
-	})
-}
-
-// foundRecord is the record of a change that was found.
-func (s *Session) foundRecord(name policy.GuardName, c guard.Change) journal.Record {
-	const late = "it was found afterwards"
+// changeRecord is the record of a change that was found.
+func (s *Session) changeRecord(name policy.GuardName, c guard.Change) journal.Record {
 	m := &journal.MemoryTarget{Location: location(s.kernel, c.Addr)}
 	as := s.kernel.AddressSpace()
 	if t, err := as.Translate(c.Addr); err == nil {
 		m.Phys, m.GFN = t.Phys, t.Phys.GFN()
 	}
-	return journal.Record{
-		Time: time.Now(), Guard: string(name), Action: journal.Found,
-		Process: journal.Process{Unknown: late},
-		Target:  journal.Target{Kind: journal.TargetMemory, Memory: m},
-		Before:  journal.Unknown("only its digest is kept"), Attempted: journal.Bytes(c.Now[:min(len(c.Now), maxFoundBytes)]),
-		Detail: journal.Detail{Access: "w", Note: printable.Escape(c.Note)},
-	}
+	r := foundRecord(name, journal.Target{Kind: journal.TargetMemory, Memory: m})
+	r.Before, r.Attempted = journal.Unknown("only its digest is kept"), journal.Bytes(c.Now[:min(len(c.Now), maxFoundBytes)])
+	r.Detail = journal.Detail{Access: "w", Note: printable.Escape(c.Note)}
+	return r
 }
 
 // maxFoundBytes is how much of what was found is kept.

@@ -330,6 +330,28 @@ func TestDataScan(t *testing.T) {
 	}
 }
 
+// TestLooksAreChecks holds that what guards look for is what can be looked for.
+func TestLooksAreChecks(t *testing.T) {
+	f := arm(t, nil)
+	n := 0
+	for _, g := range guard.All() {
+		if g.Look == nil {
+			continue
+		}
+		n++
+		v, err := f.kernel.NewReader(nil).CheckNamed(g.Look.Checks...)
+		if err != nil || len(v.Checks) != len(g.Look.Checks) || len(v.Checks) == 0 {
+			t.Errorf("%s makes %d checks of %q, %v", g.Name, len(v.Checks), g.Look.Checks, err)
+		}
+	}
+	if n == 0 {
+		t.Error("no guard looks")
+	}
+	if _, err := f.kernel.NewReader(nil).CheckNamed("no-such"); err == nil {
+		t.Error("a check that there is not is made")
+	}
+}
+
 // TestEvidenceOfBytes checks that what is reported is what stood in memory
 // when the vCPU was stopped.
 func TestEvidenceOfBytes(t *testing.T) {

@@ -242,7 +242,7 @@ func (l *live) ask(kind inspect.Kind, args inspect.Args) (any, error) {
 			return nil, errors.New("the registers lead to another kernel")
 		}
 		r := l.kernel.NewReader(regs)
-		r.Follow(l.registers)
+		r.Follow(l.t.Context(), l.registers)
 		return q.Ask(r, args)
 	}
 }

@@ -37,8 +37,7 @@ func init() {
 type attack struct {
 	name  string // as the table calls it
 	guard string // whose it is
-	// how is what the guest runs, or what its attack module does.
-	how    string
+	// module is what the guest's attack module does.
 	module Attack
 	// object is part of the name of what a guard finds that looks.
 	object string

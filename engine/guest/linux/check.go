@@ -3,6 +3,7 @@ package linux
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"time"
@@ -28,13 +29,15 @@ var checks = slices.Concat(processChecks, kernelChecks)
 // wrong with a single check is in the verdict.
 func (r *Reader) Check() (report.Verdict, error) { return r.make(checks) }
 
-// CheckNamed makes the checks of these names.
+// CheckNamed makes the checks of these names. One that there is not is an error.
 func (r *Reader) CheckNamed(names ...string) (report.Verdict, error) {
 	var some []check
-	for _, c := range checks {
-		if slices.Contains(names, c.name) {
-			some = append(some, c)
+	for _, name := range names {
+		i := slices.IndexFunc(checks, func(c check) bool { return c.name == name })
+		if i < 0 {
+			return report.Verdict{}, fmt.Errorf("there is no check %q of a kernel", name)
 		}
+		some = append(some, checks[i])
 	}
 	return r.make(some)
 }

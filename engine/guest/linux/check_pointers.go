@@ -41,7 +41,7 @@ func (r *Reader) checkPointers() (int, []report.Finding, error) {
 	if len(parts) == 0 {
 		return 0, nil, &ReadError{What: writableData[0][0], Err: ErrUnsupported}
 	}
-	borders := r.moduleBorders()
+	innocent := r.innocentWords()
 	buf := make([]byte, dataChunk)
 	return r.persistent(func() (n int, out findings, err error) {
 		for _, p := range parts {
@@ -57,7 +57,7 @@ func (r *Reader) checkPointers() (int, []report.Finding, error) {
 						continue
 					}
 					word, place := at+x86.VirtAddr(i), r.place(to)
-					if slices.ContainsFunc(borders, func(b Range) bool { return b.Contains(word) }) {
+					if slices.ContainsFunc(innocent, func(b Range) bool { return b.Contains(word) }) {
 						continue
 					}
 					out.add(findingKey{kind: "pointer", at: uint64(word)}, "pointer at "+where(r.place(word)), "it leads to "+where(place), &place)
@@ -68,14 +68,19 @@ func (r *Reader) checkPointers() (int, []report.Finding, error) {
 	})
 }
 
-// moduleBorders are variables that say from where to where there are modules.
-// Nobody calls what they lead to.
-func (r *Reader) moduleBorders() []Range {
+// innocentWords are parts of the writable data that may hold any address: variables
+// that say from where to where there are modules, which nobody calls, and what the
+// kernel has given back at the end of its boot where memory is not encrypted
+// (mem_encrypt_free_decrypted_mem), which is anybody's since.
+func (r *Reader) innocentWords() []Range {
 	var out []Range
 	for _, name := range [...]string{"mod_tree", "module_addr_min", "module_addr_max"} {
 		if start, end, ok := r.k.Symbols.Range(name); ok {
 			out = append(out, Range{start, end})
 		}
+	}
+	if unused, err := r.k.between("__start_bss_decrypted_unused", "__end_bss_decrypted", maxData); err == nil {
+		out = append(out, unused)
 	}
 	return out
 }

@@ -145,8 +145,9 @@ func (w *ImageWatch) mask(page int, b *[x86.PageSize]byte) {
 	}
 }
 
-// Compare returns what has changed in a page, page being below [ImageWatch.Pages]. A guest that runs may be patching it at this very
-// moment: what is still there a second later is no patch.
+// Compare returns what has changed in a page, page being below [ImageWatch.Pages].
+// A guest that runs may be patching it at this very moment: what is still there a
+// second later is no patch.
 func (w *ImageWatch) Compare(r *Reader, page int) ([]ImageChange, error) {
 	r.tlb.Flush()
 	r.beginLook()

@@ -385,7 +385,7 @@ func TestCheckPassing(t *testing.T) {
 	// In a guest that runs, time passes by the test's clock.
 	var waited time.Duration
 	rounds := 0
-	r.Follow(func() ([]x86.Registers, error) { return p.Regs, nil })
+	r.Follow(t.Context(), func() ([]x86.Registers, error) { return p.Regs, nil })
 	after := func(time.Duration) {}
 	r.wait = func(d time.Duration) {
 		waited, rounds = waited+d, rounds+1

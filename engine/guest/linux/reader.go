@@ -59,13 +59,9 @@ func (k *Kernel) NewReader(regs []x86.Registers) *Reader {
 // be of one moment, as those of an image and of a guest that is paused are.
 // [Reader.Check] looks again, after a while, at what is suspicious in a guest
 // that runs: it may have been on its way in or out.
-func (r *Reader) Follow(registers func() ([]x86.Registers, error)) {
-	r.registers, r.wait = registers, time.Sleep
-}
-
-// FollowUntil is Follow of a reading that is given up when ctx ends: nothing is
-// waited for any more then. Reading must fail by itself.
-func (r *Reader) FollowUntil(ctx context.Context, registers func() ([]x86.Registers, error)) {
+// The reading is given up when ctx ends: nothing is waited for any more then, and
+// reading must fail by itself.
+func (r *Reader) Follow(ctx context.Context, registers func() ([]x86.Registers, error)) {
 	r.registers, r.wait = registers, func(d time.Duration) {
 		select {
 		case <-ctx.Done():

@@ -34,7 +34,7 @@ func TestAgain(t *testing.T) {
 	if _, err := read(once); !errors.Is(err, ErrImplausible) || attempts != maxRetries || now != 0 {
 		t.Errorf("of an image: %v after %d attempts and %v", err, attempts, now)
 	}
-	r.Follow(func() ([]x86.Registers, error) { return p.Regs, nil })
+	r.Follow(t.Context(), func() ([]x86.Registers, error) { return p.Regs, nil })
 	r.wait = func(d time.Duration) { now += d }
 	if out, err := read(once); err != nil || out.Retries != attempts-1 || now < torn || now > 4*torn {
 		t.Errorf("of a guest that runs: %v after %d attempts and %v, %+v", err, attempts, now, out)

@@ -86,6 +86,13 @@ func protectionPage(results []runner.Result) (string, error) {
 	}
 	var b strings.Builder
 	b.WriteString(protectionHead)
+	missing := slices.Clone(attackScenarios)
+	for _, r := range results {
+		missing = slices.DeleteFunc(missing, func(name string) bool { return name == r.Scenario })
+	}
+	if len(missing) > 0 {
+		fmt.Fprintf(&b, "\nNot run for this page: `make lab S=%s`.\n", strings.Join(missing, ","))
+	}
 	for _, r := range results {
 		var rows []scenario.Outcome
 		if err := json.Unmarshal(r.Facts["outcomes"], &rows); err != nil {
