@@ -80,6 +80,7 @@ libvirt.sockets = [
   "/run/libvirt/other-sock", # a comment
 ]
 metrics = { listen = "[::1]:9617" }
+events = { journald = true, syslog = "/dev/log", file = "/var/log/hvi.json", format = "ocsf" }
 
 [journal]
 max_bytes = 2_000_000
@@ -96,6 +97,7 @@ sync_every = "250ms"
 		Gate:    Gate{Timeout: 35 * time.Second},
 		Libvirt: Libvirt{Enabled: "no", Sockets: []string{"/run/libvirt/other-sock"}},
 		Metrics: Metrics{Listen: "[::1]:9617"},
+		Events:  Events{Journald: true, Syslog: "/dev/log", File: "/var/log/hvi.json", Format: "ocsf"},
 		Journal: Journal{MaxBytes: 2_000_000, Keep: 16, SyncEvery: 250 * time.Millisecond},
 	}
 	if !reflect.DeepEqual(got, want) {
@@ -165,7 +167,7 @@ func TestParseErrors(t *testing.T) {
 		{"metrics to everybody", "[metrics]\nlisten = \"0.0.0.0:9617\"", []string{`h.toml:2:10: metrics.listen "0.0.0.0:9617" is not an address of the loopback interface, and metrics are not encrypted; write "127.0.0.1:9617"`}},
 		{"default", "[default]\nmode = \"enfroce\"\npolicy = \"web\"\nrequire_attach = 1\nguard = 2\n[default.guards]\nkernel-text = true\nkernl-text = \"block\"\n", []string{
 			`h.toml:2:8: unknown mode "enfroce"; did you mean "enforce"?`,
-			`h.toml:3:10: unknown policy preset "web" (known: default)`,
+			`h.toml:3:10: unknown policy preset "web" (known: default, linux-observe, linux-server, linux-strict)`,
 			`h.toml:4:18: setting "default.require_attach" is a whole number, but must be true or false`,
 			`h.toml:5:1: unknown setting "guard"; did you mean "guards"? (known: mode, policy, require_attach, guards)`,
 			`h.toml:7:15: setting "default.guards.kernel-text" is true or false, but must be a string`,

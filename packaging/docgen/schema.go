@@ -60,7 +60,14 @@ func oneOf[T ~string](words []T, description string) object {
 func guardsSchema() object {
 	props := object{}
 	for _, g := range policy.Guards() {
-		props[string(g.Name)] = oneOf(policy.Actions(), g.Meaning)
+		var actions []string
+		for _, word := range policy.Actions() {
+			// The word is one of the table.
+			if a, err := policy.ParseAction(word); err == nil && g.Permits(a) == nil {
+				actions = append(actions, word)
+			}
+		}
+		props[string(g.Name)] = oneOf(actions, g.Meaning)
 	}
 	return object{"type": "object", "description": "Actions of single guards.", "properties": props, "additionalProperties": false}
 }
