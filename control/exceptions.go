@@ -176,7 +176,7 @@ func ExceptionOf(r *journal.Record, any map[string]bool) (policy.Exception, erro
 		return t != "" && !strings.HasSuffix(string(t), "*") && (policy.Exception{Guard: e.Guard, Object: string(t)}).Validate() == nil
 	}
 	need(AnyDomain, r.Domain.UUID != "", "it does not name the domain", func() { e.Domain = strings.ToLower(r.Domain.UUID) })
-	need(AnyKernel, plain(r.Domain.Kernel), "it does not name the guest's kernel", func() { e.Kernel = r.Domain.Kernel.String() })
+	need(AnyKernel, plain(r.Domain.Kernel) && !strings.HasSuffix(string(r.Domain.Kernel), "*"), "it does not name the guest's kernel", func() { e.Kernel = r.Domain.Kernel.String() })
 	found := r.Action == journal.Found
 	if !found {
 		comm := r.Process.Comm
