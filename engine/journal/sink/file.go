@@ -3,7 +3,9 @@ package sink
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"syscall"
 
@@ -29,11 +31,13 @@ type file struct {
 	path   string
 	format Format
 	f      *os.File
+	end    lineEnd // of f
 }
 
 // File returns a sink that appends each event as a line to the file at path, which
 // it makes, with mode 0640, where it is missing. It is opened anew when it was moved
-// away, so that logrotate needs to tell nobody.
+// away, so that logrotate needs to tell nobody. What is at path must be a file: hvid
+// waits for nobody at the other end of a pipe.
 func File(path string, format Format) Sink { return &file{path: path, format: format} }
 
 // Name implements Sink.
@@ -48,11 +52,18 @@ func (s *file) open() error {
 			return nil
 		}
 		s.f.Close() // its name is gone
-		s.f = nil
+		s.f, s.end = nil, lineEnd{}
 	}
-	f, err := os.OpenFile(s.path, os.O_WRONLY|os.O_CREATE|os.O_APPEND|syscall.O_NOFOLLOW, 0o640)
+	f, err := os.OpenFile(s.path, os.O_WRONLY|os.O_CREATE|os.O_APPEND|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0o640)
 	if err != nil {
 		return err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("%s is no file", s.path)
+	}
+	if err != nil {
+		return errors.Join(err, f.Close())
 	}
 	s.f = f
 	return nil
@@ -68,7 +79,22 @@ func (s *file) line(v any) error {
 	if err := s.open(); err != nil {
 		return err
 	}
-	_, err := s.f.Write(b.Bytes())
+	return s.end.write(s.f, b.Bytes())
+}
+
+// lineEnd knows whether a file ends within a line, which the disk had no room for.
+type lineEnd struct{ torn bool }
+
+// write appends a line that ends in a newline. It is written whole the next time
+// where it was not, in a line of its own.
+func (e *lineEnd) write(w io.Writer, line []byte) error {
+	if e.torn {
+		line = append([]byte{'\n'}, line...)
+	}
+	n, err := w.Write(line)
+	if n > 0 {
+		e.torn = line[n-1] != '\n'
+	}
 	return err
 }
 

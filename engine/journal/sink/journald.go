@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"strconv"
+	"time"
 
 	"github.com/xen-hvi/hvi/engine/journal"
 	"github.com/xen-hvi/hvi/engine/printable"
@@ -25,6 +26,9 @@ type datagrams struct {
 	conn net.Conn
 }
 
+// sendTime is how long a datagram may wait for one who listens and does not read.
+const sendTime = time.Second
+
 func (d *datagrams) send(b []byte) error {
 	if d.conn == nil {
 		conn, err := net.Dial("unixgram", d.path)
@@ -33,12 +37,15 @@ func (d *datagrams) send(b []byte) error {
 		}
 		d.conn = conn
 	}
-	if _, err := d.conn.Write(b); err != nil {
+	err := d.conn.SetWriteDeadline(time.Now().Add(sendTime))
+	if err == nil {
+		_, err = d.conn.Write(b)
+	}
+	if err != nil {
 		d.conn.Close()
 		d.conn = nil
-		return err
 	}
-	return nil
+	return err
 }
 
 // Close releases the socket.

@@ -11,12 +11,12 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/xen-hvi/hvi/engine/journal"
 	"github.com/xen-hvi/hvi/engine/journal/sink"
-	"github.com/xen-hvi/hvi/engine/printable"
 )
 
 func aRecord(guard string) journal.Record {
@@ -188,40 +188,57 @@ func TestFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	var got struct {
-		ClassUID      int `json:"class_uid"`
-		TypeUID       int `json:"type_uid"`
-		SeverityID    int `json:"severity_id"`
-		DispositionID int `json:"disposition_id"`
-		FindingInfo   struct {
-			Attacks []struct {
-				Technique struct {
-					UID string `json:"uid"`
-				} `json:"technique"`
-			} `json:"attacks"`
-		} `json:"finding_info"`
-		Evidences []struct {
-			Process struct {
-				PID    int `json:"pid"`
-				Parent struct {
-					Name printable.Text `json:"name"`
-				} `json:"parent_process"`
-			} `json:"process"`
-		} `json:"evidences"`
-		Unmapped struct {
-			HVI journal.Record `json:"hvi"`
-		} `json:"unmapped"`
+		Metadata struct {
+			Version string `json:"version"`
+		} `json:"metadata"`
 	}
 	b, err := os.ReadFile(path + ".ocsf")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := json.Unmarshal(b, &got); err != nil {
+	if err := json.Unmarshal(b, &got); err != nil || got.Metadata.Version != journal.OCSFVersion {
+		t.Errorf("%s: %v", b, err)
+	}
+}
+
+// TestFileIsNone: a pipe without a reader would hold the sink up for ever.
+func TestFileIsNone(t *testing.T) {
+	dir := t.TempDir()
+	if err := syscall.Mkfifo(filepath.Join(dir, "pipe"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if got.ClassUID != 2004 || got.TypeUID != 200401 || got.SeverityID != 4 || got.DispositionID != 2 || got.FindingInfo.Attacks[0].Technique.UID != "T1014" ||
-		got.Evidences[0].Process.PID != 2 || got.Evidences[0].Process.Parent.Name != "init" || got.Unmapped.HVI.Guard != "cr" {
-		t.Errorf("%s", b)
+	if err := os.Symlink("elsewhere", filepath.Join(dir, "link")); err != nil {
+		t.Fatal(err)
 	}
+	for _, path := range []string{dir, filepath.Join(dir, "pipe"), filepath.Join(dir, "link"), "/dev/null"} {
+		s := sink.File(path, sink.FormatHVI)
+		r := aRecord("cr")
+		if err := s.Write(&r); err == nil {
+			t.Errorf("%s was written to", path)
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestDeaf: one who listens and never reads holds nobody up for long.
+func TestDeaf(t *testing.T) {
+	l := listen(t, filepath.Join(t.TempDir(), "s"))
+	s := sink.Syslog(l.path)
+	r := aRecord("cr")
+	for range 100_000 {
+		if err := s.Write(&r); err != nil {
+			if !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Error(err)
+			}
+			if err := s.Close(); err != nil {
+				t.Error(err)
+			}
+			return
+		}
+	}
+	t.Error("100,000 messages that nobody read were taken")
 }
 
 // stubborn is a sink that takes an event at the third try.
