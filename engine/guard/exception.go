@@ -249,7 +249,7 @@ func (x *Exceptions) meetsMemory(p *permit, e *Evidence) bool {
 	switch {
 	case p.hasValue || p.register.reason != 0:
 		return false
-	case p.target.end != 0 && !(span[x86.PhysAddr]{p.targetPhys, p.targetPhys + x86.PhysAddr(p.target.end-p.target.start)}).holds(e.Mem.Phys()):
+	case p.target.end != 0 && !p.inTarget(e):
 		return false
 	case len(p.targetModule.text) > 0 && !x.inModule(e, &p.targetModule):
 		return false
@@ -261,6 +261,15 @@ func (x *Exceptions) meetsMemory(p *permit, e *Evidence) bool {
 	var stored [maxBytes]byte
 	n := e.stored(&stored)
 	return n >= int(p.nbytes) && bytes.Equal(stored[:p.nbytes], p.bytes[:p.nbytes])
+}
+
+// inTarget reports whether all that may be written lies in the target.
+func (p *permit) inTarget(e *Evidence) bool {
+	at, end := e.Mem.Phys(), p.targetPhys+x86.PhysAddr(p.target.end-p.target.start)
+	if at < p.targetPhys || at >= end {
+		return false
+	}
+	return e.Mem.Flags&vmevent.AccessWrite == 0 || e.reach() <= uint64(end-at)
 }
 
 // inModule reports whether what was accessed is a module's of that name: where the

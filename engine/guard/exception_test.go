@@ -36,6 +36,8 @@ func excepted(t testing.TB) fixture {
 	for _, at := range []x86.VirtAddr{f.guest.Base + 0x2010, f.guest.Base + 0x5000, f.guest.Base + falcon + 0x100} {
 		f.guest.Write(at, []byte{0xc6, 0x07, 0xe9})
 	}
+	f.guest.Write(f.guest.Base+0x5010, []byte{0x48, 0x89, 0x17})             // mov %rdx,(%rdi)
+	f.guest.Write(f.guest.Base+0x5020, []byte{0x66, 0xc7, 0x07, 0x90, 0x90}) // movw $0x9090,(%rdi)
 	return f
 }
 
@@ -77,6 +79,9 @@ func TestExceptions(t *testing.T) {
 		{"target", with(kt, func(e *policy.Exception) { e.Target = function }), text, true},
 		{"target, before it", with(kt, func(e *policy.Exception) { e.Target = function }), func(f fixture) *vmevent.Event { return f.write(functionAt-1, f.guest.Base+0x5000) }, false},
 		{"target, behind it", with(kt, func(e *policy.Exception) { e.Target = function }), func(f fixture) *vmevent.Event { return f.write(functionAt+2, f.guest.Base+0x5000) }, false},
+		{"target, and more than it", with(kt, func(e *policy.Exception) { e.Target = function }), func(f fixture) *vmevent.Event { return f.write(functionAt, f.guest.Base+0x5010) }, false},
+		{"target, over its end", with(kt, func(e *policy.Exception) { e.Target = function }), func(f fixture) *vmevent.Event { return f.write(functionAt+1, f.guest.Base+0x5020) }, false},
+		{"target, up to its end", with(kt, func(e *policy.Exception) { e.Target = function }), func(f fixture) *vmevent.Event { return f.write(functionAt, f.guest.Base+0x5020) }, true},
 		{"target through an alias", with(kt, func(e *policy.Exception) { e.Target = function }), func(f fixture) *vmevent.Event {
 			ev := text(f)
 			ev.Mem.GLA = 0xffff_8880_0000_0000 + x86.VirtAddr(functionAt)

@@ -1,6 +1,9 @@
 package guard
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"math"
+)
 
 // Prefixes and opcodes of the stores that stored knows; Intel SDM volume 2.
 const (
@@ -72,18 +75,88 @@ func (e *Evidence) stored(to *[maxBytes]byte) int {
 	return 0
 }
 
-// copies reports whether the instruction is a MOVS, which takes its bytes from RSI.
-// It reads any prefix, since it is better to copy in vain than not to.
-func (e *Evidence) copies() bool {
-	for _, c := range e.Insn() {
+// opcode returns the instruction without its prefixes, whether it is repeated, should
+// it be one of strings, and how large its operands are, in bytes. It reads any prefix;
+// the instruction is empty where there is nothing else.
+func (e *Evidence) opcode() (insn []byte, repeated bool, size int) {
+	size = 4
+	for i, c := range e.Insn() {
 		switch c {
-		case opMovsByte, opMovs:
-			return true
-		case 0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, prefixOperandSize, 0x67, 0xf0, prefixREPNE, prefixREP:
+		case prefixREPNE, prefixREP:
+			repeated = true
+		case prefixOperandSize:
+			size = 2
+		case 0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x67, 0xf0: // segments, addresses, LOCK
 		default:
 			if c&0xf0 != 0x40 {
-				return false
+				return e.Insn()[i:], repeated, size
 			}
+			if c&8 != 0 {
+				size = 8
+			}
+		}
+	}
+	return nil, repeated, size
+}
+
+// copies reports whether the instruction is a MOVS, which takes its bytes from RSI.
+func (e *Evidence) copies() bool {
+	insn, _, _ := e.opcode()
+	return len(insn) > 0 && (insn[0] == opMovsByte || insn[0] == opMovs)
+}
+
+// reach returns how many bytes the instruction may store from the one that was
+// accessed on, with all its repetitions; MaxUint64 where that can't be told. Some that
+// are not told store a kilobyte (XSAVE), or in many places (scatters).
+func (e *Evidence) reach() uint64 {
+	insn, repeated, size := e.opcode()
+	if len(insn) == 0 {
+		return math.MaxUint64
+	}
+	switch insn[0] {
+	case opMovsByte, opStosByte:
+		size = 1
+	case opMovs, opStos:
+	default:
+		if !storesOperand(insn) {
+			return math.MaxUint64
+		}
+		var to [maxBytes]byte
+		if n := e.stored(&to); n > 0 {
+			return uint64(n)
+		}
+		if op := insn[0]; op != opTwoBytes && op&1 == 0 || op == opTwoBytes && (insn[1] == 0xb0 || insn[1] == 0xc0) {
+			size = 1 // the even opcodes are those of bytes, but for BTS and its kin
+		}
+		return uint64(size)
+	}
+	n := e.Regs.RCX
+	switch {
+	case !repeated:
+		n = 1
+	case n > 1 && e.Regs.RFLAGS&rflagsDF != 0, n > math.MaxUint64/8:
+		return math.MaxUint64
+	}
+	return n * uint64(size)
+}
+
+// storesOperand reports whether an instruction stores no more than its one operand in
+// memory (Intel SDM volume 2, appendix A): what a kernel changes a variable with.
+func storesOperand(insn []byte) bool {
+	switch op := insn[0]; {
+	case op < 0x38 && op&7 < 2, // ADD, OR, ADC, SBB, AND, SUB, XOR
+		op >= 0x80 && op <= 0x83, op >= opXchgByte && op <= opMov,
+		op == 0xc0 || op == 0xc1 || op >= 0xd0 && op <= 0xd3, // shifts
+		op == opMovImmByte || op == opMovImm,
+		op == 0xf6 || op == 0xf7 || op == 0xfe: // NOT, NEG, INC, DEC
+		return true
+	case op == 0xff: // INC, DEC; not PUSH and the calls, which store eight bytes
+		return len(insn) > 1 && insn[1]>>3&7 < 2
+	case op == opTwoBytes && len(insn) > 1:
+		switch insn[1] {
+		case 0xab, 0xb3, 0xba, 0xbb, // BTS, BTR, BTC
+			0xb0, 0xb1, 0xc0, 0xc1, opMovnti: // CMPXCHG, XADD
+			return true
 		}
 	}
 	return false

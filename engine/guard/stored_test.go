@@ -2,6 +2,7 @@ package guard
 
 import (
 	"bytes"
+	"math"
 	"testing"
 
 	"github.com/xen-hvi/hvi/engine/x86"
@@ -93,6 +94,59 @@ func TestStored(t *testing.T) {
 	}
 }
 
+// TestReach: no store goes further than it is said to.
+func TestReach(t *testing.T) {
+	const unknown = math.MaxUint64
+	for _, c := range []struct {
+		name  string
+		insn  []byte
+		reach uint64 // with RCX 3
+	}{
+		{"movb $0xcc,(%rdi)", []byte{0xc6, 0x07, 0xcc}, 1},
+		{"mov %rdx,(%rdi)", []byte{0x48, 0x89, 0x17}, 8},
+		{"mov %edx,%gs:(%rdi)", []byte{0x65, 0x89, 0x17}, 4},
+		{"lock xchg %edx,(%rdi)", []byte{0xf0, 0x87, 0x17}, 4},
+		{"lock cmpxchg %rdx,(%rdi)", []byte{0xf0, 0x48, 0x0f, 0xb1, 0x17}, 8},
+		{"lock orb $1,(%rdi)", []byte{0xf0, 0x80, 0x0f, 1}, 1},
+		{"lock xadd %al,(%rdi)", []byte{0xf0, 0x0f, 0xc0, 0x07}, 1},
+		{"andq $-2,(%rdi)", []byte{0x48, 0x83, 0x27, 0xfe}, 8},
+		{"xor %dx,(%rdi)", []byte{0x66, 0x31, 0x17}, 2},
+		{"btsq $3,(%rdi)", []byte{0x48, 0x0f, 0xba, 0x2f, 3}, 8},
+		{"incl (%rdi)", []byte{0xff, 0x07}, 4},
+		{"call *(%rdi)", []byte{0xff, 0x17}, unknown},
+		{"push %rax", []byte{0x50}, unknown},
+		{"vmovdqu64 %zmm0,(%rdi)", []byte{0x62, 0xf1, 0xfe, 0x48, 0x7f, 0x07}, unknown},
+		{"movdqu %xmm0,(%rdi)", []byte{0xf3, 0x0f, 0x7f, 0x07}, unknown},
+		{"xsave (%rdi)", []byte{0x0f, 0xae, 0x27}, unknown},
+		{"cmpxchg16b (%rdi)", []byte{0x48, 0x0f, 0xc7, 0x0f}, unknown},
+		{"two bytes, cut", []byte{0x0f}, unknown},
+		{"rep insb", []byte{0xf3, 0x6c}, unknown},
+		{"movsb", []byte{0xa4}, 1},
+		{"rep movsb", []byte{0xf3, 0xa4}, 3},
+		{"rep movsw", []byte{0xf3, 0x66, 0xa5}, 6},
+		{"rep movsl", []byte{0xf3, 0xa5}, 12},
+		{"rep movsq", []byte{0xf3, 0x48, 0xa5}, 24},
+		{"rep movsq %gs:(%rsi),(%rdi)", []byte{0xf3, 0x65, 0x48, 0xa5}, 24},
+		{"repne stosb", []byte{0xf2, 0xaa}, 3},
+		{"rep stosq", []byte{0xf3, 0x48, 0xab}, 24},
+		{"nothing", nil, unknown},
+		{"prefixes only", []byte{0xf3, 0x66}, unknown},
+	} {
+		if got := storing(c.insn).reach(); got != c.reach {
+			t.Errorf("%s: %d, want %d", c.name, got, c.reach)
+		}
+	}
+	repeated := storing([]byte{0xf3, 0x48, 0xab})
+	repeated.Regs.RCX = 1 << 62
+	if got := repeated.reach(); got != unknown {
+		t.Errorf("very often: %d", got)
+	}
+	repeated.Regs.RCX, repeated.Regs.RFLAGS = 2, rflagsDF
+	if got := repeated.reach(); got != unknown {
+		t.Errorf("downwards: %d", got)
+	}
+}
+
 // FuzzStored holds it against the decoder that takes all the time it needs.
 func FuzzStored(f *testing.F) {
 	for _, c := range storedInsns {
@@ -103,6 +157,9 @@ func FuzzStored(f *testing.F) {
 		e.Regs.RCX = rcx
 		var to [maxBytes]byte
 		n := e.stored(&to)
+		if reach := e.reach(); reach < uint64(n) {
+			t.Errorf("% x: %d bytes, and it reaches %d", e.Insn(), n, reach)
+		}
 		if n == 0 {
 			return
 		}
