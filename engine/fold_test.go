@@ -13,6 +13,8 @@ import (
 	"github.com/xen-hvi/hvi/engine/policy"
 	"github.com/xen-hvi/hvi/engine/vmevent"
 	"github.com/xen-hvi/hvi/engine/x86"
+	"github.com/xen-hvi/hvi/engine/xen/abi"
+	"github.com/xen-hvi/hvi/engine/xen/xentest"
 )
 
 func newReporter(t *testing.T) (*engine.Reporter, *records) {
@@ -114,5 +116,48 @@ func TestRecordsAreBounded(t *testing.T) {
 	r.Report(rewrite(1000, 1100*time.Millisecond))
 	if len(rec.all) != 102 {
 		t.Errorf("%d records after the second was over, want 102", len(rec.all))
+	}
+}
+
+// TestFlood: of a hundred thousand violations, sent faster than they are recorded,
+// every one is told, by its own record or by one that counts it.
+func TestFlood(t *testing.T) {
+	const many = 100_000
+	w := newWorld(t, xentest.Config{}, xentest.Spec{})
+	w.appearRunning()
+	send := func(from, to uint64) {
+		t.Helper()
+		for i := from; i < to; i++ {
+			if w.writeMSR(x86.MSRLSTAR, w.guest.Regs[0].LSTAR, 0xffff_ffff_c000_0000+i)&abi.VMEventFlagDeny == 0 {
+				t.Fatalf("violation %d is not blocked", i)
+			}
+		}
+	}
+	// While the first is being recorded, most of the others find no room.
+	w.events.mu.Lock()
+	send(0, many/2)
+	w.events.mu.Unlock()
+	go func() {
+		for range w.events.got {
+		}
+	}()
+	send(many/2, many)
+	if err := w.engine.Detach(t.Context(), w.info.ID); err != nil {
+		t.Fatal(err)
+	}
+	var told, records, suppressed uint64
+	w.events.mu.Lock()
+	defer w.events.mu.Unlock()
+	for _, r := range w.events.all {
+		if r.Guard != string(policy.GuardSyscallEntry) || r.Action != journal.Blocked {
+			t.Fatalf("%+v", r)
+		}
+		if suppressed += r.Detail.Suppressed; r.Detail.Suppressed == 0 {
+			records++
+			told += 1 + r.Detail.Repeats
+		}
+	}
+	if told+suppressed != many || suppressed < many/2-1000 {
+		t.Errorf("%d have a record, %d are counted by another: %d of %d (%d records)", told, suppressed, told+suppressed, many, records)
 	}
 }
