@@ -142,6 +142,10 @@ func parse(source string, data []byte) (*document, error) {
 			var at policy.Origin
 			table, at = d.path(nil, e)
 			if inException = slices.Equal(table, []string{wordException}); inException {
+				if len(d.exceptions) == policy.MaxExceptions {
+					d.fail(&policy.Error{Origin: at, What: "file", Reason: fmt.Sprintf("has more than %d exceptions", policy.MaxExceptions)})
+					d.exceptions = d.exceptions[:policy.MaxExceptions-1] // nobody reads them
+				}
 				d.exceptions = append(d.exceptions, exceptionTable{at: at})
 				continue
 			}
@@ -222,15 +226,15 @@ func (d *document) assignment(table []string, n *unstable.Node) {
 
 // exceptionSetting is an assignment in the last [[exception]].
 func (d *document) exceptionSetting(n *unstable.Node) {
+	t := &d.exceptions[len(d.exceptions)-1]
+	if d.inExceptions++; d.inExceptions > maxSettings {
+		d.fail(&policy.Error{Origin: t.at, What: "file", Reason: fmt.Sprintf("has more than %d settings", maxSettings)})
+		return
+	}
 	before := len(d.settings)
 	d.assignment(nil, n)
-	t := &d.exceptions[len(d.exceptions)-1]
 	t.settings = append(t.settings, d.settings[before:]...)
 	d.settings = d.settings[:before]
-	if d.inExceptions++; d.inExceptions > maxSettings {
-		d.exceptions = nil
-		d.fail(&policy.Error{Origin: t.at, What: "file", Reason: fmt.Sprintf("has more than %d settings", maxSettings)})
-	}
 }
 
 func (d *document) value(n *unstable.Node, key policy.Origin) value {

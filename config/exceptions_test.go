@@ -2,6 +2,8 @@ package config
 
 import (
 	"bytes"
+	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -80,7 +82,7 @@ func TestExceptionErrors(t *testing.T) {
 		{"a guard alone", "[[exception]]\nguard='cr'", []string{`exception permits everything that the guard is for`}},
 		{"only a kernel", "[[exception]]\nguard='cr'\nkernel='6.1*'", []string{`exception permits everything`}},
 		{"unknown guard", "[[exception]]\nguard='kernel-txt'\nprocess='x'", []string{`x.toml:2:7: unknown guard "kernel-txt"; did you mean "kernel-text"?`}},
-		{"unknown key", "[[exception]]\nguard='cr'\nproces='x'", []string{`x.toml:3:1: unknown setting of an exception "proces"; did you mean "process"?`}},
+		{"unknown key", "[[exception]]\nguard='cr'\nprcess='x'", []string{`x.toml:3:1: unknown setting of an exception "prcess"; did you mean "process"?`}},
 		{"a number", "[[exception]]\nguard='cr'\nvalue=0x10", []string{`x.toml:3:7: setting "value" is a whole number, but must be a string`, "exception permits everything"}},
 		{"long process", "[[exception]]\nguard='cr'\nprocess='0123456789abcdef'", []string{`process "0123456789abcdef" is longer than 15 bytes`}},
 		{"all processes", "[[exception]]\nguard='cr'\nprocess='*'", []string{`process "*" would be met by all`}},
@@ -112,4 +114,34 @@ func TestExceptionErrors(t *testing.T) {
 	wantError(t, err, `d.toml:2:3: `+elsewhere)
 	_, err = Parse("hvid.toml", []byte(one), nil)
 	wantError(t, err, `hvid.toml:1:3: `+elsewhere)
+}
+
+// TestManyExceptions: a file of nothing but mistakes is bounded work, and few lines of
+// errors.
+func TestManyExceptions(t *testing.T) {
+	settings := "[[exception]]\n"
+	for i := range maxSettings + 10 {
+		settings += fmt.Sprintf("a%d = 1\n", i)
+	}
+	for name, text := range map[string]string{
+		"settings":   settings + "[[exception]]\nguard = 'cr'\nprocess = 'x'\n",
+		"exceptions": strings.Repeat("[[exception]]\n", 10_000),
+		"valid ones": manyExceptions(policy.MaxExceptions + 10),
+	} {
+		list, err := ParseExceptions("x.toml", []byte(text))
+		if n := len(policy.Errors(err)); list != nil || n == 0 || n > maxErrors {
+			t.Errorf("%s: %d exceptions, %d errors", name, len(list), n)
+		}
+	}
+	if list, err := ParseExceptions("x.toml", []byte(manyExceptions(policy.MaxExceptions))); err != nil || len(list) != policy.MaxExceptions {
+		t.Errorf("%d exceptions, %v", len(list), err)
+	}
+}
+
+func manyExceptions(n int) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, "[[exception]]\nguard = 'cr'\nprocess = 'p%d'\n", i)
+	}
+	return b.String()
 }

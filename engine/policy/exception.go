@@ -437,10 +437,6 @@ next:
 		b.exceptionAt = map[string]Origin{}
 	}
 	b.exceptionAt[e.ID()] = e.Origin
-	if len(b.exceptions) == MaxExceptions {
-		b.Fail(&Error{Origin: e.Origin, What: "exception", Reason: fmt.Sprintf("is one more than %d", MaxExceptions)})
-		return
-	}
 	b.exceptions = append(b.exceptions, e)
 }
 

@@ -73,7 +73,7 @@ func TestAllow(t *testing.T) {
 			"allow usermode-helper" + domain + ` object=modprobe_path what="it is \"/opt/x\"" kernel=6.1.0-35-amd64`, ""},
 		{"allow-print", []string{ids[0], "--any", "domain", "--any", "kernel", "--for", "falcon*", "--for", "insmod", "--print"}, 0, "", ""},
 		{"", []string{ids[2]}, exitUsage, "", "--any kernel"},
-		{"", []string{ids[0], "--any", "proces"}, exitUsage, "", "process"},
+		{"", []string{ids[0], "--any", "prcess"}, exitUsage, "", "process"},
 		{"", []string{ids[0], "--for", "x", "--any", "process"}, exitUsage, "", "exclude each other"},
 		{"", []string{ids[0], "--expires", "2026-05-01"}, exitUsage, "", "is over already"},
 		{"", []string{ids[0], "--expires", "soon"}, exitUsage, "", "is no time"},
