@@ -90,7 +90,7 @@ func TestDomainFileErrors(t *testing.T) {
 		"mode = \"1\"\nguards = [ \"kernel-text=alert\" ]":          `web.toml:2:1: setting "guards" is a table; write [guards]`,
 		"mode = \"1\"\n[guards.kernel-text]\naction = \"alert\"":    `web.toml:2:2: unknown table "guards.kernel-text"`,
 		"mode = \"1\"\nguards.kernel-text.action = \"alert\"":       `web.toml:2:1: unknown setting "guards.kernel-text.action"`,
-		"mode = \"1\"\npolicy = \"wbe\"":                            `web.toml:2:10: unknown policy "wbe"; did you mean "web"? (known: default, web)`,
+		"mode = \"1\"\npolicy = \"wbe\"":                            `web.toml:2:10: unknown policy "wbe"; did you mean "web"? (known: default, linux-observe, linux-server, linux-strict, web)`,
 		"mode = \"1\"\npolicy = \"../web\"":                         `unknown policy "../web"`,
 		"mode = \"enforce\"\nrequire_attach = \"maybe\"":            `web.toml:2:18: require_attach "maybe" is neither yes nor no`,
 		"mode = \"observe\"\nguards = { syscall-entry = \"block\"}": `web.toml:2:28: guard "syscall-entry" is set to block, but mode observe never blocks`,

@@ -14,6 +14,7 @@ const (
 	wordPolicy        = "policy"
 	wordRequireAttach = "require_attach"
 	wordGuards        = "guards"
+	wordException     = "exception"
 )
 
 // feed gives the builder what stands in a document below a table (nil for the
@@ -117,6 +118,7 @@ func ParsePolicy(name, source string, data []byte) (policy.Named, error) {
 	}
 	var b policy.Builder
 	feed(&b, d, nil, []string{wordRequireAttach, wordGuards})
+	feedExceptions(&b, d, "domain")
 	return b.BuildNamed(name, policy.Origin{Source: source})
 }
 
@@ -134,6 +136,7 @@ func parseDomain(source string, data []byte, known policy.Policies) (spec policy
 	}
 	b := policy.Builder{Policies: known}
 	feed(&b, d, nil, []string{wordMode, wordPolicy, wordRequireAttach, wordGuards})
+	refuseExceptions(&b, d)
 	spec, err = b.Build()
 	if err == nil && !spec.Declared() {
 		// An empty file would look like something said.

@@ -111,6 +111,8 @@ type PolicyReport struct {
 	Policy        PolicyValue   `json:"policy"`
 	RequireAttach PolicyValue   `json:"require_attach"`
 	Guards        []PolicyGuard `json:"guards"`
+	// Exceptions are those of the policy that the domain names.
+	Exceptions []policy.Exception `json:"exceptions,omitempty"`
 
 	Warnings []string `json:"warnings"`
 }
@@ -242,6 +244,7 @@ func (r *PolicyReport) SetSpec(s policy.Spec) {
 	r.Mode = value(e.Mode.String(), e.Origins.Mode)
 	r.Policy = value(e.Preset, e.Origins.Preset)
 	r.RequireAttach = value(yesNo(e.RequireAttach), e.Origins.RequireAttach)
+	r.Exceptions = e.Exceptions
 	r.Guards = make([]PolicyGuard, len(e.Guards))
 	for i, g := range e.Guards {
 		r.Guards[i] = PolicyGuard{Name: string(g.Name), Action: g.Action.String(), From: printable.Text(g.From).String()}

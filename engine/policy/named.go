@@ -21,6 +21,8 @@ type Named struct {
 	RequireAttach bool `json:"require_attach,omitempty"`
 	// RequireAttachAt is where that was written, or zero if it was not.
 	RequireAttachAt Origin `json:"require_attach_at,omitzero"`
+	// Exceptions hold for every domain that names the policy.
+	Exceptions []Exception `json:"exceptions,omitempty"`
 }
 
 // Policies are the policies an admin keeps. Implementations are safe for
@@ -71,7 +73,8 @@ func (n Named) Validate() error {
 	if n.Origin.IsZero() {
 		errs = append(errs, &Error{What: "policy", Value: n.Name, Reason: "is written nowhere"})
 	}
-	return errors.Join(append(errs, checkGuards(n.Guards)...)...)
+	errs = append(errs, checkGuards(n.Guards)...)
+	return errors.Join(append(errs, checkExceptions(n.Exceptions)...)...)
 }
 
 // find looks a policy up. Of a preset there is nothing to be known but its

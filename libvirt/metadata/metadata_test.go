@@ -263,7 +263,7 @@ func TestSpecNeedsAMode(t *testing.T) {
 }
 
 func TestPolicyNames(t *testing.T) {
-	e, err := ParseElement("x", []byte(`<introspection mode="enforce" policy="linux-server"/>`))
+	e, err := ParseElement("x", []byte(`<introspection mode="enforce" policy="web-server"/>`))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -71,7 +71,19 @@ whether the domain may run without protection. The words are the same wherever t
 	p.Item("`/etc/hvi/domains/`<UUID>`.toml`, `/etc/hvi/domains/`<NAME>`.toml`", `What holds for the domain of that UUID, or else that name, when its toolstack declares
 nothing: for XAPI, for domains of "xl create -e", for those that came from another host. It has a mode, and may have the
 rest.`)
-	p.Para("Both are TOML, and owned by root and writable by nobody else; others are refused.")
+	p.Item("`/etc/hvi/exceptions.toml`", "The host's exceptions, see below. hvid reads it when it starts and when `hvictl exceptions reload` says so.")
+	p.Para("They are TOML, and owned by root and writable by nobody else; others are refused.")
+
+	p.Heading("exceptions")
+	p.Para(fmt.Sprintf("An exception permits what would be a violation of a guard: it takes place, also where the guard blocks, and is counted instead of "+
+		"reported. `hvictl allow` makes one of an event; hvid keeps it. Others stand in `/etc/hvi/exceptions.toml`, or in a policy, for the domains "+
+		"that name it; each is a table `[[exception]]`, and a file has at most %d. Every condition that is set must be met, and there must be one besides "+
+		"`guard`, `domain` and `kernel`.", policy.MaxExceptions))
+	for _, x := range policy.ExceptionFields() {
+		p.Item("`"+x.Name+"`", x.Meaning+".")
+	}
+	p.Para("Names of processes and modules are what the guest says of itself: who has taken over its kernel can choose them. The place written to and the " +
+		"function that writes are judged by addresses, which can't be chosen.")
 
 	p.Heading("which declaration holds")
 	p.Para("The first of these that says something:")
@@ -91,8 +103,10 @@ rest.`)
 	p.Code("require_attach = true\n\n[guards]\nkernel-text = \"block\"\nsyscall-entry = \"alert\"")
 	p.Para("A domain that another toolstack starts, `/etc/hvi/domains/web1.toml`:")
 	p.Code("mode = \"enforce\"\npolicy = \"web\"")
+	p.Para("An agent that patches the kernels of all domains, in `/etc/hvi/exceptions.toml`:")
+	p.Code("[[exception]]\nguard = \"kernel-text\"\nprocess = \"agent\"\nmodule = \"agent\"\ntarget = \"do_syscall_64\"\nexpires = 2027-12-31")
 	p.Para("Is it right?")
-	p.Code("hvictl policy check /etc/hvi/policies/web.toml /etc/hvi/domains/web1.toml")
+	p.Code("hvictl policy check /etc/hvi/exceptions.toml /etc/hvi/policies/web.toml /etc/hvi/domains/web1.toml")
 	p.SeeAlso("hvictl(1)", "hvi-libvirt(5)", "hvi-xl(5)", "hvid.toml(5)", "hvid(8)")
 	return p
 }

@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/xen-hvi/hvi/config"
 	"github.com/xen-hvi/hvi/control"
 	"github.com/xen-hvi/hvi/engine/policy"
 )
@@ -86,11 +87,9 @@ A change of a domain that runs takes effect at once. Only root may set.`,
 	_ = cmd.RegisterFlagCompletionFunc("mode", cobra.FixedCompletions(policy.Modes(), cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("require-attach", cobra.FixedCompletions([]string{"yes", "no", wordDefault}, cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("guard", cobra.FixedCompletions(append(guardWords(), guardDefaults()...), cobra.ShellCompDirectiveNoFileComp))
-	var presets []string
-	for _, p := range policy.Presets() {
-		presets = append(presets, p.Name)
-	}
-	_ = cmd.RegisterFlagCompletionFunc("policy", cobra.FixedCompletions(presets, cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.RegisterFlagCompletionFunc("policy", func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		return policyNames(config.DefaultDir), cobra.ShellCompDirectiveNoFileComp
+	})
 	return cmd
 }
 
