@@ -31,6 +31,17 @@ type Config struct {
 	Libvirt Libvirt
 	Metrics Metrics
 	Journal Journal
+	Events  Events
+}
+
+// Events is where security events are passed on to.
+type Events struct {
+	// Journald says that systemd's journal gets each.
+	Journald bool
+	// Syslog is the socket of a syslog daemon, File a file; "" for none.
+	Syslog, File string
+	// Format is what the lines of File are: "hvi" or "ocsf".
+	Format string
 }
 
 // Gate is how long a start waits for protection.
@@ -68,6 +79,7 @@ func Defaults() Config {
 		LogLevel: slog.LevelInfo,
 		Gate:     Gate{Timeout: 20 * time.Second},
 		Libvirt:  Libvirt{Enabled: "auto", Sockets: []string{"/run/libvirt/virtxend-sock", "/run/libvirt/libvirt-sock"}},
+		Events:   Events{Format: "hvi"},
 		Journal:  Journal{MaxBytes: 16 << 20, Keep: 8, SyncEvery: time.Second},
 	}
 }
@@ -102,6 +114,7 @@ func Parse(source string, data []byte, known policy.Policies) (Config, error) {
 	c := Defaults()
 	b := policy.Builder{Policies: known}
 	feed(&b, d, []string{"default"}, []string{wordMode, wordPolicy, wordRequireAttach, wordEngineFailure, wordGuards})
+	refuseExceptions(&b, d)
 	for _, t := range d.tables {
 		if !slices.ContainsFunc(sections, func(s Section) bool { return s.Name == dotted(t.path) }) && t.path[0] != "default" {
 			b.Fail(policy.UnknownWord("table", dotted(t.path), tableNames(), t.at))
@@ -183,6 +196,15 @@ func (s setting) absolute(to *string, longest int) error {
 	}
 	*to = s.text
 	return nil
+}
+
+// absoluteOrNone is absolute for a path that may be empty.
+func (s setting) absoluteOrNone(to *string, longest int) error {
+	if s.kind == kindText && s.text == "" {
+		*to = ""
+		return nil
+	}
+	return s.absolute(to, longest)
 }
 
 func badPath(p string, longest int) string {

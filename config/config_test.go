@@ -80,6 +80,7 @@ libvirt.sockets = [
   "/run/libvirt/other-sock", # a comment
 ]
 metrics = { listen = "[::1]:9617" }
+events = { journald = true, syslog = "/dev/log", file = "/var/log/hvi.json", format = "ocsf" }
 
 [journal]
 max_bytes = 2_000_000
@@ -96,6 +97,7 @@ sync_every = "250ms"
 		Gate:    Gate{Timeout: 35 * time.Second},
 		Libvirt: Libvirt{Enabled: "no", Sockets: []string{"/run/libvirt/other-sock"}},
 		Metrics: Metrics{Listen: "[::1]:9617"},
+		Events:  Events{Journald: true, Syslog: "/dev/log", File: "/var/log/hvi.json", Format: "ocsf"},
 		Journal: Journal{MaxBytes: 2_000_000, Keep: 16, SyncEvery: 250 * time.Millisecond},
 	}
 	if !reflect.DeepEqual(got, want) {
@@ -150,7 +152,7 @@ func TestParseErrors(t *testing.T) {
 		{"a cache nowhere plain", "cache_dir = \"/srv/../x\"", []string{`h.toml:1:13: cache_dir "/srv/../x" is not written plainly: /x`}},
 		{"an empty path", "state_dir = \"\"", []string{`h.toml:1:13: state_dir is empty`}},
 		{"a number for a string", "socket = 5", []string{`h.toml:1:10: setting "socket" is a whole number, but must be a string`}},
-		{"a date", "socket = 2020-01-01", []string{`setting "socket" is another kind of value, but must be a string`}},
+		{"a date", "socket = 2020-01-01", []string{`setting "socket" is a date, but must be a string`}},
 		{"a list for a string", "log_level = [\"info\"]", []string{`setting "log_level" is a list, but must be a string`}},
 		{"log level", "log_level = \"waring\"", []string{`h.toml:1:13: unknown log_level "waring"; did you mean "warn"? (known: debug, info, warn, error)`}},
 		{"a time without unit", "[gate]\ntimeout = 20", []string{`h.toml:2:11: setting "gate.timeout" is a whole number, but must be a string; write it with its unit, as in "20s"`}},
@@ -165,9 +167,9 @@ func TestParseErrors(t *testing.T) {
 		{"metrics to everybody", "[metrics]\nlisten = \"0.0.0.0:9617\"", []string{`h.toml:2:10: metrics.listen "0.0.0.0:9617" is not an address of the loopback interface, and metrics are not encrypted; write "127.0.0.1:9617"`}},
 		{"default", "[default]\nmode = \"enfroce\"\npolicy = \"web\"\nrequire_attach = 1\nguard = 2\n[default.guards]\nkernel-text = true\nkernl-text = \"block\"\n", []string{
 			`h.toml:2:8: unknown mode "enfroce"; did you mean "enforce"?`,
-			`h.toml:3:10: unknown policy preset "web" (known: default)`,
+			`h.toml:3:10: unknown policy preset "web" (known: default, linux-observe, linux-server, linux-strict)`,
 			`h.toml:4:18: setting "default.require_attach" is a whole number, but must be true or false`,
-			`h.toml:5:1: unknown setting "guard"; did you mean "guards"? (known: mode, policy, require_attach, guards)`,
+			`h.toml:5:1: unknown setting "guard"; did you mean "guards"? (known: mode, policy, require_attach, on_engine_failure, guards)`,
 			`h.toml:7:15: setting "default.guards.kernel-text" is true or false, but must be a string`,
 			`h.toml:8:14: unknown guard "kernl-text"; did you mean "kernel-text"?`,
 		}},
@@ -247,6 +249,7 @@ func FuzzParse(f *testing.F) {
 	f.Add(Default())
 	f.Add([]byte("[default]\nmode='enforce'\nguards={kernel-text='block'}\n[metrics]\nlisten='127.0.0.1:1'"))
 	f.Add([]byte("[[a.b]]\n\"c\\u001b\"=[1,2.5,'x',{y=1979-05-27}]"))
+	f.Add([]byte("[[exception]]\nguard='cr'\nprocess='a b*'\ntarget=\"CR4\"\nvalue='0x1f'\ncomment='\"\\ é'\nexpires=2030-01-01\ncreated=2026-01-01T00:00:00+02:00\n[[exception]]\nguard='kernel-text'\nbytes='e9'"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		clean := func(err error) {
 			if err != nil && strings.ContainsFunc(err.Error(), func(r rune) bool { return r < ' ' && r != '\n' || r == 0x7f || r == 0x202e }) {
@@ -269,6 +272,17 @@ func FuzzParse(f *testing.F) {
 		clean(err)
 		if err == nil && named.Validate() != nil {
 			t.Errorf("accepted but not valid: %+v", named)
+		}
+		list, err := ParseExceptions("f.toml", data)
+		clean(err)
+		for _, e := range list {
+			if err := e.Validate(); err != nil {
+				t.Errorf("accepted but not valid: %+v: %v", e, err)
+			}
+		}
+		// What hvid writes, it reads.
+		if again, err := ParseExceptions("f.toml", FormatExceptions("", list)); err != nil || len(again) != len(list) {
+			t.Errorf("written and read again: %d of %d, %v", len(again), len(list), err)
 		}
 	})
 }

@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -28,11 +29,12 @@ const (
 type kind uint8
 
 const (
-	kindOther kind = iota // a date, a float, a table where a value belongs
+	kindOther kind = iota // a float, a table where a value belongs
 	kindText
 	kindNumber
 	kindSwitch
 	kindList
+	kindDate // with or without a time
 )
 
 // String names the kind for people, with its article.
@@ -44,6 +46,8 @@ func (k kind) String() string {
 		return "a whole number"
 	case kindSwitch:
 		return "true or false"
+	case kindDate:
+		return "a date"
 	case kindList:
 		return "a list"
 	default:
@@ -54,7 +58,7 @@ func (k kind) String() string {
 // value is a value in a document.
 type value struct {
 	kind   kind
-	text   string // of a string, or the word of a switch
+	text   string // of a string or a date, or the word of a switch
 	number int64
 	list   []value
 	at     policy.Origin
@@ -87,10 +91,22 @@ type document struct {
 	source   string
 	settings []setting
 	tables   []setting
+	// exceptions are the tables [[exception]], which may stand there more than
+	// once.
+	exceptions []exceptionTable
+
+	// inExceptions counts the settings in them.
+	inExceptions int
 
 	lines []int // offsets of line starts
 	p     unstable.Parser
 	errs  []error
+}
+
+// exceptionTable is one table [[exception]] with its settings.
+type exceptionTable struct {
+	at       policy.Origin
+	settings []setting
 }
 
 // parse takes a file apart. source names it in errors. What it returns is
@@ -112,6 +128,7 @@ func parse(source string, data []byte) (*document, error) {
 		return nil, d.syntax(err)
 	}
 	var table []string
+	inException := false
 	d.p.Reset(data)
 	for d.p.NextExpression() {
 		e := d.p.Expression()
@@ -120,11 +137,24 @@ func parse(source string, data []byte) (*document, error) {
 			var at policy.Origin
 			table, at = d.path(nil, e)
 			d.tables = append(d.tables, setting{path: table, at: at})
+			inException = false
 		case unstable.ArrayTable:
 			var at policy.Origin
 			table, at = d.path(nil, e)
+			if inException = slices.Equal(table, []string{wordException}); inException {
+				if len(d.exceptions) == policy.MaxExceptions {
+					d.fail(&policy.Error{Origin: at, What: "file", Reason: fmt.Sprintf("has more than %d exceptions", policy.MaxExceptions)})
+					d.exceptions = d.exceptions[:policy.MaxExceptions-1] // nobody reads them
+				}
+				d.exceptions = append(d.exceptions, exceptionTable{at: at})
+				continue
+			}
 			d.fail(&policy.Error{Origin: at, What: "table", Value: dotted(table), Reason: "has double brackets, which nothing here takes", Hint: "write [" + dotted(table) + "]"})
 		case unstable.KeyValue:
+			if inException {
+				d.exceptionSetting(e)
+				continue
+			}
 			d.assignment(table, e)
 		}
 	}
@@ -194,6 +224,19 @@ func (d *document) assignment(table []string, n *unstable.Node) {
 	d.settings = append(d.settings, setting{path: path, at: at, value: d.value(v, at)})
 }
 
+// exceptionSetting is an assignment in the last [[exception]].
+func (d *document) exceptionSetting(n *unstable.Node) {
+	t := &d.exceptions[len(d.exceptions)-1]
+	if d.inExceptions++; d.inExceptions > maxSettings {
+		d.fail(&policy.Error{Origin: t.at, What: "file", Reason: fmt.Sprintf("has more than %d settings", maxSettings)})
+		return
+	}
+	before := len(d.settings)
+	d.assignment(nil, n)
+	t.settings = append(t.settings, d.settings[before:]...)
+	d.settings = d.settings[:before]
+}
+
 func (d *document) value(n *unstable.Node, key policy.Origin) value {
 	v := value{at: key}
 	if n.Raw.Length > 0 {
@@ -210,6 +253,8 @@ func (d *document) value(n *unstable.Node, key policy.Origin) value {
 			break
 		}
 		v.kind, v.number = kindNumber, number
+	case unstable.LocalDate, unstable.DateTime:
+		v.kind, v.text = kindDate, string(n.Data)
 	case unstable.Array:
 		v.kind = kindList
 		for it := n.Children(); it.Next(); {

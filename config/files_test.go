@@ -84,13 +84,13 @@ func TestDomainFileErrors(t *testing.T) {
 		"mode = \"enforce":         `web.toml:1:`,
 		"polcy = \"x\"":            `web.toml:1:1: unknown setting "polcy"; did you mean "policy"?`,
 		"policy = \"default\"":     `web.toml:1:10: a policy is set, but the mode is not`,
-		"introspection = 1":        `web.toml:1:1: unknown setting "introspection" (known: mode, policy, require_attach, guards); here it is called mode`,
+		"introspection = 1":        `web.toml:1:1: unknown setting "introspection" (known: mode, policy, require_attach, on_engine_failure, guards); here it is called mode`,
 		"mode = \"1\"\n[guard]":    `web.toml:2:2: unknown table "guard"; did you mean "guards"?`,
 		"mode = \"1\"\n[[guards]]": `web.toml:2:3: table "guards" has double brackets`,
 		"mode = \"1\"\nguards = [ \"kernel-text=alert\" ]":          `web.toml:2:1: setting "guards" is a table; write [guards]`,
 		"mode = \"1\"\n[guards.kernel-text]\naction = \"alert\"":    `web.toml:2:2: unknown table "guards.kernel-text"`,
 		"mode = \"1\"\nguards.kernel-text.action = \"alert\"":       `web.toml:2:1: unknown setting "guards.kernel-text.action"`,
-		"mode = \"1\"\npolicy = \"wbe\"":                            `web.toml:2:10: unknown policy "wbe"; did you mean "web"? (known: default, web)`,
+		"mode = \"1\"\npolicy = \"wbe\"":                            `web.toml:2:10: unknown policy "wbe"; did you mean "web"? (known: default, linux-observe, linux-server, linux-strict, web)`,
 		"mode = \"1\"\npolicy = \"../web\"":                         `unknown policy "../web"`,
 		"mode = \"enforce\"\nrequire_attach = \"maybe\"":            `web.toml:2:18: require_attach "maybe" is neither yes nor no`,
 		"mode = \"observe\"\nguards = { syscall-entry = \"block\"}": `web.toml:2:28: guard "syscall-entry" is set to block, but mode observe never blocks`,
@@ -154,7 +154,7 @@ func TestPolicies(t *testing.T) {
 		"policy = \"default\"": "web.toml:1:1: setting \"policy\" cannot be set in a policy",
 		"guards = 1":           `web.toml:1:10: setting "guards" is a table`,
 		"[guards]\nx=\"off\"":  `web.toml:2:3: unknown guard "x"`,
-		"mdoe = 1":             `web.toml:1:1: unknown setting "mdoe" (known: require_attach, guards)`,
+		"mdoe = 1":             `web.toml:1:1: unknown setting "mdoe" (known: require_attach, on_engine_failure, guards)`,
 	} {
 		s.write("policies/web.toml", text)
 		if n, err := s.Policy("web"); n != nil || err == nil || !strings.Contains(err.Error(), want) {

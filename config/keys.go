@@ -46,6 +46,7 @@ var sections = []Section{
 	{"gate", "How long a start waits for protection."},
 	{"libvirt", "The connection to libvirt, for metadata that is edited while a domain runs."},
 	{"metrics", "Metrics in the format of Prometheus."},
+	{"events", "Where security events are passed on to, besides the log below."},
 	{"journal", "The log of security events, which hvictl events shows."},
 }
 
@@ -118,6 +119,31 @@ var keys = []Key{
 	{Name: "metrics.listen", Kind: "string", Default: `""`,
 		Meaning: `Where metrics can be read: nowhere (""), a unix socket ("unix:/run/hvi/metrics.sock", which only root and the group hvi may use), or a port of the loopback interface ("127.0.0.1:9617" or "[::1]:9617"). Any program on the host may read the latter; no other address is accepted, since there is no encryption.`,
 		set:     func(c *Config, s setting) error { return s.listen(&c.Metrics.Listen) }},
+
+	{Name: "events.journald", Kind: "boolean", Default: `false`,
+		Meaning: "Whether each event is an entry of systemd's journal, with fields of its own (HVI_ID, HVI_DOMAIN, HVI_GUARD, HVI_ACTION, HVI_SEVERITY, and HVI_EVENT with the whole as JSON). Without it hvid's log has a line of each.",
+		set: func(c *Config, s setting) error {
+			if s.kind != kindSwitch {
+				return s.wrongKind(kindSwitch)
+			}
+			c.Events.Journald = s.text == "true"
+			return nil
+		}},
+	{Name: "events.syslog", Kind: "string", Default: `""`,
+		Meaning: `The socket of a syslog daemon, as "/dev/log", that gets each event as a message of RFC 5424 with JSON for its text; "" for none.`,
+		set:     func(c *Config, s setting) error { return s.absoluteOrNone(&c.Events.Syslog, maxPath) }},
+	{Name: "events.file", Kind: "string", Default: `""`,
+		Meaning: `A file to which each event is appended as a line of JSON, for a shipper to take it from; "" for none. hvid never shortens it: leave that to logrotate, which has to tell nobody. hvid's own log, which is bounded, is below /var/lib/hvi. hvid.service lets hvid write below /var/lib/hvi, /run/hvi and /var/cache/hvi alone.`,
+		set:     func(c *Config, s setting) error { return s.absoluteOrNone(&c.Events.File, 4095) }},
+	{Name: "events.format", Kind: "string", Default: `"hvi"`, Values: []string{"hvi", "ocsf"},
+		Meaning: "What a line of that file is: hvi's own record, as hvictl events -o json has it, or a Detection Finding of OCSF.",
+		set: func(c *Config, s setting) error {
+			word, err := s.word("hvi", "ocsf")
+			if err == nil {
+				c.Events.Format = word
+			}
+			return err
+		}},
 
 	{Name: "journal.max_bytes", Kind: "whole number", Default: `16777216`,
 		Meaning: "The size in bytes at which a file of the log is closed and a new one begun.",

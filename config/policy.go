@@ -15,6 +15,7 @@ const (
 	wordRequireAttach = "require_attach"
 	wordGuards        = "guards"
 	wordEngineFailure = "on_engine_failure"
+	wordException     = "exception"
 )
 
 // feed gives the builder what stands in a document below a table (nil for the
@@ -123,7 +124,8 @@ func ParsePolicy(name, source string, data []byte) (policy.Named, error) {
 		return policy.Named{}, err
 	}
 	var b policy.Builder
-	feed(&b, d, nil, []string{wordRequireAttach, wordGuards})
+	feed(&b, d, nil, []string{wordRequireAttach, wordEngineFailure, wordGuards})
+	feedExceptions(&b, d, "domain")
 	return b.BuildNamed(name, policy.Origin{Source: source})
 }
 
@@ -141,6 +143,7 @@ func parseDomain(source string, data []byte, known policy.Policies) (spec policy
 	}
 	b := policy.Builder{Policies: known}
 	feed(&b, d, nil, []string{wordMode, wordPolicy, wordRequireAttach, wordEngineFailure, wordGuards})
+	refuseExceptions(&b, d)
 	spec, err = b.Build()
 	if err == nil && !spec.Declared() {
 		// An empty file would look like something said.

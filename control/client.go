@@ -327,9 +327,15 @@ func (c *Client) Events(ctx context.Context, q EventsQuery) (*EventStream, error
 	}
 	set("domain", q.Domain)
 	set("guard", q.Guard)
+	set("id", string(q.ID))
+	set("action", string(q.Action))
+	set("severity", string(q.Severity))
 	set("after", string(q.After))
 	if !q.Since.IsZero() {
 		set("since", q.Since.UTC().Format(time.RFC3339Nano))
+	}
+	if !q.Until.IsZero() {
+		set("until", q.Until.UTC().Format(time.RFC3339Nano))
 	}
 	if q.Limit > 0 {
 		set("limit", strconv.Itoa(q.Limit))

@@ -25,6 +25,7 @@ import (
 
 	"github.com/xen-hvi/hvi/engine/inspect"
 	"github.com/xen-hvi/hvi/engine/journal"
+	"github.com/xen-hvi/hvi/engine/policy"
 	"github.com/xen-hvi/hvi/engine/printable"
 	"github.com/xen-hvi/hvi/engine/x86"
 )
@@ -45,6 +46,8 @@ type fakeEngine struct {
 	answer any
 	// profile is that of every kernel.
 	profile []byte
+	// exceptions are those there are.
+	exceptions []Exception
 }
 
 func (e *fakeEngine) note(format string, args ...any) error {
@@ -1120,4 +1123,20 @@ func FuzzStream(f *testing.F) {
 		}
 		t.Fatalf("%q has more lines than lines", b)
 	})
+}
+
+func (e *fakeEngine) Exceptions(context.Context) ([]Exception, error) {
+	return e.exceptions, e.note("exceptions")
+}
+
+func (e *fakeEngine) Allow(_ context.Context, x policy.Exception) ([]Exception, error) {
+	return []Exception{{ID: x.ID(), Exception: x, From: ExceptionKept}}, e.note("allow %s", x)
+}
+
+func (e *fakeEngine) Disallow(_ context.Context, ids []string) ([]Exception, error) {
+	return nil, e.note("disallow %q", ids)
+}
+
+func (e *fakeEngine) ReloadExceptions(context.Context) ([]Exception, error) {
+	return e.exceptions, e.note("reload")
 }

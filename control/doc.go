@@ -16,6 +16,10 @@
 //	PUT    /v1/declarations/{uuid}     DeclareRequest -> Declared
 //	GET    /v1/declarations            []Declaration
 //	POST   /v1/declarations            Declaration -> Declaration
+//	GET    /v1/exceptions              []Exception
+//	POST   /v1/exceptions              policy.Exception -> []Exception
+//	PUT    /v1/exceptions              reads the admin's file anew -> []Exception
+//	DELETE /v1/exceptions              ?id=ID,... -> []Exception
 //	GET    /v1/events                  JSON lines, see below
 //	GET    /v1/doctor                  DoctorReport
 //
@@ -37,8 +41,8 @@
 //
 // # Events
 //
-// GET /v1/events takes follow=1, domain, guard, since (RFC 3339), after (the ID
-// of an event) and limit (the newest so many; without it all that match). With
+// GET /v1/events takes follow=1, domain, guard, action, severity (at least), id,
+// since and until (RFC 3339), after (the ID of an event) and limit (the newest so many; without it all that match). With
 // follow the answer goes on with events as they happen, and history is only
 // sent where limit, since or after asks for it. Each line is an object with a
 // member "type": "event" is a [journal.Record]; "missed" says that a reader was

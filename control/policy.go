@@ -113,9 +113,10 @@ type PolicyReport struct {
 	Policy        PolicyValue `json:"policy"`
 	RequireAttach PolicyValue `json:"require_attach"`
 	// OnEngineFailure is "release" or "pause".
-	OnEngineFailure PolicyValue `json:"on_engine_failure"`
-
-	Guards []PolicyGuard `json:"guards"`
+	OnEngineFailure PolicyValue   `json:"on_engine_failure"`
+	Guards          []PolicyGuard `json:"guards"`
+	// Exceptions are those of the policy that the domain names.
+	Exceptions []policy.Exception `json:"exceptions,omitempty"`
 
 	Warnings []string `json:"warnings"`
 }
@@ -196,11 +197,10 @@ func WordsOf(s policy.Spec) PolicyWords {
 	if !s.Origins.Preset.IsZero() {
 		w.Policy = s.Preset
 	}
-	at := s.Origins.RequireAttach
-	if !at.IsZero() && (s.Named == nil || at != s.Named.RequireAttachAt) {
+	if s.Says(s.Origins.RequireAttach) {
 		w.RequireAttach = yesNo(s.RequireAttach)
 	}
-	if !s.Origins.OnEngineFailure.IsZero() {
+	if s.Says(s.Origins.OnEngineFailure) {
 		w.OnEngineFailure = s.OnEngineFailure.String()
 	}
 	for _, g := range s.Guards {
@@ -258,6 +258,7 @@ func (r *PolicyReport) SetSpec(s policy.Spec) {
 	r.Policy = value(e.Preset, e.Origins.Preset)
 	r.RequireAttach = value(yesNo(e.RequireAttach), e.Origins.RequireAttach)
 	r.OnEngineFailure = value(e.OnEngineFailure.String(), e.Origins.OnEngineFailure)
+	r.Exceptions = e.Exceptions
 	r.Guards = make([]PolicyGuard, len(e.Guards))
 	for i, g := range e.Guards {
 		r.Guards[i] = PolicyGuard{Name: string(g.Name), Action: g.Action.String(), From: printable.Text(g.From).String()}

@@ -86,10 +86,10 @@ func TestPolicyOfDomains(t *testing.T) {
 			return w.client.Policy(ctx, "D2b0f0f4-6f0e-4f9b-8f4c-0c8c6d1e2f30")
 		}},
 		{"raw bytes reach the engine", "policy {ID:65535 UUID: Name:a\\n\\xff\\\" Ref:a\n\xff\"}", func() (PolicyReport, error) { return w.client.Policy(ctx, "a\n\xff\"") }},
-		{"set", "set " + found + "7} {Mode:enforce Policy:p RequireAttach:no Guards:[{Name:g Action:a}] Where:both}", func() (PolicyReport, error) {
+		{"set", "set " + found + "7} {Mode:enforce Policy:p RequireAttach:no Guards:[{Name:g Action:a}] OnEngineFailure: Where:both}", func() (PolicyReport, error) {
 			return w.client.SetPolicy(ctx, "7", PolicyRequest{Mode: "enforce", Policy: "p", RequireAttach: "no", Guards: []GuardRequest{{"g", "a"}}})
 		}},
-		{"set live", "set " + found + "7} {Mode:off Policy: RequireAttach: Guards:[] Where:live}", func() (PolicyReport, error) {
+		{"set live", "set " + found + "7} {Mode:off Policy: RequireAttach: Guards:[] OnEngineFailure: Where:live}", func() (PolicyReport, error) {
 			return w.client.SetPolicy(ctx, "7", PolicyRequest{Mode: "off", Where: WhereLive})
 		}},
 		{"clear", "clear " + found + "web1} config", func() (PolicyReport, error) { return w.client.ClearPolicy(ctx, "web1", WhereConfig) }},
@@ -151,7 +151,7 @@ type shelf struct{}
 
 func (shelf) Policy(name string) (*policy.Named, error) {
 	at := policy.Origin{Source: "/etc/hvi/policies/ours.toml", Line: 1}
-	return &policy.Named{Name: name, Origin: at, RequireAttach: true, RequireAttachAt: at, Guards: []policy.GuardSetting{{Name: "kernel-text", Action: policy.ActionAlert, Origin: at}}}, nil
+	return &policy.Named{Name: name, Origin: at, RequireAttach: true, RequireAttachAt: at, OnEngineFailure: policy.Pause, OnEngineFailureAt: policy.Origin{Source: at.Source, Line: 2}, Guards: []policy.GuardSetting{{Name: "kernel-text", Action: policy.ActionAlert, Origin: at}}}, nil
 }
 
 func (shelf) Names() []string { return nil }
@@ -163,6 +163,7 @@ func TestReportOfASpec(t *testing.T) {
 	want := PolicyReport{
 		Declared: PolicyWords{Mode: "enforce", Policy: "ours", Guards: []GuardRequest{{"syscall-entry", "alert"}}},
 		Mode:     PolicyValue{"enforce", file}, Policy: PolicyValue{"ours", file}, RequireAttach: PolicyValue{"yes", ours},
+		OnEngineFailure: PolicyValue{"pause", "/etc/hvi/policies/ours.toml:2"},
 	}
 	for _, g := range policy.Guards() {
 		is := PolicyGuard{string(g.Name), g.Enforce.String(), "default of mode enforce"}
@@ -178,7 +179,7 @@ func TestReportOfASpec(t *testing.T) {
 		t.Errorf("got  %+v\nwant %+v", r, want)
 	}
 	r.SetSpec(policy.Spec{})
-	if r.Declared.Mode != "" || r.Mode != (PolicyValue{"off", "built-in"}) || r.RequireAttach != (PolicyValue{"no", "built-in"}) {
+	if r.Declared.Mode != "" || r.Mode != (PolicyValue{"off", "built-in"}) || r.RequireAttach != (PolicyValue{"no", "built-in"}) || r.OnEngineFailure != (PolicyValue{"release", "built-in"}) {
 		t.Errorf("of nothing: %+v", r)
 	}
 	// What was written comes back as it was.

@@ -279,8 +279,14 @@ var routes = map[string]pathRoutes{
 	"doctor":  {{method: http.MethodGet, serve: (*Server).doctor}},
 	"events": {{
 		method: http.MethodGet, serve: (*Server).events,
-		params: []string{"follow", "domain", "guard", "since", "after", "limit"},
+		params: []string{"follow", "domain", "guard", "id", "action", "severity", "since", "until", "after", "limit"},
 	}},
+	"exceptions": {
+		{method: http.MethodGet, serve: (*Server).exceptions},
+		{method: http.MethodPost, need: mayChange, serve: (*Server).allow},
+		{method: http.MethodPut, need: mayChange, serve: (*Server).reloadExceptions},
+		{method: http.MethodDelete, need: mayChange, serve: (*Server).disallow, params: []string{"id"}},
+	},
 	"declarations": {
 		{method: http.MethodGet, serve: (*Server).declarations},
 		{method: http.MethodPost, need: mayChange, serve: (*Server).importOne},
@@ -551,12 +557,32 @@ func eventsOptions(q url.Values) (journal.SubscribeOptions, *Problem) {
 	if len(o.Filter.Domain) > maxRef || len(o.Filter.Guard) > maxRef {
 		return o, &Problem{Code: CodeBadRequest, What: "domain or guard is longer than any name"}
 	}
-	if v := q.Get("since"); v != "" {
-		t, err := time.Parse(time.RFC3339Nano, v)
-		if err != nil {
-			return bad("since", "give a time as in 2006-01-02T15:04:05Z")
+	for param, to := range map[string]*time.Time{"since": &o.Filter.Since, "until": &o.Filter.Until} {
+		if v := q.Get(param); v != "" {
+			t, err := time.Parse(time.RFC3339Nano, v)
+			if err != nil {
+				return bad(param, "give a time as in 2006-01-02T15:04:05Z")
+			}
+			*to = t
 		}
-		o.Filter.Since = t
+	}
+	if v := q.Get("action"); v != "" {
+		o.Filter.Action = journal.Action(v)
+		if !slices.Contains(journal.Actions(), o.Filter.Action) {
+			return bad("action", "give one of "+join(journal.Actions()))
+		}
+	}
+	if v := q.Get("severity"); v != "" {
+		o.Filter.Severity = journal.Severity(v)
+		if !slices.Contains(journal.Severities(), o.Filter.Severity) {
+			return bad("severity", "give one of "+join(journal.Severities()))
+		}
+	}
+	if v := q.Get("id"); v != "" {
+		o.Filter.ID = journal.ID(v)
+		if _, _, ok := o.Filter.ID.Split(); !ok {
+			return bad("id", "give the ID of an event")
+		}
 	}
 	if v := q.Get("after"); v != "" {
 		o.Filter.After = journal.ID(v)
@@ -571,10 +597,22 @@ func eventsOptions(q url.Values) (journal.SubscribeOptions, *Problem) {
 		}
 		o.History = int(n)
 	}
-	if o.History == 0 && (!o.Follow || !o.Filter.Since.IsZero() || o.Filter.After != "") {
+	if o.History == 0 && (!o.Follow || !o.Filter.Since.IsZero() || o.Filter.After != "" || o.Filter.ID != "") {
 		o.History = journal.HistoryAll
 	}
 	return o, nil
+}
+
+// join lists words for people.
+func join[T ~string](words []T) string {
+	var b strings.Builder
+	for i, w := range words {
+		if i > 0 {
+			b.WriteString(", ")
+		}
+		b.WriteString(string(w))
+	}
+	return b.String()
 }
 
 // streamEnd is the line that ends a stream in order.

@@ -7,6 +7,7 @@ import (
 
 	"github.com/xen-hvi/hvi/engine/inspect"
 	"github.com/xen-hvi/hvi/engine/journal"
+	"github.com/xen-hvi/hvi/engine/policy"
 	"github.com/xen-hvi/hvi/engine/printable"
 	"github.com/xen-hvi/hvi/engine/x86"
 )
@@ -55,6 +56,16 @@ type Engine interface {
 	Declarations(ctx context.Context) ([]Declaration, error)
 	// Import keeps a declaration of another host; d.UUID is in lower case.
 	Import(ctx context.Context, d Declaration) (Declaration, error)
+
+	// Exceptions returns the exceptions there are, in the order they are asked.
+	Exceptions(ctx context.Context) ([]Exception, error)
+	// Allow keeps an exception, which is valid, and returns Exceptions when it is
+	// in force.
+	Allow(ctx context.Context, e policy.Exception) ([]Exception, error)
+	// Disallow forgets exceptions that are kept, all or none.
+	Disallow(ctx context.Context, ids []string) ([]Exception, error)
+	// ReloadExceptions reads the admin's file anew.
+	ReloadExceptions(ctx context.Context) ([]Exception, error)
 
 	// The methods below take a DomainRef of a domain that may not run, or that
 	// was not among Domains yet.
@@ -264,6 +275,8 @@ type GuardStatus struct {
 	Blocked uint64 `json:"blocked"`
 	Found   uint64 `json:"found"`
 	Passed  uint64 `json:"passed"`
+	// Allowed counts what an exception permits, which is no violation.
+	Allowed uint64 `json:"allowed"`
 }
 
 // Failure says what went wrong in a session and what to do.
@@ -284,6 +297,8 @@ type Counters struct {
 	Alerted uint64 `json:"alerted"`
 	Blocked uint64 `json:"blocked"`
 	Found   uint64 `json:"found"`
+	// Allowed counts what exceptions permit.
+	Allowed uint64 `json:"allowed"`
 	// RecordsLost counts violations whose record could not be kept.
 	RecordsLost uint64 `json:"records_lost"`
 	// Stepped and Emulated count the accesses to restricted frames that were
@@ -413,8 +428,14 @@ type EventsQuery struct {
 	// Domain is a domid, name or UUID; the domain need not exist any more.
 	Domain string
 	Guard  string
-	Since  time.Time
-	After  journal.ID
+	// ID is of the only event that is wanted.
+	ID journal.ID
+	// Action is what was done, Severity the least.
+	Action   journal.Action
+	Severity journal.Severity
+	// Since and Until enclose the time; Until is not in it.
+	Since, Until time.Time
+	After        journal.ID
 	// Limit is the number of past events to begin with, the newest. 0 means
 	// all that match, or none with Follow where neither Since nor After is
 	// set.

@@ -424,6 +424,9 @@ func checkTOML(b block, known policy.Policies) error {
 	case path == "/etc/hvi/hvid.toml":
 		_, err := config.Parse(path, []byte(b.text), known)
 		return err
+	case path == "/etc/hvi/exceptions.toml":
+		_, err := config.ParseExceptions(path, []byte(b.text))
+		return err
 	case filepath.Dir(path) == "/etc/hvi/domains":
 		_, err := config.ParseDomain(path, []byte(b.text), known)
 		return err
@@ -495,6 +498,32 @@ func TestVocabulary(t *testing.T) {
 	for _, p := range policy.Presets() {
 		if !strings.Contains(pol, "`"+p.Name+"`") {
 			t.Errorf("policy.md does not name the policy %s", p.Name)
+		}
+		lines := p.Lines()
+		if lines == nil {
+			continue
+		}
+		want := fmt.Sprintf("`%s` is %s.\n\n| guard | action | because |\n|---|---|---|\n", p.Name, p.Meaning)
+		for _, l := range lines {
+			want += fmt.Sprintf("| `%s` | %s | %s |\n", l.Guard, l.Action, l.Why)
+		}
+		if !strings.Contains(pol, want) {
+			t.Errorf("policy.md does not have:\n%s", want)
+		}
+	}
+	for _, f := range policy.ExceptionFields() {
+		if !strings.Contains(pol, fmt.Sprintf("| `%s` | %s |", f.Name, f.Meaning)) {
+			t.Errorf("policy.md has no row for %s of an exception that says %q", f.Name, f.Meaning)
+		}
+	}
+	ev := text(t, "events.md")
+	for _, a := range policy.Abouts() {
+		var techniques []string
+		for _, x := range a.Techniques {
+			techniques = append(techniques, x.ID+" "+x.Name)
+		}
+		if row := fmt.Sprintf("| `%s` | %s | %s |\n", a.Guard, a.Severity, strings.Join(techniques, ", ")); !strings.Contains(ev, row) {
+			t.Errorf("events.md has no row: %s", row)
 		}
 	}
 	for _, k := range []string{xlplugin.KeyMode, xlplugin.KeyPolicy, xlplugin.KeyGuards, xlplugin.KeyRequireAttach} {

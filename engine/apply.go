@@ -36,7 +36,7 @@ func (s *Session) apply(decl Declaration) error {
 		for i := range st.Guards {
 			for _, was := range before.Guards {
 				if g := &st.Guards[i]; was.Name == g.Name {
-					g.Passed, g.Violations, g.Blocked, g.Found = was.Passed, was.Violations, was.Blocked, was.Found
+					g.Passed, g.Violations, g.Blocked, g.Found, g.Allowed = was.Passed, was.Violations, was.Blocked, was.Found, was.Allowed
 				}
 			}
 		}
@@ -106,6 +106,7 @@ func (g *GuardStatus) count(a *guard.Armed) {
 	g.Passed += a.Passed.Load()
 	g.Violations += a.Violations.Load()
 	g.Blocked += a.Blocked.Load()
+	g.Allowed += a.Allowed.Load()
 }
 
 // Apply puts another policy in force for a domain: it attaches, detaches or

@@ -46,7 +46,8 @@ func (s *Session) arm() error {
 	for _, e := range prepareErrors(err) {
 		s.setGuard(e.Guard, GuardDegraded, e.Err.Error())
 	}
-	s.set = set
+	s.set, s.fold.overflow = set, nil
+	s.useExceptions()
 	s.setRef.Store(set)
 	s.stages.set(set)
 	for _, a := range set.Armed() {

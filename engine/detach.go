@@ -261,6 +261,7 @@ func (s *Session) recordRest() {
 			s.report(&e)
 		default:
 			s.flush()
+			s.summarize()
 			return
 		}
 	}

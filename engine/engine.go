@@ -46,6 +46,8 @@ type Options struct {
 	Log       *slog.Logger
 	// Identify is what kernels are identified with, besides their memory.
 	Identify linux.Options
+	// Permitted returns the host's exceptions; nil means that there are none.
+	Permitted Permitted
 	// FirstLook is within what time of their arming the guards that look into the
 	// guest now and then do so first; 0 is five seconds.
 	FirstLook time.Duration
@@ -393,7 +395,7 @@ func (e *Engine) attach(d *domain, decl Declaration) error {
 	}
 	e.tellEnded(d)
 	s := newSession(e.opt.Hypervisor, d.ledger, e.opt.Recorder, e.opt.Log, d.info, d.snapshot().Name, decl)
-	s.identifyWith = e.opt.Identify
+	s.identifyWith, s.permitted = e.opt.Identify, e.opt.Permitted
 	s.firstLook = cmp.Or(e.opt.FirstLook, firstLook)
 	if e.opt.Pulse != nil {
 		s.newPulse = e.opt.Pulse

@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -59,6 +60,8 @@ type world struct {
 	decl      engine.Declaration
 	found     bool
 	err       error
+	// permitted are the host's exceptions.
+	permitted atomic.Pointer[[]policy.Exception]
 	// resolving is called while what is declared is looked for, if it is set.
 	resolving func()
 	// registers changes what Xen says of a vCPU's, if it is set.
@@ -165,6 +168,12 @@ func (w *world) newEngine() *engine.Engine {
 			return w.decl, w.found, w.err
 		},
 		Log: slog.New(slog.DiscardHandler), Identify: w.known,
+		Permitted: func(uuid xen.UUID) []policy.Exception {
+			if x := w.permitted.Load(); x != nil && uuid == w.info.UUID {
+				return *x
+			}
+			return nil
+		},
 		Ended: func(st engine.Status) { w.ended = append(w.ended, st) },
 	})
 }
@@ -574,6 +583,15 @@ func TestScan(t *testing.T) {
 	w.engine.ScanForTest(7, all)
 	if g := kernelText(); g.Violations != 0 {
 		t.Fatalf("the kernel's own patch: %+v", g)
+	}
+	// What an exception permits is counted there, and told no more.
+	w.permitted.Store(&[]policy.Exception{{Guard: policy.GuardKernelText, Bytes: "cccc"}})
+	w.engine.RefreshExceptions()
+	w.guest.Write(w.guest.Base+0x3040, []byte{0xcc, 0xcc})
+	w.copyMemory()
+	w.engine.ScanForTest(7, 2*all)
+	if g, x := kernelText(), w.status().Exceptions; g.Violations != 0 || g.Allowed != 1 || len(x) != 1 || x[0].Uses != 1 {
+		t.Errorf("permitted: %+v, %+v", g, x)
 	}
 	w.guest.Write(w.guest.Base+0x2340, []byte{0x90, 0x90})
 	w.copyMemory()

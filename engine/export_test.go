@@ -48,6 +48,7 @@ func NewReporter(rec Recorder, k *linux.Kernel) *Reporter {
 
 func (r *Reporter) Report(e guard.Evidence) { r.s.report(&e) }
 func (r *Reporter) Flush()                  { r.s.flush() }
+func (r *Reporter) Summarize()              { r.s.summarize() }
 func (r *Reporter) Unrecorded() uint64      { return r.s.unrecorded.Load() }
 
 // ScanForTest has the session of a domain scan as in n ticks.

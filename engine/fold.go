@@ -14,9 +14,10 @@ import (
 const (
 	// foldWindow is how long repetitions of one violation are gathered.
 	foldWindow = time.Second
-	// maxRecords bounds the records of one domain in a foldWindow. Violations
-	// beyond it are judged and answered as ever, and counted as unrecorded:
-	// a guest must not fill dom0's journal and log by attacking in a loop.
+	// maxRecords bounds the records of one guard of one domain in a foldWindow.
+	// Violations beyond it are judged and answered as ever, counted as unrecorded,
+	// and told by one record that says how many they are: a guest must not fill
+	// dom0's journal and log by attacking in a loop.
 	maxRecords = 100
 )
 
@@ -60,13 +61,28 @@ type folder struct {
 	when    time.Time
 	timer   *time.Timer
 
-	// budget is the window in which records are counted.
-	budget  time.Time
+	// budgets are those of each guard, and summary is when what they suppressed is
+	// due to be told, nil while there is nothing.
+	budgets map[policy.GuardName]*budget
+	summary *time.Timer
+	// overflow is what each guard's queue has told already.
+	overflow map[*guard.Armed]uint64
+}
+
+// budget is a guard's in one window.
+type budget struct {
+	begin   time.Time // of the window
 	records int
+	// suppressed counts the violations without a record of their own that were not
+	// told yet; when and action are those of the latest.
+	suppressed uint64
+	when       time.Time
+	action     journal.Action
 }
 
 // report records a violation, or counts it to the one before.
 func (s *Session) report(e *guard.Evidence) {
+	s.countOverflow()
 	f := &s.fold
 	key := keyOf(e)
 	if key == f.key && within(f.begin, e.When()) {
@@ -77,8 +93,9 @@ func (s *Session) report(e *guard.Evidence) {
 		return
 	}
 	s.flush()
-	if !s.affordable(e.When()) {
+	if !s.affordable(e.Guard, e.When()) {
 		s.unrecorded.Add(1)
+		s.suppress(e.Guard, actionOf(e), e.When(), 1)
 		return
 	}
 	r := s.write(newRecord(e, s.kernel))
@@ -92,15 +109,93 @@ func within(begin, t time.Time) bool {
 	return d >= 0 && d < foldWindow
 }
 
-// affordable reports whether the domain may have another record at that time,
-// and counts it.
-func (s *Session) affordable(at time.Time) bool {
-	f := &s.fold
-	if !within(f.budget, at) {
-		f.budget, f.records = at, 0
+// budgetOf returns a guard's budget.
+func (f *folder) budgetOf(g policy.GuardName) *budget {
+	b := f.budgets[g]
+	if b == nil {
+		if f.budgets == nil {
+			f.budgets = make(map[policy.GuardName]*budget)
+		}
+		b = new(budget)
+		f.budgets[g] = b
 	}
-	f.records++
-	return f.records <= maxRecords
+	return b
+}
+
+// affordable reports whether the guard may have another record at that time, and
+// counts it.
+func (s *Session) affordable(g policy.GuardName, at time.Time) bool {
+	b := s.fold.budgetOf(g)
+	if !within(b.begin, at) {
+		b.begin, b.records = at, 0
+	}
+	b.records++
+	return b.records <= maxRecords
+}
+
+// suppress counts violations that have no record of their own, to be told together.
+func (s *Session) suppress(g policy.GuardName, a journal.Action, at time.Time, n uint64) {
+	b := s.fold.budgetOf(g)
+	b.suppressed += n
+	b.when, b.action = at, a
+	if s.fold.summary == nil {
+		s.fold.summary = time.NewTimer(foldWindow)
+	}
+}
+
+// countOverflow takes over what found no room in the queue of evidence.
+func (s *Session) countOverflow() {
+	if s.set == nil {
+		return
+	}
+	for _, a := range s.set.Armed() {
+		n := a.Unrecorded.Load()
+		if n == s.fold.overflow[a] {
+			continue
+		}
+		action := journal.Alerted
+		if a.Action == policy.ActionBlock {
+			action = journal.Blocked
+		}
+		s.suppress(a.Guard.Name, action, time.Now(), n-s.fold.overflow[a])
+		if s.fold.overflow == nil {
+			s.fold.overflow = make(map[*guard.Armed]uint64)
+		}
+		s.fold.overflow[a] = n
+	}
+}
+
+// summaryDue is when summarize is due, nil if there is nothing to tell.
+func (f *folder) summaryDue() <-chan time.Time {
+	if f.summary == nil {
+		return nil
+	}
+	return f.summary.C
+}
+
+// summarize records, for each guard, how many violations have no record of their
+// own: one record a window at most, so that nothing is lost silently.
+func (s *Session) summarize() {
+	s.countOverflow()
+	f := &s.fold
+	if f.summary == nil {
+		return
+	}
+	f.summary.Stop()
+	f.summary = nil
+	for _, g := range policy.Guards() {
+		b := f.budgets[g.Name]
+		if b == nil || b.suppressed == 0 {
+			continue
+		}
+		const many = "there were too many"
+		s.write(journal.Record{
+			Time: b.when, Guard: string(g.Name), Action: b.action,
+			Process: journal.Process{Unknown: many}, Target: journal.Target{Kind: journal.TargetSeveral},
+			Before: journal.Unknown(many), Attempted: journal.Unknown(many), Detail: journal.Detail{Suppressed: b.suppressed},
+		})
+		b.suppressed = 0
+	}
 }
 
 // flush records the repetitions gathered.
@@ -108,8 +203,9 @@ func (s *Session) flush() {
 	f := &s.fold
 	if f.repeats > 0 {
 		f.timer.Stop()
-		if !s.affordable(f.when) {
+		if !s.affordable(f.key.guard, f.when) {
 			s.unrecorded.Add(f.repeats)
+			s.suppress(f.key.guard, f.last.Action, f.when, f.repeats)
 			f.repeats = 0
 		}
 	}
@@ -132,7 +228,22 @@ func (f *folder) flushDue() <-chan time.Time {
 // write hands a record to the journal and to the log, and returns it as kept.
 func (s *Session) write(r journal.Record) journal.Record {
 	r.Domain = journal.Domain{UUID: s.info.UUID.String(), Name: printable.Escape(s.status.Load().Name), ID: uint16(s.info.ID)}
+	if s.kernel != nil {
+		r.Domain.Kernel = printable.Escape(s.kernel.Release)
+	}
 	r.Mode = s.policy.Mode.String()
+	for _, g := range s.policy.Guards {
+		if string(g.Name) == r.Guard {
+			r.Policy = printable.Escape(g.From)
+		}
+	}
+	if a, ok := policy.LookupAbout(policy.GuardName(r.Guard)); ok {
+		r.Severity = journal.SeverityOf(r.Action, journal.Severity(a.Severity))
+		r.Attack = nil
+		for _, t := range a.Techniques {
+			r.Attack = append(r.Attack, journal.Technique(t))
+		}
+	}
 	r, err := s.record.Append(r)
 	if err != nil {
 		s.log.Error("a violation could not be written to the journal", "err", err, "violation", r.Summary())

@@ -1,6 +1,7 @@
 package engine_test
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -12,6 +13,8 @@ import (
 	"github.com/xen-hvi/hvi/engine/policy"
 	"github.com/xen-hvi/hvi/engine/vmevent"
 	"github.com/xen-hvi/hvi/engine/x86"
+	"github.com/xen-hvi/hvi/engine/xen/abi"
+	"github.com/xen-hvi/hvi/engine/xen/xentest"
 )
 
 func newReporter(t *testing.T) (*engine.Reporter, *records) {
@@ -77,6 +80,13 @@ func TestRecordsAreBounded(t *testing.T) {
 	if len(rec.all) != 100 || r.Unrecorded() != 400 {
 		t.Errorf("%d records, %d unrecorded; want 100, 400", len(rec.all), r.Unrecorded())
 	}
+	// What has no record of its own is told by one that counts it.
+	r.Summarize()
+	r.Summarize()
+	if last := rec.all[len(rec.all)-1]; len(rec.all) != 101 || last.Detail.Suppressed != 400 || last.Action != journal.Blocked || last.Guard != string(policy.GuardSyscallEntry) ||
+		last.Target.Kind != journal.TargetSeveral || !strings.Contains(last.Summary(), "400 more violations") {
+		t.Errorf("%d records, the last %+v", len(rec.all), rec.all[len(rec.all)-1])
+	}
 	// Pairs of the same make a record and a fold each: the bound holds all the same.
 	pairs, rec2 := newReporter(t)
 	for i := range 500 {
@@ -86,8 +96,68 @@ func TestRecordsAreBounded(t *testing.T) {
 	if n := uint64(len(rec2.all)); n != 100 || n+pairs.Unrecorded() != 500 {
 		t.Errorf("pairs: %d records, %d unrecorded; want 100, 400", n, pairs.Unrecorded())
 	}
+	pairs.Summarize()
+	told := uint64(0)
+	for _, r := range rec2.all {
+		if told += r.Detail.Repeats + r.Detail.Suppressed; r.Detail.Suppressed == 0 {
+			told++
+		}
+	}
+	if told != 500 {
+		t.Errorf("pairs: %d are told, want 500", told)
+	}
+	// Another guard has its own.
+	other := rewrite(1, 500*time.Millisecond)
+	other.Guard = policy.GuardControlRegisters
+	pairs.Report(other)
+	if last := rec2.all[len(rec2.all)-1]; last.Guard != string(policy.GuardControlRegisters) || last.Severity != journal.Medium || len(last.Attack) == 0 || last.Domain.Kernel == "" {
+		t.Errorf("of another guard: %+v", last)
+	}
 	r.Report(rewrite(1000, 1100*time.Millisecond))
-	if len(rec.all) != 101 {
-		t.Errorf("%d records after the second was over, want 101", len(rec.all))
+	if len(rec.all) != 102 {
+		t.Errorf("%d records after the second was over, want 102", len(rec.all))
+	}
+}
+
+// TestFlood: of a hundred thousand violations, sent faster than they are recorded,
+// every one is told, by its own record or by one that counts it.
+func TestFlood(t *testing.T) {
+	const many = 100_000
+	w := newWorld(t, xentest.Config{}, xentest.Spec{})
+	w.appearRunning()
+	send := func(from, to uint64) {
+		t.Helper()
+		for i := from; i < to; i++ {
+			if w.writeMSR(x86.MSRLSTAR, w.guest.Regs[0].LSTAR, 0xffff_ffff_c000_0000+i)&abi.VMEventFlagDeny == 0 {
+				t.Fatalf("violation %d is not blocked", i)
+			}
+		}
+	}
+	// While the first is being recorded, most of the others find no room.
+	w.events.mu.Lock()
+	send(0, many/2)
+	w.events.mu.Unlock()
+	go func() {
+		for range w.events.got {
+		}
+	}()
+	send(many/2, many)
+	if err := w.engine.Detach(t.Context(), w.info.ID); err != nil {
+		t.Fatal(err)
+	}
+	var told, records, suppressed uint64
+	w.events.mu.Lock()
+	defer w.events.mu.Unlock()
+	for _, r := range w.events.all {
+		if r.Guard != string(policy.GuardSyscallEntry) || r.Action != journal.Blocked {
+			t.Fatalf("%+v", r)
+		}
+		if suppressed += r.Detail.Suppressed; r.Detail.Suppressed == 0 {
+			records++
+			told += 1 + r.Detail.Repeats
+		}
+	}
+	if told+suppressed != many || suppressed < many/2-1000 {
+		t.Errorf("%d have a record, %d are counted by another: %d of %d (%d records)", told, suppressed, told+suppressed, many, records)
 	}
 }

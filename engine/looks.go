@@ -14,6 +14,7 @@ import (
 	"github.com/xen-hvi/hvi/engine/guest/report"
 	"github.com/xen-hvi/hvi/engine/journal"
 	"github.com/xen-hvi/hvi/engine/policy"
+	"github.com/xen-hvi/hvi/engine/printable"
 	"github.com/xen-hvi/hvi/engine/x86"
 	"github.com/xen-hvi/hvi/engine/xen"
 )
@@ -39,14 +40,22 @@ type looks struct {
 	cancel  context.CancelFunc
 	ended   chan struct{}
 	results chan lookResult
-	// known is what was found and told, by guard. What is not found any more may be
-	// told again.
-	known map[policy.GuardName]map[string]bool
+	// known is what was found the last time, by guard. What is not found any more may
+	// be told again.
+	known map[policy.GuardName]map[string]findingState
 	// failed counts the looks in a row that failed, by guard, and blind has what
 	// the guard was before it was said to see nothing.
 	failed map[policy.GuardName]int
 	blind  map[policy.GuardName]GuardStatus
 }
+
+// findingState is what has become of what a look has found.
+type findingState uint8
+
+const (
+	findingTold      findingState = iota + 1
+	findingPermitted              // by an exception, and counted
+)
 
 // lookResult is what one look of a guard has found.
 type lookResult struct {
@@ -77,7 +86,8 @@ func (s *Session) startLooks() {
 	ctx, cancel := context.WithCancel(context.Background())
 	l := &looks{
 		cancel: cancel, ended: make(chan struct{}), results: make(chan lookResult),
-		known: map[policy.GuardName]map[string]bool{}, failed: map[policy.GuardName]int{}, blind: map[policy.GuardName]GuardStatus{},
+		known:  map[policy.GuardName]map[string]findingState{},
+		failed: map[policy.GuardName]int{}, blind: map[policy.GuardName]GuardStatus{},
 	}
 	if s.looks != nil {
 		l.known = s.looks.known // told before the policy changed
@@ -199,22 +209,42 @@ func (s *Session) tell(l lookResult) {
 	for _, c := range l.verdict.Checks {
 		means[c.Name] = c.Means
 	}
-	before, now := s.looks.known[l.guard], map[string]bool{}
+	before, now := s.looks.known[l.guard], map[string]findingState{}
 	s.looks.known[l.guard] = now
 	for _, f := range l.verdict.Findings {
 		key := f.Check + "\x00" + string(f.Object)
-		again := before[key] || now[key]
-		now[key] = true
-		if again {
+		if now[key] != 0 {
 			continue
 		}
+		switch {
+		case s.permits(l.guard, f.Object, f.Detail, before[key] == findingPermitted):
+			now[key] = findingPermitted
+			continue
+		case before[key] == findingTold:
+			now[key] = findingTold
+			continue
+		}
+		now[key] = findingTold
 		s.countFound(l.guard, 1)
-		if !s.affordable(time.Now()) {
+		if at := time.Now(); !s.affordable(l.guard, at) {
 			s.unrecorded.Add(1)
+			s.suppress(l.guard, journal.Found, at, 1)
 			continue
 		}
 		s.write(findingRecord(l.guard, f, means[f.Check]))
 	}
+}
+
+// permits reports whether an exception permits what a guard has found, and counts it
+// unless that was so the last time too.
+func (s *Session) permits(name policy.GuardName, object, what printable.Text, again bool) bool {
+	if !s.exceptions.Load().PermitsFinding(name, string(object), string(what), again, time.Now()) {
+		return false
+	}
+	if !again {
+		s.countAllowed(name, 1)
+	}
+	return true
 }
 
 // blinded says of a guard that it sees nothing, and returns what it was.
@@ -243,6 +273,17 @@ func (s *Session) countFound(name policy.GuardName, n int) {
 			if g := &st.Guards[i]; g.Name == name {
 				g.Violations += uint64(n)
 				g.Found += uint64(n)
+			}
+		}
+	})
+}
+
+// countAllowed counts what a guard has found that exceptions permit.
+func (s *Session) countAllowed(name policy.GuardName, n uint64) {
+	s.update(func(st *Status) {
+		for i := range st.Guards {
+			if g := &st.Guards[i]; g.Name == name {
+				g.Allowed += n
 			}
 		}
 	})

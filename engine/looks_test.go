@@ -77,6 +77,51 @@ func TestLooks(t *testing.T) {
 	w.checkClean(1)
 }
 
+// TestPermittedFindings: what an exception permits is counted once and not told, and
+// is told when the exception is removed while it is still there.
+func TestPermittedFindings(t *testing.T) {
+	w := newWorldOf(t, linuxtest.Config{Variables: []string{"modprobe_path"}}, xentest.Config{}, xentest.Spec{Pauses: 1})
+	w.appear()
+	w.guest.Write(w.guest.Addr("modprobe_path"), []byte("/tmp/x\x00"))
+	w.copyMemory()
+	w.boot()
+	look := func() { w.engine.LookForTest(7, policy.GuardUsermodeHelper) }
+	permit := func(list ...policy.Exception) {
+		w.permitted.Store(&list)
+		w.engine.RefreshExceptions()
+	}
+	check := func(when string, allowed, found uint64, records int) {
+		t.Helper()
+		if g := w.guardStatus(policy.GuardUsermodeHelper); g.Allowed != allowed || g.Found != found || g.Violations != found {
+			t.Errorf("%s: %+v, want %d allowed and %d found", when, g, allowed, found)
+		}
+		if n := len(w.events.got); n != records {
+			t.Errorf("%s: %d records, want %d", when, n, records)
+		}
+	}
+	x := policy.Exception{Guard: policy.GuardUsermodeHelper, Object: "modprobe_path", Domain: w.info.UUID.String()}
+	other := x
+	other.Object = "core_pattern"
+	permit(other, x)
+	look()
+	look()
+	check("permitted", 1, 0, 0)
+	if st := w.status().Exceptions; len(st) != 2 || st[0].Uses != 0 || st[1].Uses != 1 {
+		t.Errorf("exceptions %+v", st)
+	}
+	permit(other)
+	look()
+	look()
+	check("not any more", 1, 1, 1)
+	// Once it was told, to permit it ends that, and removing that begins it anew.
+	permit(x)
+	look()
+	check("permitted again", 2, 1, 1)
+	permit()
+	look()
+	check("removed again", 2, 2, 2)
+}
+
 // TestBlindLooks says of a guard whose looks fail that it sees nothing, and takes
 // it back.
 func TestBlindLooks(t *testing.T) {

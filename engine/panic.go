@@ -46,9 +46,13 @@ func (s *Session) reportCrash() {
 	if err != nil {
 		what = "it shut down as crashed, and its log could not be read: " + err.Error()
 	}
+	const object = "the guest's kernel"
+	if s.permits(policy.GuardPanic, object, printable.Escape(what), false) {
+		return
+	}
 	s.countFound(policy.GuardPanic, 1)
 	r := foundRecord(policy.GuardPanic, journal.Target{Kind: journal.TargetObject, Object: &journal.ObjectTarget{
-		Check: string(policy.GuardPanic), Name: "the guest's kernel", What: printable.Escape(what),
+		Check: string(policy.GuardPanic), Name: object, What: printable.Escape(what),
 	}})
 	r.Detail.Log = crashLog(log.Items)
 	s.write(r)

@@ -16,7 +16,7 @@ func newRecord(e *guard.Evidence, k *linux.Kernel) journal.Record {
 		Time:   e.When(),
 		VCPU:   int(e.VCPU),
 		Guard:  string(e.Guard),
-		Action: journal.Alerted,
+		Action: actionOf(e),
 		RIP:    location(k, x86.VirtAddr(e.Regs.RIP)),
 		Detail: journal.Detail{CR3: journal.Hex(e.Regs.CR3)},
 	}
@@ -25,14 +25,15 @@ func newRecord(e *guard.Evidence, k *linux.Kernel) journal.Record {
 		r.RIP.Module = printable.Escape(e.Module.Name())
 		r.RIP.Symbol, r.RIP.Offset = r.RIP.Module, journal.Hex(r.RIP.Addr-e.Module.Base)
 	}
-	if e.Action == policy.ActionBlock {
-		r.Action = journal.Blocked
-	}
 	if e.HasTask {
-		r.Process = journal.Process{PID: e.Task.PID, TGID: e.Task.TGID, Comm: printable.Escape(e.Task.Name()), Task: e.Task.Addr}
+		r.Process = journal.Process{
+			PID: e.Task.PID, TGID: e.Task.TGID, Comm: printable.Escape(e.Task.Name()), Task: e.Task.Addr,
+			Parents: parents(k, e.Task.Addr),
+		}
 	} else {
 		r.Process.Unknown = "the vCPU's current task could not be read"
 	}
+	r.Calls = calls(k, e.Stack())
 	switch e.Reason {
 	case vmevent.ReasonMovToMSR:
 		index := e.MSR.MSR
@@ -81,6 +82,14 @@ func newRecord(e *guard.Evidence, k *linux.Kernel) journal.Record {
 		r.Before = journal.Unknown("the target could not be read")
 	}
 	return r
+}
+
+// actionOf is what was done about a violation.
+func actionOf(e *guard.Evidence) journal.Action {
+	if e.Action == policy.ActionBlock {
+		return journal.Blocked
+	}
+	return journal.Alerted
 }
 
 func location(k *linux.Kernel, va x86.VirtAddr) journal.Location {

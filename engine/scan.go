@@ -133,15 +133,38 @@ func (s *Session) scanPart(sc *scan, part int) {
 		return
 	}
 	delete(sc.suspects, part)
+	if changes = s.withoutPermitted(sc, changes); len(changes) == 0 {
+		return
+	}
 	s.countFound(sc.guard, len(changes))
 	for i, c := range changes {
 		sc.scanner.Accept(c)
-		if i >= maxScanRecords || !s.affordable(time.Now()) {
+		if i >= maxScanRecords || !s.affordable(sc.guard, time.Now()) {
 			s.unrecorded.Add(1)
+			s.suppress(sc.guard, journal.Found, time.Now(), 1)
 			continue
 		}
 		s.write(s.changeRecord(sc.guard, c))
 	}
+}
+
+// withoutPermitted returns the changes that no exception permits, and takes the
+// others for known.
+func (s *Session) withoutPermitted(sc *scan, changes []guard.Change) []guard.Change {
+	var rest []guard.Change
+	allowed := uint64(0)
+	for _, c := range changes {
+		if !s.exceptions.Load().PermitsChange(sc.guard, c, time.Now()) {
+			rest = append(rest, c)
+			continue
+		}
+		sc.scanner.Accept(c)
+		allowed++
+	}
+	if allowed > 0 {
+		s.countAllowed(sc.guard, allowed)
+	}
+	return rest
 }
 
 // changeRecord is the record of a change that was found.

@@ -33,6 +33,8 @@ type Session struct {
 	info xen.DomainInfo
 	// identifyWith is what the kernel is identified with, besides its memory.
 	identifyWith linux.Options
+	// permitted are the host's exceptions, nil for none.
+	permitted Permitted
 	// firstLook is Options.FirstLook.
 	firstLook time.Duration
 	// holdOnFailure keeps the domain held if it cannot be attached to.
@@ -81,6 +83,8 @@ type Session struct {
 	serverRef atomic.Pointer[vmevent.Server]
 	setRef    atomic.Pointer[guard.Set]
 	kernelRef atomic.Pointer[linux.Kernel]
+	// exceptions are those in force, nil before the guards are armed.
+	exceptions atomic.Pointer[guard.Exceptions]
 }
 
 // maxTries bounds how often a kernel entry is examined: a guest that is not
@@ -141,6 +145,7 @@ func (s *Session) Status() Status {
 	if st.hidden != nil {
 		st.Hidden = st.hidden.Counters()
 	}
+	st.Exceptions = s.exceptions.Load().Uses()
 	if set := s.setRef.Load(); set != nil {
 		st.Stray += set.Stray()
 		st.Unrecorded += set.Unrecorded() + s.unrecorded.Load()
@@ -277,6 +282,8 @@ func (s *Session) run(attached chan<- error) {
 			s.report(&e)
 		case <-s.fold.flushDue():
 			s.flush()
+		case <-s.fold.summaryDue():
+			s.summarize()
 		case <-s.scanDue():
 			s.scanSome()
 		case l := <-s.found():

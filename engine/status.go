@@ -3,6 +3,7 @@ package engine
 import (
 	"time"
 
+	"github.com/xen-hvi/hvi/engine/guard"
 	"github.com/xen-hvi/hvi/engine/policy"
 	"github.com/xen-hvi/hvi/engine/view"
 	"github.com/xen-hvi/hvi/engine/x86"
@@ -68,8 +69,8 @@ type GuardStatus struct {
 	State  GuardState
 	Reason string // why it is unavailable, degraded or scanning
 	// Passed, Violations and Blocked count what the guard saw, Found the
-	// violations that it found afterwards.
-	Passed, Violations, Blocked, Found uint64
+	// violations that it found afterwards, Allowed what an exception permits.
+	Passed, Violations, Blocked, Found, Allowed uint64
 }
 
 // Failure says why a session could not go on: in which stage, what went wrong
@@ -118,6 +119,9 @@ type Status struct {
 	// restricted or could be: the host's first, then those of ours. None while
 	// no guard is armed.
 	Views []ViewStatus
+	// Exceptions are those in force, and what each has permitted. None before the
+	// guards are armed.
+	Exceptions []guard.ExceptionUse
 	// Breakpoints are the hidden ones, in the order of their addresses, and Hidden
 	// says what else had to do with their pages.
 	Breakpoints []BreakpointStatus

@@ -66,6 +66,7 @@ var (
 
 	descGuard      = desc("hvi_guard_state", "The state of a guard; 1 for the state it is in, other states have no series. The action is the policy's.", append(slices.Clone(ofGuard), "action", "state")...)
 	descViolations = desc("hvi_guard_violations_total", "Violations that a guard saw, by what was done about them: blocked, alerted, or found afterwards.", append(slices.Clone(ofGuard), "action")...)
+	descAllowed    = desc("hvi_guard_allowed_total", "Accesses that an exception permits, which would have been violations.", ofGuard...)
 	descPassed     = desc("hvi_guard_passed_total", "Accesses that a guard looked at and found legitimate.", ofGuard...)
 
 	descRecords      = desc("hvi_journal_records_total", "Records of security events that were made.")
@@ -81,7 +82,7 @@ var (
 
 	descs = []*prometheus.Desc{
 		descBuild, descDomains, descInfo, descState, descAsked, descProtects, descHeld, descAttached,
-		descEvents, descStray, descLost, descGuard, descViolations, descPassed,
+		descEvents, descStray, descLost, descGuard, descViolations, descPassed, descAllowed,
 		descRecords, descWriteFail, descSyncFail, descTorn, descSubscribers,
 		descDeclarations, descAttach, descAttachFail, descRefused, descLibvirt,
 	}
@@ -157,6 +158,7 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 			count(descViolations, g.found, s.name, s.uuid, name, string(journal.Found))
 			count(descViolations, g.violations-g.blocked-g.found, s.name, s.uuid, name, string(journal.Alerted))
 			count(descPassed, g.passed, s.name, s.uuid, name)
+			count(descAllowed, g.allowed, s.name, s.uuid, name)
 		}
 	}
 }

@@ -133,6 +133,10 @@ hvi_domains{state="unprotected"} 0
 # HELP hvi_gate_refused_total Starts of domains that were refused because they must not run without protection.
 # TYPE hvi_gate_refused_total counter
 hvi_gate_refused_total 8
+# HELP hvi_guard_allowed_total Accesses that an exception permits, which would have been violations.
+# TYPE hvi_guard_allowed_total counter
+hvi_guard_allowed_total{domain="web",guard="kernel-text",uuid="2afdc6e7-4864-4a2c-9dcf-67c4e1ddc1c8"} 0
+hvi_guard_allowed_total{domain="web",guard="syscall-entry",uuid="2afdc6e7-4864-4a2c-9dcf-67c4e1ddc1c8"} 0
 # HELP hvi_guard_passed_total Accesses that a guard looked at and found legitimate.
 # TYPE hvi_guard_passed_total counter
 hvi_guard_passed_total{domain="web",guard="kernel-text",uuid="2afdc6e7-4864-4a2c-9dcf-67c4e1ddc1c8"} 40

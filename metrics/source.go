@@ -58,8 +58,8 @@ type Guard struct {
 	State string
 	// Violations counts since the domain's AttachedAt, Blocked those of them
 	// that were prevented, Found those that were found afterwards, Passed what the
-	// guard found legitimate.
-	Violations, Blocked, Found, Passed uint64
+	// guard found legitimate, Allowed what an exception permits.
+	Violations, Blocked, Found, Passed, Allowed uint64
 }
 
 // Host is what is counted for the host. All counts are since hvid started.

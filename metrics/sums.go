@@ -26,14 +26,14 @@ type counts struct {
 	guards              map[string]guardCounts
 }
 
-type guardCounts struct{ violations, blocked, found, passed uint64 }
+type guardCounts struct{ violations, blocked, found, passed, allowed uint64 }
 
 func countsOf(d *Domain) counts {
 	c := counts{events: d.RingEvents, stray: d.Stray, lost: d.RecordsLost, guards: make(map[string]guardCounts, len(d.Guards))}
 	for _, g := range d.Guards {
 		// A guard blocks no more than it sees. Were the two read in the wrong
 		// order, the difference would go far below zero.
-		c.guards[g.Name] = guardCounts{violations: max(g.Violations, g.Blocked+g.Found), blocked: g.Blocked, found: g.Found, passed: g.Passed}
+		c.guards[g.Name] = guardCounts{violations: max(g.Violations, g.Blocked+g.Found), blocked: g.Blocked, found: g.Found, passed: g.Passed, allowed: g.Allowed}
 	}
 	return c
 }
@@ -51,6 +51,7 @@ func (c *counts) add(o counts) {
 		sum.blocked += g.blocked
 		sum.found += g.found
 		sum.passed += g.passed
+		sum.allowed += g.allowed
 		c.guards[name] = sum
 	}
 }
@@ -68,6 +69,7 @@ func (c *counts) atLeast(o counts) {
 			blocked:    max(old.blocked, g.blocked),
 			found:      max(old.found, g.found),
 			passed:     max(old.passed, g.passed),
+			allowed:    max(old.allowed, g.allowed),
 		}
 	}
 }

@@ -27,6 +27,7 @@ type api struct {
 	restarting *restarting
 	resolve    engine.Resolver
 	registry   *registry.Registry
+	exceptions *registry.Exceptions
 	virt       *virt // nil if libvirt is not to be asked
 	policies   policy.Policies
 	// fallback is the host's default.
@@ -233,6 +234,9 @@ func (a *api) SetBreakpoint(ctx context.Context, dom control.DomainRef, symbol s
 
 func (a *api) Doctor(ctx context.Context) (control.DoctorReport, error) {
 	r := control.DoctorReport{Checks: a.doctor(ctx)}
+	if a.exceptions != nil {
+		r.Checks = append(r.Checks, a.exceptionsCheck())
+	}
 	for _, st := range a.engine.Status() {
 		if st.Tier == "" {
 			st.Tier, st.TierReason = a.probe(st.Info)
@@ -323,10 +327,11 @@ func domainStatus(st engine.Status) control.DomainStatus {
 	for _, g := range st.Guards {
 		out.Guards = append(out.Guards, control.GuardStatus{
 			Name: string(g.Name), Action: g.Action.String(), State: control.GuardState(g.State), Reason: g.Reason,
-			Events: g.Violations, Blocked: g.Blocked, Found: g.Found, Passed: g.Passed,
+			Events: g.Violations, Blocked: g.Blocked, Found: g.Found, Passed: g.Passed, Allowed: g.Allowed,
 		})
 		out.Counters.Blocked += g.Blocked
 		out.Counters.Found += g.Found
+		out.Counters.Allowed += g.Allowed
 		out.Counters.Alerted += g.Violations - g.Blocked - g.Found
 	}
 	for _, b := range st.Breakpoints {

@@ -69,7 +69,13 @@ func run(ctx context.Context, opt settings) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, events.Close()) }()
+	forwarders := forward(events, opt.Events, opt.log)
+	defer func() {
+		err = errors.Join(err, events.Close())
+		for _, f := range forwarders {
+			err = errors.Join(err, f.Close())
+		}
+	}()
 
 	kept, err := registry.Open(opt.declarations())
 	if err != nil {
@@ -79,12 +85,13 @@ func run(ctx context.Context, opt settings) (err error) {
 	reg := registry.New(registry.Options{
 		Store: kept, XL: xl, Files: opt.files, Default: opt.Default, XenStore: store, Log: opt.log,
 	})
+	exceptions := registry.OpenExceptions(opt.exceptions(), opt.files, opt.log)
 	kernels, closeKernels := knownKernels(opt)
 	defer closeKernels()
 	var shown atomic.Pointer[metrics.Server]
 	e := engine.New(engine.Options{
 		Hypervisor: hv, Mutator: mutator, LedgerDir: opt.ledgerDir,
-		Recorder: events, Resolve: resolver(reg), Log: opt.log, Identify: kernels, Pulse: guard.Ring,
+		Recorder: events, Resolve: resolver(reg), Log: opt.log, Identify: kernels, Permitted: exceptions.For, Pulse: guard.Ring,
 		Ended: func(st engine.Status) {
 			if m := shown.Load(); m != nil {
 				m.Ended(metricsOf(st))
@@ -108,7 +115,7 @@ func run(ctx context.Context, opt settings) (err error) {
 	})
 	left := readNotice(opt.noticeDir(), time.Now(), opt.log)
 	a := &api{
-		engine: e, restarting: left, store: store, registry: reg, resolve: resolver(reg), policies: opt.files, fallback: opt.Default,
+		engine: e, restarting: left, store: store, registry: reg, exceptions: exceptions, resolve: resolver(reg), policies: opt.files, fallback: opt.Default,
 		gateTimeout: opt.Gate.Timeout, log: opt.log,
 		journal: events, xen: host.Release().String(), started: started,
 		keeper: guard.State,

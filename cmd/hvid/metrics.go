@@ -46,7 +46,7 @@ func metricsOf(st engine.Status) metrics.Domain {
 	for _, gs := range st.Guards {
 		d.Guards = append(d.Guards, metrics.Guard{
 			Name: string(gs.Name), Action: gs.Action.String(), State: string(gs.State),
-			Violations: gs.Violations, Blocked: gs.Blocked, Found: gs.Found, Passed: gs.Passed,
+			Violations: gs.Violations, Blocked: gs.Blocked, Found: gs.Found, Passed: gs.Passed, Allowed: gs.Allowed,
 		})
 	}
 	return d

@@ -23,6 +23,9 @@ type settings struct {
 // declarations is the directory of what is kept of domains' policies.
 func (s settings) declarations() string { return filepath.Join(s.StateDir, "domains") }
 
+// exceptions is the file of the exceptions that are kept.
+func (s settings) exceptions() string { return filepath.Join(s.StateDir, config.ExceptionsFile) }
+
 // noticeDir is where the notice for the next hvid is left: where clients look for
 // it, beside the socket.
 func (s settings) noticeDir() string { return filepath.Dir(s.Socket) }

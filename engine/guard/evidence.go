@@ -15,6 +15,9 @@ const (
 	maxInsn = 15
 	// maxBytes is how much of the target's and the source's memory is kept.
 	maxBytes = 16
+	// maxStack is how much of the kernel's stack is kept, in bytes: the last dozen
+	// or so of calls.
+	maxStack = 512
 )
 
 // Evidence is what was true at the moment of a violation, with the vCPU still
@@ -36,6 +39,9 @@ type Evidence struct {
 	insn, before, source          [maxBytes]byte
 	insnLen, beforeLen, sourceLen uint8
 
+	stack    [maxStack]byte
+	stackLen uint16
+
 	// Task is the process on that vCPU; HasTask is false when it could not
 	// be read.
 	Task    linux.Task
@@ -55,6 +61,10 @@ func (e *Evidence) Insn() []byte { return e.insn[:e.insnLen] }
 // Before returns the bytes at the target as they were before the write.
 func (e *Evidence) Before() []byte { return e.before[:e.beforeLen] }
 
+// Stack returns what lay on the kernel's stack, from RSP upwards; nothing if user
+// code ran.
+func (e *Evidence) Stack() []byte { return e.stack[:e.stackLen] }
+
 // When returns the time of the violation.
 func (e *Evidence) When() time.Time { return time.Unix(0, e.Time) }
 
@@ -70,16 +80,20 @@ func (e *Evidence) take(t *Target, mem guest.Memory, ev *vmevent.Event, page x86
 	}
 
 	rip := x86.VirtAddr(ev.Regs.RIP)
-	if _, _, ok := t.Kernel.Symbolize(rip); !ok && rip.KernelHalf() {
+	if rip.KernelHalf() && (rip < t.Kernel.TextStart || rip >= t.Kernel.TextEnd) {
 		e.InModule = t.Kernel.ModuleAt(rip, &e.Module)
 	}
 	as := guest.NewAddressSpace(mem, ev.Regs.CR3, ev.Regs.CR4, ev.Regs.EFER)
-	e.insnLen = readUpTo(&as, rip, e.insn[:maxInsn])
+	e.insnLen = uint8(readUpTo(&as, rip, e.insn[:maxInsn]))
+	if rsp := x86.VirtAddr(ev.Regs.RSP); rsp.KernelHalf() && ev.Regs.CPL == 0 {
+		e.stackLen = uint16(readUpTo(&as, rsp, e.stack[:]))
+	}
 	if ev.Reason != vmevent.ReasonMemAccess {
 		return
 	}
-	// MOVS takes its bytes from RSI; for other stores these are not used.
-	e.sourceLen = readUpTo(&as, x86.VirtAddr(ev.Regs.RSI), e.source[:])
+	if e.copies() {
+		e.sourceLen = uint8(readUpTo(&as, x86.VirtAddr(ev.Regs.RSI), e.source[:]))
+	}
 	n := min(maxBytes, x86.PageSize-int(ev.Mem.Offset))
 	if mem.ReadPhys(ev.Mem.Phys(), e.before[:n]) == nil {
 		e.beforeLen = uint8(n)
@@ -87,7 +101,7 @@ func (e *Evidence) take(t *Target, mem guest.Memory, ev *vmevent.Event, page x86
 }
 
 // readUpTo reads as much of buf as lies in mapped pages and returns the count.
-func readUpTo(as *guest.AddressSpace, va x86.VirtAddr, buf []byte) uint8 {
+func readUpTo(as *guest.AddressSpace, va x86.VirtAddr, buf []byte) int {
 	n := min(len(buf), x86.PageSize-int(va.Offset()))
 	if as.Read(va, buf[:n]) != nil {
 		return 0
@@ -95,5 +109,5 @@ func readUpTo(as *guest.AddressSpace, va x86.VirtAddr, buf []byte) uint8 {
 	if n < len(buf) && as.Read(va+x86.VirtAddr(n), buf[n:]) == nil {
 		n = len(buf)
 	}
-	return uint8(n)
+	return n
 }

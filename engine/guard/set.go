@@ -32,7 +32,9 @@ type Armed struct {
 
 	// Passed counts accesses the guard saw and found to be the guest's own
 	// right, Violations those it did not, Blocked those of them it stopped.
-	Passed, Violations, Blocked atomic.Uint64
+	// Allowed counts those that an exception permits, which are no violations.
+	// Unrecorded counts violations for which the queue had no room.
+	Passed, Violations, Blocked, Allowed, Unrecorded atomic.Uint64
 }
 
 // Set is the guards armed for one domain. It is built before the first event
@@ -60,6 +62,9 @@ type Set struct {
 	view atomic.Uint32
 	// breakpoints are the hidden ones in that view, nil where there are none.
 	breakpoints atomic.Pointer[view.Breakpoints]
+
+	// exceptions are what the policy permits, nil for nothing.
+	exceptions atomic.Pointer[Exceptions]
 
 	// stepped and emulated count the accesses let through, by how.
 	stepped, emulated atomic.Uint64
@@ -231,6 +236,9 @@ func (s *Set) Fixed(gfn x86.GFN) bool {
 // The guest may run. The map must not be changed afterwards.
 func (s *Set) UseMoving(frames map[x86.GFN]x86.VirtAddr) { s.moving.Store(&frames) }
 
+// UseExceptions says which violations are permitted from now on.
+func (s *Set) UseExceptions(x *Exceptions) { s.exceptions.Store(x) }
+
 // Armed returns the guards of the set.
 func (s *Set) Armed() []*Armed { return s.armed }
 
@@ -352,8 +360,14 @@ func (s *Set) passing(ev *vmevent.Event) vmevent.Verdict {
 }
 
 func (s *Set) violation(a *Armed, ev *vmevent.Event, page x86.VirtAddr) vmevent.Verdict {
-	a.Violations.Add(1)
 	verdict, action := s.passing(ev), policy.ActionAlert
+	s.scratch = Evidence{Guard: a.Guard.Name}
+	s.scratch.take(s.target, s.mem, ev, page)
+	if s.exceptions.Load().permits(&s.scratch) {
+		a.Allowed.Add(1)
+		return verdict
+	}
+	a.Violations.Add(1)
 	if a.Action == policy.ActionBlock {
 		action = policy.ActionBlock
 		a.Blocked.Add(1)
@@ -363,12 +377,12 @@ func (s *Set) violation(a *Armed, ev *vmevent.Event, page x86.VirtAddr) vmevent.
 			verdict = vmevent.Deny
 		}
 	}
-	s.scratch = Evidence{Guard: a.Guard.Name, Action: action}
-	s.scratch.take(s.target, s.mem, ev, page)
+	s.scratch.Action = action
 	select {
 	case s.queue <- s.scratch:
 	default:
 		s.unrecorded.Add(1)
+		a.Unrecorded.Add(1)
 	}
 	return verdict
 }

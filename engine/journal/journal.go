@@ -326,6 +326,7 @@ func (j *Journal) Append(r Record) (Record, error) {
 	}
 	r.Time = r.Time.UTC().Round(0)
 	r.Schema = Schema
+	r.Severity = r.severity()
 	r.ID = NewID(j.run, j.seq+1)
 	line, err := marshal(r)
 	if err != nil {

@@ -27,8 +27,13 @@ type Filter struct {
 	Domain string
 	// Guard is a guard's name.
 	Guard string
-	// Since leaves out what happened before it.
-	Since time.Time
+	// ID is that of the only record that is wanted.
+	ID ID
+	// Action is what was done, and Severity the least severity.
+	Action   Action
+	Severity Severity
+	// Since leaves out what happened before it, Until what did at it or later.
+	Since, Until time.Time
 	// After leaves out the record of that ID and what precedes it in the log.
 	// If the log no longer has it, the stream begins with a Missed.
 	After ID
@@ -39,6 +44,13 @@ func (f *Filter) match(r *Record) bool {
 		return false
 	}
 	if !f.Since.IsZero() && r.Time.Before(f.Since) {
+		return false
+	}
+	switch {
+	case f.ID != "" && f.ID != r.ID,
+		f.Action != "" && f.Action != r.Action,
+		f.Severity != "" && r.severity().rank() < f.Severity.rank(),
+		!f.Until.IsZero() && !r.Time.Before(f.Until):
 		return false
 	}
 	d := f.Domain

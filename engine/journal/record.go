@@ -54,6 +54,9 @@ const (
 	Found Action = "found"
 )
 
+// Actions returns the actions there are.
+func Actions() []Action { return []Action{Alerted, Blocked, Found} }
+
 // TargetKind says what a violation was aimed at.
 type TargetKind string
 
@@ -62,6 +65,8 @@ const (
 	TargetMemory TargetKind = "memory"
 	TargetMSR    TargetKind = "msr"
 	TargetCR     TargetKind = "cr"
+	// TargetSeveral: the record stands for many violations, see Detail.Suppressed.
+	TargetSeveral TargetKind = "several"
 	// TargetObject: something that the guest's kernel keeps, which is not as it
 	// should be.
 	TargetObject TargetKind = "object"
@@ -84,16 +89,40 @@ type Record struct {
 	// Guard is the name of the guard as written in a policy, "kernel-text".
 	Guard  string `json:"guard"`
 	Action Action `json:"action"`
+	// Severity says how much it matters. Append sets it where it is empty; records of
+	// before there were any have none.
+	Severity Severity `json:"severity,omitempty"`
+	// Policy is where that was decided: a place in a file, a policy's name, or the
+	// default of the mode.
+	Policy printable.Text `json:"policy,omitzero"`
+	// Attack are the techniques of MITRE ATT&CK that the guard is for.
+	Attack []Technique `json:"attack,omitempty"`
 	// Mode is the domain's mode at the time, "observe" or "enforce".
 	Mode string `json:"mode"`
 	// RIP is the instruction that did it.
 	RIP     Location `json:"rip"`
 	Process Process  `json:"process"`
-	Target  Target   `json:"target"`
+	// Calls are addresses on the kernel's stack at that moment that look like those
+	// to return to, the innermost first. The stack is not unwound: some may be left
+	// over from calls that are long over. At most MaxCalls.
+	Calls  []Location `json:"calls,omitempty"`
+	Target Target     `json:"target"`
 	// Before is what the target held, Attempted what it would have become.
 	Before    Value  `json:"before"`
 	Attempted Value  `json:"attempted"`
 	Detail    Detail `json:"detail,omitzero"`
+}
+
+// MaxCalls and MaxParents bound a record's Calls and its process's Parents.
+const (
+	MaxCalls   = 12
+	MaxParents = 8
+)
+
+// Technique is a technique of MITRE ATT&CK.
+type Technique struct {
+	ID   string `json:"id"`
+	Name string `json:"name"`
 }
 
 // Domain identifies the guest. UUID is stable over the guest's reboots, ID is
@@ -102,6 +131,9 @@ type Domain struct {
 	UUID string         `json:"uuid"`
 	Name printable.Text `json:"name"`
 	ID   uint16         `json:"id"`
+	// Kernel is the guest's kernel as uname -r prints it, empty where it is not
+	// known.
+	Kernel printable.Text `json:"kernel,omitzero"`
 }
 
 // Location is a linear address and, where known, the symbol it lies in.
@@ -153,13 +185,22 @@ type Process struct {
 	Comm printable.Text `json:"comm"`
 	// Task is the address of the task's structure in the guest's kernel.
 	Task x86.VirtAddr `json:"task,omitzero"`
+	// Parents are the process's parent, that one's, and so on, as they were a moment
+	// later. At most MaxParents.
+	Parents []Parent `json:"parents,omitempty"`
 	// Unknown is empty, or says why the process could not be told; the other
 	// fields are then zero.
 	Unknown string `json:"unknown,omitempty"`
 }
 
+// Parent is a process that began another.
+type Parent struct {
+	TGID int32          `json:"tgid"`
+	Comm printable.Text `json:"comm"`
+}
+
 // Target is what a violation was aimed at. Exactly the member that Kind names
-// is set.
+// is set; of TargetSeveral there is none.
 type Target struct {
 	Kind   TargetKind    `json:"kind"`
 	Memory *MemoryTarget `json:"memory,omitempty"`
@@ -252,6 +293,9 @@ type Detail struct {
 	// Repeats is how many further violations, the same in all but time, this
 	// record stands for.
 	Repeats uint64 `json:"repeats,omitempty"`
+	// Suppressed is how many violations of the guard this record stands for that
+	// have none of their own, because there were too many at once.
+	Suppressed uint64 `json:"suppressed,omitempty"`
 	// Note is one sentence of the guard's own.
 	Note printable.Text `json:"note,omitzero"`
 	// Log is the end of the guest's kernel log, a record each, where the guest has
@@ -331,6 +375,10 @@ func (b *HexBytes) UnmarshalText(t []byte) error {
 func (r *Record) Summary() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s: %s %s: ", r.Domain.Name, printable.Text(r.Guard), printable.Text(r.Action))
+	if n := r.Detail.Suppressed; n > 0 {
+		fmt.Fprintf(&b, "%d more violations within a second, too many to record each", n)
+		return b.String()
+	}
 	if r.Target.Kind == TargetObject {
 		b.WriteString(r.Target.String())
 		return b.String()

@@ -24,7 +24,10 @@ type Builder struct {
 	requireUnread bool
 	// modeRead says that the mode was given and understood.
 	modeRead bool
-	errs     []error
+	// exceptions are those added, and where each of an ID was first.
+	exceptions  []Exception
+	exceptionAt map[string]Origin
+	errs        []error
 }
 
 // placedWord is a setting that only makes sense beside a mode.
@@ -254,8 +257,9 @@ func (b *Builder) BuildNamed(name string, at Origin) (Named, error) {
 		return Named{}, err
 	}
 	return Named{
-		Name: name, Origin: written(at), Guards: b.spec.Guards,
+		Name: name, Origin: written(at), Guards: b.spec.Guards, Exceptions: b.exceptions,
 		RequireAttach: b.spec.RequireAttach, RequireAttachAt: b.spec.Origins.RequireAttach,
+		OnEngineFailure: b.spec.OnEngineFailure, OnEngineFailureAt: b.spec.Origins.OnEngineFailure,
 	}, nil
 }
 

@@ -204,34 +204,3 @@ func guardWords() []string {
 	}
 	return words
 }
-
-// PresetDefault is the preset used when none is named: every guard at the
-// default of its mode.
-const PresetDefault = "default"
-
-// Preset is a named set of actions.
-type Preset struct {
-	// Name is the word that names it.
-	Name string
-	// Meaning is one sentence for people, without a full stop.
-	Meaning string
-}
-
-var presets = []Preset{
-	{Name: PresetDefault, Meaning: "every guard: alert under observe, block under enforce"},
-}
-
-// Presets returns every known preset.
-func Presets() []Preset { return slices.Clone(presets) }
-
-// ParsePreset reads the name of a known preset. Anything else is an [*Error].
-func ParsePreset(s string) (string, error) {
-	words := make([]string, len(presets))
-	for i, p := range presets {
-		if p.Name == s {
-			return s, nil
-		}
-		words[i] = p.Name
-	}
-	return "", UnknownWord("policy preset", s, words, Origin{})
-}

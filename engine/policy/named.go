@@ -21,6 +21,12 @@ type Named struct {
 	RequireAttach bool `json:"require_attach,omitempty"`
 	// RequireAttachAt is where that was written, or zero if it was not.
 	RequireAttachAt Origin `json:"require_attach_at,omitzero"`
+	// OnEngineFailure holds for them in the same way, if OnEngineFailureAt is
+	// where it was written.
+	OnEngineFailure   EngineFailure `json:"on_engine_failure"`
+	OnEngineFailureAt Origin        `json:"on_engine_failure_at,omitzero"`
+	// Exceptions hold for every domain that names the policy.
+	Exceptions []Exception `json:"exceptions,omitempty"`
 }
 
 // Policies are the policies an admin keeps. Implementations are safe for
@@ -71,7 +77,11 @@ func (n Named) Validate() error {
 	if n.Origin.IsZero() {
 		errs = append(errs, &Error{What: "policy", Value: n.Name, Reason: "is written nowhere"})
 	}
-	return errors.Join(append(errs, checkGuards(n.Guards)...)...)
+	if _, err := n.OnEngineFailure.MarshalText(); err != nil {
+		errs = append(errs, err)
+	}
+	errs = append(errs, checkGuards(n.Guards)...)
+	return errors.Join(append(errs, checkExceptions(n.Exceptions)...)...)
 }
 
 // find looks a policy up. Of a preset there is nothing to be known but its
@@ -101,10 +111,21 @@ func unknownPolicy(name string, from Policies) error {
 
 // inherit takes over what the named policy says and the domain does not.
 func (s *Spec) inherit() {
-	if s.Named == nil || s.Mode == ModeOff || !s.Origins.RequireAttach.IsZero() {
+	if s.Named == nil || s.Mode == ModeOff {
 		return
 	}
-	s.RequireAttach, s.Origins.RequireAttach = s.Named.RequireAttach, s.Named.RequireAttachAt
+	if s.Origins.RequireAttach.IsZero() {
+		s.RequireAttach, s.Origins.RequireAttach = s.Named.RequireAttach, s.Named.RequireAttachAt
+	}
+	if s.Origins.OnEngineFailure.IsZero() {
+		s.OnEngineFailure, s.Origins.OnEngineFailure = s.Named.OnEngineFailure, s.Named.OnEngineFailureAt
+	}
+}
+
+// Says reports whether the spec itself says what was written at a place, and has
+// not taken it over from the policy that it names.
+func (s Spec) Says(at Origin) bool {
+	return !at.IsZero() && (s.Named == nil || at != s.Named.RequireAttachAt && at != s.Named.OnEngineFailureAt)
 }
 
 // Refresh gives the spec with the policy it names as that is now, for a spec
@@ -121,6 +142,9 @@ func (s Spec) Refresh(from Policies) (fresh Spec, found bool, err error) {
 	}
 	if s.Origins.RequireAttach == s.Named.RequireAttachAt {
 		s.RequireAttach, s.Origins.RequireAttach = false, Origin{}
+	}
+	if s.Origins.OnEngineFailure == s.Named.OnEngineFailureAt {
+		s.OnEngineFailure, s.Origins.OnEngineFailure = Release, Origin{}
 	}
 	s.Named = now
 	s.inherit()

@@ -112,8 +112,8 @@ func TestNamedPolicy(t *testing.T) {
 
 func TestNamedPolicyErrors(t *testing.T) {
 	for name, want := range map[string]string{
-		"wbe":    `g.cfg:2: unknown policy "wbe"; did you mean "web"? (known: default, bad, web)`,
-		"../web": `g.cfg:2: unknown policy "../web" (known: default, bad, web)`,
+		"wbe":    `g.cfg:2: unknown policy "wbe"; did you mean "web"? (known: default, linux-observe, linux-server, linux-strict, bad, web)`,
+		"../web": `g.cfg:2: unknown policy "../web" (known: default, linux-observe, linux-server, linux-strict, bad, web)`,
 		"bad":    errShelf.Error(),
 	} {
 		b := Builder{Policies: shelf{"web": web, "bad": {}}}

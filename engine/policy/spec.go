@@ -91,7 +91,9 @@ func (s Spec) SameIntent(t Spec) bool {
 		return false
 	}
 	a, b := s.Effective(), t.Effective()
-	return a.Mode == b.Mode && a.RequireAttach == b.RequireAttach && slices.EqualFunc(a.Guards, b.Guards, func(x, y EffectiveGuard) bool {
+	return a.Mode == b.Mode && a.RequireAttach == b.RequireAttach && slices.EqualFunc(a.Exceptions, b.Exceptions, func(x, y Exception) bool {
+		return x.ID() == y.ID() && x.Expires.Equal(y.Expires)
+	}) && slices.EqualFunc(a.Guards, b.Guards, func(x, y EffectiveGuard) bool {
 		return x.Name == y.Name && x.Action == y.Action
 	})
 }
@@ -218,7 +220,9 @@ type Effective struct {
 	RequireAttach   bool             `json:"require_attach,omitempty"`
 	OnEngineFailure EngineFailure    `json:"on_engine_failure"`
 	Guards          []EffectiveGuard `json:"guards"`
-	Origins         Origins          `json:"origins,omitzero"`
+	// Exceptions are those of the named policy.
+	Exceptions []Exception `json:"exceptions,omitempty"`
+	Origins    Origins     `json:"origins,omitzero"`
 }
 
 // Effective resolves the spec: one entry for every known guard, in the order of
@@ -233,6 +237,9 @@ func (s Spec) Effective() Effective {
 		Guards:          make([]EffectiveGuard, 0, len(guards)),
 		Origins:         s.Origins,
 	}
+	if s.Named != nil {
+		e.Exceptions = s.Named.Exceptions
+	}
 	for _, g := range guards {
 		eg := EffectiveGuard{
 			Name:   g.Name,
@@ -240,6 +247,10 @@ func (s Spec) Effective() Effective {
 			From:   "default of mode " + s.Mode.String(),
 		}
 		if s.Mode == ModeObserve || s.Mode == ModeEnforce {
+			if p, ok := lookupPreset(e.Preset); ok && p.line != nil {
+				l := p.of(g)
+				eg.set(s.Mode, l.Action, Origin{}, "policy "+p.Name)
+			}
 			if s.Named != nil {
 				eg.apply(s.Mode, s.Named.Guards, "policy "+s.Named.Name+" at ")
 			}
@@ -256,11 +267,16 @@ func (eg *EffectiveGuard) apply(m Mode, settings []GuardSetting, from string) {
 		if set.Name != eg.Name {
 			continue
 		}
-		eg.Action, eg.Origin, eg.From = set.Action, set.Origin, from+set.Origin.String()
-		if m == ModeObserve && set.Action > ActionAlert {
-			eg.Action = ActionAlert
-			eg.From += ", where it is " + set.Action.String() + "; mode observe never blocks"
-		}
+		eg.set(m, set.Action, set.Origin, from+set.Origin.String())
+	}
+}
+
+// set gives the guard an action, as far as the mode lets it.
+func (eg *EffectiveGuard) set(m Mode, a Action, at Origin, from string) {
+	eg.Action, eg.Origin, eg.From = a, at, from
+	if m == ModeObserve && a > ActionAlert {
+		eg.Action = ActionAlert
+		eg.From += ", where it is " + a.String() + "; mode observe never blocks"
 	}
 }
 

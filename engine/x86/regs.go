@@ -78,6 +78,13 @@ const (
 	MSRKernelGSBase = 0xc000_0102
 )
 
+// NamedMSRs returns the MSRs that have a name here.
+func NamedMSRs() []uint32 {
+	return []uint32{
+		MSRSysenterCS, MSRSysenterESP, MSRSysenterEIP, MSREFER, MSRSTAR, MSRLSTAR, MSRCSTAR, MSRSFMask, MSRFSBase, MSRGSBase, MSRKernelGSBase,
+	}
+}
+
 // MSRName returns the SDM's short name of an MSR hvi knows, or "".
 func MSRName(msr uint32) string {
 	switch msr {

@@ -128,6 +128,14 @@ func engineKilled(t *T, rounds int, storm string, whole control.State) error {
 	if _, err := k.g.Run("kill $(cat /tmp/storm)"); err != nil {
 		return err
 	}
+	if _, err := k.g.WaitState(protectLimit, whole); err != nil {
+		return err
+	}
+	if whole == control.StateProtecting {
+		if err := k.g.attackIsBlocked("text"); err != nil {
+			return err
+		}
+	}
 	if err := k.g.Shutdown(); err != nil {
 		return err
 	}

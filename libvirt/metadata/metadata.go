@@ -31,13 +31,14 @@ const (
 	attrMode          = "mode"
 	attrPolicy        = "policy"
 	attrRequireAttach = "require_attach"
+	attrEngineFailure = "on_engine_failure"
 	childGuard        = "guard"
 	attrName          = "name"
 	attrAction        = "action"
 )
 
 var (
-	rootAttrs  = []string{attrMode, attrPolicy, attrRequireAttach}
+	rootAttrs  = []string{attrMode, attrPolicy, attrRequireAttach, attrEngineFailure}
 	guardAttrs = []string{attrName, attrAction}
 )
 
@@ -56,8 +57,9 @@ type Guard struct {
 // Element is what was written, in its own words. [Element.Spec] says what they
 // mean.
 type Element struct {
-	Mode, Policy, RequireAttach Word
-	Guards                      []Guard
+	Mode, Policy, RequireAttach, OnEngineFailure Word
+
+	Guards []Guard
 	// At is where the element begins.
 	At policy.Origin
 }
@@ -79,6 +81,9 @@ func (e *Element) Spec(policies policy.Policies) (policy.Spec, error) {
 	if !e.RequireAttach.At.IsZero() {
 		b.RequireAttach(e.RequireAttach.Text, e.RequireAttach.At)
 	}
+	if !e.OnEngineFailure.At.IsZero() {
+		b.OnEngineFailure(e.OnEngineFailure.Text, e.OnEngineFailure.At)
+	}
 	for _, g := range e.Guards {
 		b.Guard(g.Name.Text, g.Action.Text, g.Name.At)
 	}
@@ -96,8 +101,11 @@ func Of(s policy.Spec) *Element {
 	if s.Preset != "" && s.Preset != policy.PresetDefault {
 		e.Policy = Word{s.Preset, at}
 	}
-	if !s.Origins.RequireAttach.IsZero() {
+	if s.Says(s.Origins.RequireAttach) {
 		e.RequireAttach = Word{map[bool]string{false: "no", true: "yes"}[s.RequireAttach], at}
+	}
+	if s.Says(s.Origins.OnEngineFailure) {
+		e.OnEngineFailure = Word{s.OnEngineFailure.String(), at}
 	}
 	for _, g := range s.Guards {
 		e.Guards = append(e.Guards, Guard{Word{string(g.Name), at}, Word{g.Action.String(), at}})
@@ -126,6 +134,7 @@ func (e *Element) write(prefix string, declare bool) string {
 	attr(attrMode, e.Mode)
 	attr(attrPolicy, e.Policy)
 	attr(attrRequireAttach, e.RequireAttach)
+	attr(attrEngineFailure, e.OnEngineFailure)
 	if len(e.Guards) == 0 {
 		b.WriteString("/>")
 		return b.String()

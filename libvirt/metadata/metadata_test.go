@@ -32,7 +32,7 @@ const ns = `xmlns:hvi="urn:xen-hvi:domain:1.0"`
 func TestParseDomain(t *testing.T) {
 	d, err := ParseDomain("web1.xml", []byte(domain(`    <other:app xmlns:other="urn:other"><other:introspection mode="bogus"/></other:app>
     <hvi:introspection xmlns:hvi="urn:xen-hvi:domain:1.0" mode="enforce"
-        policy="default" require_attach="yes">
+        policy="default" require_attach="yes" on_engine_failure="pause">
       <hvi:guard name="kernel-text" action="alert"/>
     </hvi:introspection>`)))
 	if err != nil {
@@ -48,7 +48,7 @@ func TestParseDomain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.Mode != policy.ModeEnforce || !s.RequireAttach || s.Preset != "default" {
+	if s.Mode != policy.ModeEnforce || s.OnEngineFailure != policy.Pause || !s.RequireAttach || s.Preset != "default" {
 		t.Errorf("spec: %+v", s)
 	}
 	if a := s.Effective().Action(policy.GuardKernelText); a != policy.ActionAlert {
@@ -127,7 +127,7 @@ func TestParseDomainRefuses(t *testing.T) {
 		"misspelt":             {domain(`<hvi:introspecton ` + ns + `/>`), `x:5:1: unknown element "hvi:introspecton"; did you mean "introspection"?`},
 		"only the guard":       {domain(`<hvi:guard ` + ns + ` name="kernel-text" action="block"/>`), `x:5:1: element "hvi:guard" stands alone`},
 		"outside":              {`<domain>` + ours + `</domain>`, "x:1:9: element \"hvi:introspection\" is outside of <metadata>"},
-		"attribute":            {domain(`<hvi:introspection ` + ns + ` mode="enforce" polcy="x"/>`), `x:5:70: unknown attribute "polcy"; did you mean "policy"? (known: mode, policy, require_attach)`},
+		"attribute":            {domain(`<hvi:introspection ` + ns + ` mode="enforce" polcy="x"/>`), `x:5:70: unknown attribute "polcy"; did you mean "policy"? (known: mode, policy, require_attach, on_engine_failure)`},
 		"hyphen":               {domain(`<hvi:introspection ` + ns + ` mode="enforce" require-attach="yes"/>`), `unknown attribute "require-attach"; did you mean "require_attach"?`},
 		"long word":            {domain(`<hvi:introspection ` + ns + ` mode="` + strings.Repeat("x", 300) + `"/>`), "has a value of more than 256 bytes"},
 		"child":                {domain(`<hvi:introspection ` + ns + ` mode="enforce"><hvi:gard/></hvi:introspection>`), `x:5:70: unknown element "hvi:gard" (known: guard)`},
@@ -263,7 +263,7 @@ func TestSpecNeedsAMode(t *testing.T) {
 }
 
 func TestPolicyNames(t *testing.T) {
-	e, err := ParseElement("x", []byte(`<introspection mode="enforce" policy="linux-server"/>`))
+	e, err := ParseElement("x", []byte(`<introspection mode="enforce" policy="web-server"/>`))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -494,7 +494,7 @@ func closeTo(space string) bool {
 func (r *reader) introspection(space string) (*Element, bool) {
 	at := r.open[len(r.open)-1]
 	e := &Element{At: r.origin(at.from)}
-	r.words(at, rootAttrs, map[string]*Word{attrMode: &e.Mode, attrPolicy: &e.Policy, attrRequireAttach: &e.RequireAttach})
+	r.words(at, rootAttrs, map[string]*Word{attrMode: &e.Mode, attrPolicy: &e.Policy, attrRequireAttach: &e.RequireAttach, attrEngineFailure: &e.OnEngineFailure})
 	if e.Mode.At.IsZero() {
 		r.fail(missing(attrMode, written(at.raw), e.At, policy.Modes()))
 	}

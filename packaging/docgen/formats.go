@@ -62,16 +62,32 @@ whether the domain may run without protection. The words are the same wherever t
 	p.Para("A domain that hvi can't protect runs on without, and its state says so. With `require_attach` it is held instead: " +
 		"it doesn't run a single instruction, or doesn't go on after a restore or a migration, until hvid is attached to it. " +
 		"Where a hook of hvi-hook(8) stands in the way of its start, the start fails when that doesn't happen within a bound. It is off where nothing else is said.")
+	p.Heading("on_engine_failure")
+	p.Para("What becomes of a domain when hvid dies or hangs, or loses its events. With `release`, which holds where nothing else is said, " +
+		"it runs on without protection until hvid is back. With `pause` it stands still until it is protected again. " +
+		"To stop hvid in order is no failure. hvid(8) says how such a domain is let go by hand.")
 
 	p.Heading("files")
 	p.Item("`/etc/hvi/policies/`<NAME>`.toml`", fmt.Sprintf("The policy <NAME>, which a domain may name beside the built-in ones. "+
 		"A name is a letter or a digit and at most %d letters, digits, dots, underscores and dashes. It sets actions of guards, "+
-		"and may set `require_attach`. It can't set the mode: that is the domain's. Under `observe` what it would block is only reported, "+
+		"and may set `require_attach` and `on_engine_failure`. It can't set the mode: that is the domain's. Under `observe` what it would block is only reported, "+
 		"so that it can be tried out.", policy.MaxName-1))
 	p.Item("`/etc/hvi/domains/`<UUID>`.toml`, `/etc/hvi/domains/`<NAME>`.toml`", `What holds for the domain of that UUID, or else that name, when its toolstack declares
 nothing: for XAPI, for domains of "xl create -e", for those that came from another host. It has a mode, and may have the
 rest.`)
-	p.Para("Both are TOML, and owned by root and writable by nobody else; others are refused.")
+	p.Item("`/etc/hvi/exceptions.toml`", "The host's exceptions, see below. hvid reads it when it starts and when `hvictl exceptions reload` says so.")
+	p.Para("They are TOML, and owned by root and writable by nobody else; others are refused.")
+
+	p.Heading("exceptions")
+	p.Para(fmt.Sprintf("An exception permits what would be a violation of a guard: it takes place, also where the guard blocks, and is counted instead of "+
+		"reported. `hvictl allow` makes one of an event; hvid keeps it. Others stand in `/etc/hvi/exceptions.toml`, or in a policy, for the domains "+
+		"that name it; each is a table `[[exception]]`, and a file has at most %d. Every condition that is set must be met, and there must be one besides "+
+		"`guard`, `domain` and `kernel`.", policy.MaxExceptions))
+	for _, x := range policy.ExceptionFields() {
+		p.Item("`"+x.Name+"`", x.Meaning+".")
+	}
+	p.Para("Names of processes and modules are what the guest says of itself: who has taken over its kernel can choose them. The place written to and the " +
+		"function that writes are judged by addresses, which can't be chosen.")
 
 	p.Heading("which declaration holds")
 	p.Para("The first of these that says something:")
@@ -91,8 +107,10 @@ rest.`)
 	p.Code("require_attach = true\n\n[guards]\nkernel-text = \"block\"\nsyscall-entry = \"alert\"")
 	p.Para("A domain that another toolstack starts, `/etc/hvi/domains/web1.toml`:")
 	p.Code("mode = \"enforce\"\npolicy = \"web\"")
+	p.Para("An agent that patches the kernels of all domains, in `/etc/hvi/exceptions.toml`:")
+	p.Code("[[exception]]\nguard = \"kernel-text\"\nprocess = \"agent\"\nmodule = \"agent\"\ntarget = \"do_syscall_64\"\nexpires = 2027-12-31")
 	p.Para("Is it right?")
-	p.Code("hvictl policy check /etc/hvi/policies/web.toml /etc/hvi/domains/web1.toml")
+	p.Code("hvictl policy check /etc/hvi/exceptions.toml /etc/hvi/policies/web.toml /etc/hvi/domains/web1.toml")
 	p.SeeAlso("hvictl(1)", "hvi-libvirt(5)", "hvi-xl(5)", "hvid.toml(5)", "hvid(8)")
 	return p
 }
@@ -110,6 +128,7 @@ they do for xl: the last one holds.
 	p.Item("`"+xlplugin.KeyPolicy+"` = <name>", "The set of actions to start from: a built-in policy or one of the admin's own, see hvi-policy(5).")
 	p.Item("`"+xlplugin.KeyGuards+"` = [ <guard=action>, ... ]", "Actions of single guards, each a string.")
 	p.Item("`"+xlplugin.KeyRequireAttach+"` = <1|0>", "Whether the domain may run only while it is attached to.")
+	p.Item("`"+xlplugin.KeyOnEngineFailure+"` = <word>", "What becomes of the domain when hvid fails: `\""+strings.Join(policy.EngineFailures(), "\"` or `\"")+"\"`.")
 	vocabulary(p)
 	p.Heading("what belongs to xl")
 	p.Item("`altp2m = \"external\"`", "Lets hvi use views of the guest's memory of its own, on Intel. hvictl-doctor(1) says whether the host can.")
@@ -148,6 +167,7 @@ isn't looked at.`)
 	p.Item("`mode`", "How far introspection goes: `"+strings.Join(policy.Modes(), "`, `")+"`. It must be there.")
 	p.Item("`policy`", "The set of actions to start from: a built-in policy or one of the admin's own, see hvi-policy(5).")
 	p.Item("`require_attach`", "`yes` or `no`: whether the domain may run only while it is attached to. Under `enforce`, or with this, the domain isn't started while hvid doesn't answer.")
+	p.Item("`on_engine_failure`", "`"+strings.Join(policy.EngineFailures(), "` or `")+"`: what becomes of the domain when hvid fails.")
 	p.Item("`guard`, with `name` and `action`", "The action of one guard. There may be one such element for each guard.")
 	vocabulary(p)
 	p.Heading("gates")

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 const usage = `usage: docgen notice PROGRAM...      every licence of what is linked in
        docgen copyright PROGRAM...   the same as Debian's copyright file
        docgen man DIR VERSION EPOCH  the manual pages, compressed, below DIR
+       docgen schema DIR             the JSON Schemas, in DIR
        docgen settings               the hvid.toml that is installed`
 
 func main() {
@@ -47,6 +49,17 @@ func run(args []string) error {
 		} else if err := writeCopyright(w, all); err != nil {
 			return err
 		}
+	case "schema":
+		for name, s := range schemas() {
+			b, err := writeSchema(s)
+			if err != nil {
+				return err
+			}
+			if err := os.WriteFile(filepath.Join(args[1], name), b, 0o644); err != nil {
+				return err
+			}
+		}
+		return nil
 	case "man":
 		if len(args) != 4 {
 			return errors.New(usage)

@@ -110,7 +110,7 @@ guests from outside. Guests are named by domid, name or UUID.`,
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp))
 	root.AddGroup(&cobra.Group{ID: groupProtection, Title: "Protection:"}, &cobra.Group{ID: groupGuest, Title: "Looking into a guest:"})
 	for _, c := range []*cobra.Command{
-		a.attachCommand(), a.breakpointCommand(), a.createCommand(), a.detachCommand(), a.doctorCommand(), a.eventsCommand(),
+		a.allowCommand(), a.attachCommand(), a.breakpointCommand(), a.createCommand(), a.detachCommand(), a.doctorCommand(), a.eventsCommand(), a.exceptionsCommand(), a.guardsCommand(),
 		a.listCommand(), a.policyCommand(), a.setCommand(), a.statusCommand(), a.viewsCommand(),
 	} {
 		c.GroupID = groupProtection

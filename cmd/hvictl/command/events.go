@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -23,7 +25,7 @@ const (
 
 func (a *app) eventsCommand() *cobra.Command {
 	var q control.EventsQuery
-	var since string
+	var since, until, action, severity string
 	var lines int
 	cmd := &cobra.Command{
 		Use:   "events",
@@ -40,6 +42,7 @@ events that were dropped.`, linesAtOnce, linesFollowing),
 		Example: `  hvictl events
   hvictl events -f
   hvictl events --domain web1 --guard kernel-text --since 24h
+  hvictl events --action blocked --severity high --since 7d --until 1d
   hvictl events --since "2026-05-09 07:00" -o json | jq -r .process.comm
   hvictl events -n 0             all that the log has`,
 		Args:              argCount(0, 0, ""),
@@ -53,7 +56,16 @@ events that were dropped.`, linesAtOnce, linesFollowing),
 				}
 			}
 			var err error
-			if q.Since, err = a.parseSince(cmd, since); err != nil {
+			if q.Since, err = a.parseTime(cmd, "since", since); err != nil {
+				return err
+			}
+			if q.Until, err = a.parseTime(cmd, "until", until); err != nil {
+				return err
+			}
+			if q.Action, err = oneOf(cmd, "action", journal.Action(action), journal.Actions()); err != nil {
+				return err
+			}
+			if q.Severity, err = oneOf(cmd, "severity", journal.Severity(severity), journal.Severities()); err != nil {
 				return err
 			}
 			switch {
@@ -80,7 +92,10 @@ events that were dropped.`, linesAtOnce, linesFollowing),
 	f.IntVarP(&lines, "lines", "n", 0, "show the newest `N` past events; 0 means all")
 	f.StringVar(&q.Domain, "domain", "", "only of the domain with this domid, name or UUID; it need not run any more")
 	f.StringVar(&q.Guard, "guard", "", "only of this guard")
+	f.StringVar(&action, "action", "", "only where this was done: "+words(journal.Actions()))
+	f.StringVar(&severity, "severity", "", "only of this severity or more: "+words(journal.Severities()))
 	f.StringVar(&since, "since", "", "only from this time: 10m, 24h, 7d ago, or 2026-05-09, 2026-05-09 07:29")
+	f.StringVar(&until, "until", "", "only before this time, in the same forms")
 	// The flags exist: it can't fail.
 	_ = cmd.RegisterFlagCompletionFunc("domain", func(cmd *cobra.Command, _ []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		return a.domainNames(cmd)
@@ -89,21 +104,48 @@ events that were dropped.`, linesAtOnce, linesFollowing),
 	for _, g := range policy.Guards() {
 		guards = append(guards, string(g.Name))
 	}
+	_ = cmd.RegisterFlagCompletionFunc("action", cobra.FixedCompletions(strings.Split(words(journal.Actions()), ", "), cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.RegisterFlagCompletionFunc("severity", cobra.FixedCompletions(strings.Split(words(journal.Severities()), ", "), cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("guard", cobra.FixedCompletions(guards, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 
-// parseSince reads a time in one of the forms that people write.
-func (a *app) parseSince(cmd *cobra.Command, s string) (time.Time, error) {
-	if s == "" && !cmd.Flags().Changed("since") {
-		return time.Time{}, nil
+// words lists words for people.
+func words[T ~string](all []T) string {
+	out := make([]string, len(all))
+	for i, w := range all {
+		out[i] = string(w)
 	}
+	return strings.Join(out, ", ")
+}
+
+// oneOf checks the word that a flag was given.
+func oneOf[T ~string](cmd *cobra.Command, flag string, word T, known []T) (T, error) {
+	if !cmd.Flags().Changed(flag) || slices.Contains(known, word) {
+		return word, nil
+	}
+	p := usage(cmd, policy.UnknownWord(flag, string(word), strings.Split(words(known), ", "), policy.Origin{}).Error())
+	return word, p
+}
+
+// span reads a length of time as people write it: of Go's forms, or a number of
+// days as in 30d.
+func span(s string) (time.Duration, bool) {
 	if n := len(s) - 1; n > 0 && s[n] == 'd' {
 		if days, err := strconv.ParseUint(s[:n], 10, 16); err == nil {
-			return a.now().AddDate(0, 0, -int(days)), nil
+			return time.Duration(days) * 24 * time.Hour, true
 		}
 	}
-	if d, err := time.ParseDuration(s); err == nil && d >= 0 {
+	d, err := time.ParseDuration(s)
+	return d, err == nil && d >= 0
+}
+
+// parseTime reads a time in one of the forms that people write.
+func (a *app) parseTime(cmd *cobra.Command, flag, s string) (time.Time, error) {
+	if s == "" && !cmd.Flags().Changed(flag) {
+		return time.Time{}, nil
+	}
+	if d, ok := span(s); ok {
 		return a.now().Add(-d), nil
 	}
 	if t, err := time.Parse(time.RFC3339Nano, s); err == nil {
@@ -114,7 +156,7 @@ func (a *app) parseSince(cmd *cobra.Command, s string) (time.Time, error) {
 			return t, nil
 		}
 	}
-	p := usage(cmd, "--since "+policy.Quote(s)+" is no time")
+	p := usage(cmd, "--"+flag+" "+policy.Quote(s)+" is no time")
 	p.Fix = "write how long ago, as 10m, 24h or 7d, or when, as 2026-05-09 or \"2026-05-09 07:29\""
 	return time.Time{}, p
 }

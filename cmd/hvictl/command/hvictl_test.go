@@ -22,6 +22,7 @@ import (
 	"github.com/xen-hvi/hvi/control"
 	"github.com/xen-hvi/hvi/engine/inspect"
 	"github.com/xen-hvi/hvi/engine/journal"
+	"github.com/xen-hvi/hvi/engine/policy"
 	"github.com/xen-hvi/hvi/engine/printable"
 	"github.com/xen-hvi/hvi/engine/x86"
 )
@@ -44,6 +45,8 @@ type fakeEngine struct {
 	looks     int
 	policy    control.PolicyReport
 	kept      []control.Declaration
+	// exceptions are those there are.
+	exceptions []control.Exception
 	// text replaces what a guest chose, if it is not empty.
 	text string
 }
@@ -794,4 +797,24 @@ func TestCompletion(t *testing.T) {
 	if out, _, code := hvictl(t, "/nonexistent/hvid.sock", cobra.ShellCompRequestCmd, "status", ""); code != 0 || strings.Contains(out, "web1") {
 		t.Errorf("without hvid: exit code %d, %q", code, out)
 	}
+}
+
+func (e *fakeEngine) Exceptions(context.Context) ([]control.Exception, error) {
+	return e.exceptions, e.err
+}
+
+func (e *fakeEngine) Allow(_ context.Context, x policy.Exception) ([]control.Exception, error) {
+	e.asked = "allow " + x.String()
+	e.exceptions = append(e.exceptions, control.Exception{ID: x.ID(), Exception: x, From: control.ExceptionKept})
+	return e.exceptions, e.err
+}
+
+func (e *fakeEngine) Disallow(_ context.Context, ids []string) ([]control.Exception, error) {
+	e.asked = fmt.Sprint("disallow ", ids)
+	return nil, e.err
+}
+
+func (e *fakeEngine) ReloadExceptions(context.Context) ([]control.Exception, error) {
+	e.asked = "reload"
+	return e.exceptions, e.err
 }

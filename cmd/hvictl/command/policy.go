@@ -36,7 +36,7 @@ or set with hvictl. hvid keeps it by the domain's UUID, because xl forgets it.`,
 	set := a.setCommand()
 	set.Example = strings.ReplaceAll(set.Example, "hvictl set", "hvictl policy set")
 	set.Short = "The same as hvictl set"
-	cmd.AddCommand(a.policyShowCommand(), a.policyCheckCommand(), set, a.policyListCommand(), a.policyExportCommand(), a.policyImportCommand())
+	cmd.AddCommand(a.policyShowCommand(), a.policyCheckCommand(), a.policyDiffCommand(), set, a.policyListCommand(), a.policyExportCommand(), a.policyImportCommand())
 	return cmd
 }
 
@@ -119,6 +119,9 @@ func (a *app) policyTable(r control.PolicyReport) {
 		rows = append(rows, []cell{text(g.Name), text(g.Action), text(g.From)})
 	}
 	a.table(a.out, "  ", []string{"SETTING", "VALUE", "FROM"}, rows)
+	for _, e := range r.Exceptions {
+		fmt.Fprintf(a.out, "  permits %s\n", safe(e.String()))
+	}
 }
 
 func (a *app) policyListCommand() *cobra.Command {

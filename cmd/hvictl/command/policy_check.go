@@ -27,9 +27,11 @@ const (
 	kindPolicy  fileKind = "policy"
 	kindDomain  fileKind = "domain"
 	kindDaemon  fileKind = "hvid"
+
+	kindExceptions fileKind = "exceptions"
 )
 
-var fileKinds = []string{string(kindXL), string(kindLibvirt), string(kindPolicy), string(kindDomain), string(kindDaemon)}
+var fileKinds = []string{string(kindXL), string(kindLibvirt), string(kindPolicy), string(kindDomain), string(kindDaemon), string(kindExceptions)}
 
 func (a *app) policyCheckCommand() *cobra.Command {
 	var as, dir string
@@ -40,8 +42,8 @@ func (a *app) policyCheckCommand() *cobra.Command {
 needs neither hvid nor Xen. A file of - is standard input.
 
 The kind of a file is seen from its name and content: a libvirt domain's XML, a
-file of /etc/hvi (hvid.toml, policies/NAME.toml, domains/NAME.toml), or else an xl
-config. --as says it where that is wrong.
+file of /etc/hvi (hvid.toml, exceptions.toml, policies/NAME.toml,
+domains/NAME.toml), or else an xl config. --as says it where that is wrong.
 
 The exit code is 8 if anything is wrong with a file; warnings leave it at 0.`,
 		Example: `  hvictl policy check /etc/xen/*.cfg
@@ -104,8 +106,10 @@ type checked struct {
 	// then.
 	Declares bool                  `json:"declares"`
 	Policy   *control.PolicyReport `json:"policy,omitempty"`
-	Warnings []string              `json:"warnings"`
-	Errors   []string              `json:"errors"`
+	// Exceptions are what it permits.
+	Exceptions []policy.Exception `json:"exceptions,omitempty"`
+	Warnings   []string           `json:"warnings"`
+	Errors     []string           `json:"errors"`
 }
 
 // maxChecked is the longest file that is read: the longest of any kind.
@@ -166,6 +170,8 @@ func (a *app) checkFile(path string, kind fileKind, files *config.Files) checked
 		if conf, err = config.Parse(source, data, files); err == nil {
 			spec = conf.Default
 		}
+	case kindExceptions:
+		c.Exceptions, err = config.ParseExceptions(source, data)
 	case kindPolicy:
 		var named policy.Named
 		named, err = config.ParsePolicy(baseName(path), source, data)
@@ -178,7 +184,7 @@ func (a *app) checkFile(path string, kind fileKind, files *config.Files) checked
 				Mode: policy.ModeEnforce, Preset: named.Name, Named: &named, RequireAttach: named.RequireAttach,
 				Origins: policy.Origins{Mode: policy.Origin{Source: "a domain that names it"}, Preset: at, RequireAttach: named.RequireAttachAt},
 			})
-			c.Policy = r
+			c.Policy, c.Exceptions = r, named.Exceptions
 		}
 	}
 	if err != nil {
@@ -227,6 +233,8 @@ func kindOf(path string, data []byte) fileKind {
 	switch {
 	case filepath.Base(path) == config.DaemonFile:
 		return kindDaemon
+	case filepath.Base(path) == config.ExceptionsFile:
+		return kindExceptions
 	case dir == config.PoliciesDir:
 		return kindPolicy
 	case dir == config.DomainsDir:
@@ -244,6 +252,7 @@ func kindOf(path string, data []byte) fileKind {
 // kindWords name a kind for people.
 var kindWords = map[fileKind]string{
 	kindXL: "xl config", kindLibvirt: "libvirt domain", kindPolicy: "policy", kindDomain: "file for a domain", kindDaemon: "settings of hvid",
+	kindExceptions: "exceptions",
 }
 
 func (a *app) checkedFile(c checked) {
@@ -255,7 +264,7 @@ func (a *app) checkedFile(c checked) {
 	switch {
 	case len(c.Errors) > 0:
 		verdict = cell{count(len(c.Errors), "error", "errors"), red}
-	case !c.Declares && c.Kind != kindPolicy:
+	case !c.Declares && c.Kind != kindPolicy && c.Kind != kindExceptions:
 		verdict = cell{"ok, and declares nothing", plain}
 	}
 	if what != "" {
@@ -264,6 +273,14 @@ func (a *app) checkedFile(c checked) {
 	fmt.Fprintf(a.out, "%s: %s%s\n", c.File, what, a.paint(verdict))
 	if c.Policy != nil {
 		a.policyTable(*c.Policy)
+	}
+	for _, e := range c.Exceptions {
+		if c.Policy == nil {
+			fmt.Fprintf(a.out, "  permits %s\n", safe(e.String()))
+		}
+		if e.Expired(a.now()) {
+			fmt.Fprintf(a.out, "  %s\n", a.paint(cell{"warning: the exception at " + safe(e.Origin.String()) + " has ended", yellow}))
+		}
 	}
 	for _, e := range c.Errors {
 		fmt.Fprintf(a.out, "  %s\n", a.paint(cell{"error: " + safe(e), red}))

@@ -93,16 +93,16 @@ func TestSet(t *testing.T) {
 		code  int
 		says  string
 	}{
-		{"mode of none", control.PolicyWords{}, []string{"--mode", "enforce"}, "set web1 {Mode:enforce Policy: RequireAttach: Guards:[] Where:both}", 0, "web1 (domain 7)"},
-		{"mode alone changed", now, []string{"--mode=observe"}, "set web1 {Mode:observe Policy:ours RequireAttach:yes Guards:[{Name:kernel-text Action:alert}] Where:both}", 0, ""},
-		{"one guard", now, []string{"--guard", "syscall-entry=off"}, "set web1 {Mode:enforce Policy:ours RequireAttach:yes Guards:[{Name:kernel-text Action:alert} {Name:syscall-entry Action:off}] Where:both}", 0, ""},
-		{"a guard again", now, []string{"--guard", " kernel-text = block"}, "set web1 {Mode:enforce Policy:ours RequireAttach:yes Guards:[{Name:kernel-text Action:block}] Where:both}", 0, ""},
-		{"a guard back", now, []string{"--guard=kernel-text=default", "--live"}, "set web1 {Mode:enforce Policy:ours RequireAttach:yes Guards:[] Where:live}", 0, ""},
-		{"require", control.PolicyWords{Mode: "enforce"}, []string{"--require-attach", "--config"}, "set web1 {Mode:enforce Policy: RequireAttach:yes Guards:[] Where:config}", 0, ""},
-		{"require no more", now, []string{"--require-attach=no", "--both"}, "set web1 {Mode:enforce Policy:ours RequireAttach:no Guards:[{Name:kernel-text Action:alert}] Where:both}", 0, ""},
-		{"require back", now, []string{"--require-attach=default"}, "set web1 {Mode:enforce Policy:ours RequireAttach: Guards:[{Name:kernel-text Action:alert}] Where:both}", 0, ""},
-		{"off requires nothing", now, []string{"--mode", "off"}, "set web1 {Mode:off Policy:ours RequireAttach: Guards:[{Name:kernel-text Action:alert}] Where:both}", 0, ""},
-		{"policy", now, []string{"--policy", "default"}, "set web1 {Mode:enforce Policy:default RequireAttach:yes Guards:[{Name:kernel-text Action:alert}] Where:both}", 0, ""},
+		{"mode of none", control.PolicyWords{}, []string{"--mode", "enforce"}, "set web1 {Mode:enforce Policy: RequireAttach: Guards:[] OnEngineFailure: Where:both}", 0, "web1 (domain 7)"},
+		{"mode alone changed", now, []string{"--mode=observe"}, "set web1 {Mode:observe Policy:ours RequireAttach:yes Guards:[{Name:kernel-text Action:alert}] OnEngineFailure: Where:both}", 0, ""},
+		{"one guard", now, []string{"--guard", "syscall-entry=off"}, "set web1 {Mode:enforce Policy:ours RequireAttach:yes Guards:[{Name:kernel-text Action:alert} {Name:syscall-entry Action:off}] OnEngineFailure: Where:both}", 0, ""},
+		{"a guard again", now, []string{"--guard", " kernel-text = block"}, "set web1 {Mode:enforce Policy:ours RequireAttach:yes Guards:[{Name:kernel-text Action:block}] OnEngineFailure: Where:both}", 0, ""},
+		{"a guard back", now, []string{"--guard=kernel-text=default", "--live"}, "set web1 {Mode:enforce Policy:ours RequireAttach:yes Guards:[] OnEngineFailure: Where:live}", 0, ""},
+		{"require", control.PolicyWords{Mode: "enforce"}, []string{"--require-attach", "--config"}, "set web1 {Mode:enforce Policy: RequireAttach:yes Guards:[] OnEngineFailure: Where:config}", 0, ""},
+		{"require no more", now, []string{"--require-attach=no", "--both"}, "set web1 {Mode:enforce Policy:ours RequireAttach:no Guards:[{Name:kernel-text Action:alert}] OnEngineFailure: Where:both}", 0, ""},
+		{"require back", now, []string{"--require-attach=default"}, "set web1 {Mode:enforce Policy:ours RequireAttach: Guards:[{Name:kernel-text Action:alert}] OnEngineFailure: Where:both}", 0, ""},
+		{"off requires nothing", now, []string{"--mode", "off"}, "set web1 {Mode:off Policy:ours RequireAttach: Guards:[{Name:kernel-text Action:alert}] OnEngineFailure: Where:both}", 0, ""},
+		{"policy", now, []string{"--policy", "default"}, "set web1 {Mode:enforce Policy:default RequireAttach:yes Guards:[{Name:kernel-text Action:alert}] OnEngineFailure: Where:both}", 0, ""},
 		{"remove", now, []string{"--remove"}, "clear web1 both", 0, ""},
 		{"remove live", now, []string{"--remove", "--live"}, "clear web1 live", 0, ""},
 
@@ -118,6 +118,10 @@ func TestSet(t *testing.T) {
 		{"no action", now, []string{"--guard=kernel-text"}, "policy web1", exitUsage, "name=action"},
 		{"guard twice", now, []string{"--guard=kernel-text=off", "--guard=kernel-text=alert"}, "policy web1", exitUsage, "twice"},
 		{"block under observe", now, []string{"--mode=observe", "--guard=kernel-text=block"}, "policy web1", exitUsage, "never blocks"},
+		{"stand still", now, []string{"--on-engine-failure=pause"}, "set web1 {Mode:enforce Policy:ours RequireAttach:yes Guards:[{Name:kernel-text Action:alert}] OnEngineFailure:pause Where:both}", 0, ""},
+		{"run on", control.PolicyWords{Mode: "enforce", OnEngineFailure: "pause"}, []string{"--on-engine-failure=default"}, "set web1 {Mode:enforce Policy: RequireAttach: Guards:[] OnEngineFailure: Where:both}", 0, ""},
+		{"kept", control.PolicyWords{Mode: "enforce", OnEngineFailure: "pause"}, []string{"--mode=observe"}, "set web1 {Mode:observe Policy: RequireAttach: Guards:[] OnEngineFailure:pause Where:both}", 0, ""},
+		{"unknown failure", now, []string{"--on-engine-failure=paus"}, "policy web1", exitUsage, `did you mean "pause"`},
 		{"unknown switch", now, []string{"--require-attach=maybe"}, "policy web1", exitUsage, "require_attach"},
 		{"policy's name", now, []string{"--policy=../../etc"}, "policy web1", exitUsage, "policy"},
 	} {

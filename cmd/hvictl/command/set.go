@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/xen-hvi/hvi/config"
 	"github.com/xen-hvi/hvi/control"
 	"github.com/xen-hvi/hvi/engine/policy"
 )
@@ -16,6 +17,7 @@ const wordDefault = "default"
 // settings are the flags of `hvictl set`.
 type settings struct {
 	mode, policy, requireAttach string
+	onEngineFailure             string
 	guards                      []string
 	live, config, both, remove  bool
 }
@@ -39,6 +41,7 @@ A change of a domain that runs takes effect at once. Only root may set.`,
 		Example: `  hvictl set web1 --mode enforce
   hvictl set web1 --guard syscall-entry=alert --guard kernel-text=default
   hvictl set web1 --mode enforce --require-attach --config
+  hvictl set web1 --on-engine-failure pause
   hvictl set web1 --remove`,
 		Args:              argCount(1, 1, aDomain),
 		ValidArgsFunction: a.completeDomain,
@@ -77,6 +80,7 @@ A change of a domain that runs takes effect at once. Only root may set.`,
 	f.StringVar(&s.policy, "policy", "", "the policy to start from: a preset or one below /etc/hvi/policies")
 	f.StringVar(&s.requireAttach, "require-attach", "", "yes: the domain may only run with hvi attached; no; or default")
 	f.Lookup("require-attach").NoOptDefVal = "yes"
+	f.StringVar(&s.onEngineFailure, "on-engine-failure", "", "release: the domain runs on when hvid fails; pause: it stands still until it is protected again; or default")
 	f.StringArrayVar(&s.guards, "guard", nil, "set one guard's action, `NAME=ACTION`, or NAME=default; can be given again")
 	f.BoolVar(&s.live, "live", false, "change the domain that runs")
 	f.BoolVar(&s.config, "config", false, "change what its next start finds")
@@ -85,12 +89,11 @@ A change of a domain that runs takes effect at once. Only root may set.`,
 	// The flags exist: it can't fail.
 	_ = cmd.RegisterFlagCompletionFunc("mode", cobra.FixedCompletions(policy.Modes(), cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("require-attach", cobra.FixedCompletions([]string{"yes", "no", wordDefault}, cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.RegisterFlagCompletionFunc("on-engine-failure", cobra.FixedCompletions(append(policy.EngineFailures(), wordDefault), cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("guard", cobra.FixedCompletions(append(guardWords(), guardDefaults()...), cobra.ShellCompDirectiveNoFileComp))
-	var presets []string
-	for _, p := range policy.Presets() {
-		presets = append(presets, p.Name)
-	}
-	_ = cmd.RegisterFlagCompletionFunc("policy", cobra.FixedCompletions(presets, cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.RegisterFlagCompletionFunc("policy", func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		return policyNames(config.DefaultDir), cobra.ShellCompDirectiveNoFileComp
+	})
 	return cmd
 }
 
@@ -105,7 +108,7 @@ func guardDefaults() []string {
 // where reads the flags that say what is to be changed.
 func (s *settings) where(cmd *cobra.Command) (string, error) {
 	changes := false
-	for _, name := range []string{"mode", "policy", "require-attach", "guard"} {
+	for _, name := range []string{"mode", "policy", "require-attach", "on-engine-failure", "guard"} {
 		changes = changes || cmd.Flags().Changed(name)
 	}
 	given := 0
@@ -121,7 +124,7 @@ func (s *settings) where(cmd *cobra.Command) (string, error) {
 	case s.remove && changes:
 		return "", usage(cmd, "--remove goes with no other setting")
 	case !s.remove && !changes:
-		return "", usage(cmd, "nothing is to be set: give --mode, --policy, --guard, --require-attach or --remove")
+		return "", usage(cmd, "nothing is to be set: give --mode, --policy, --guard, --require-attach, --on-engine-failure or --remove")
 	}
 	return where, nil
 }
@@ -147,6 +150,12 @@ func (s *settings) request(cmd *cobra.Command, now control.PolicyWords) (control
 			req.RequireAttach = ""
 		}
 	}
+	if changed("on-engine-failure") {
+		req.OnEngineFailure = s.onEngineFailure
+		if s.onEngineFailure == wordDefault {
+			req.OnEngineFailure = ""
+		}
+	}
 	b := policy.Builder{Policies: anyPolicy{}}
 	if changed("mode") || req.Mode != "" {
 		b.Mode(req.Mode, policy.Origin{Source: "--mode"})
@@ -156,6 +165,9 @@ func (s *settings) request(cmd *cobra.Command, now control.PolicyWords) (control
 	}
 	if req.RequireAttach != "" || s.requireAttach == "" && changed("require-attach") {
 		b.RequireAttach(req.RequireAttach, policy.Origin{Source: "--require-attach"})
+	}
+	if req.OnEngineFailure != "" || s.onEngineFailure == "" && changed("on-engine-failure") {
+		b.OnEngineFailure(req.OnEngineFailure, policy.Origin{Source: "--on-engine-failure"})
 	}
 	seen := map[string]bool{}
 	for _, g := range s.guards {

@@ -1,0 +1,91 @@
+package engine
+
+import (
+	"encoding/binary"
+
+	"github.com/xen-hvi/hvi/engine/guest"
+	"github.com/xen-hvi/hvi/engine/guest/linux"
+	"github.com/xen-hvi/hvi/engine/journal"
+	"github.com/xen-hvi/hvi/engine/printable"
+	"github.com/xen-hvi/hvi/engine/x86"
+)
+
+// parents returns the processes that led to a task, the nearest first. They are
+// read when the vCPU runs on: a process may have ended meanwhile, and who has the
+// kernel may have changed them.
+func parents(k *linux.Kernel, task x86.VirtAddr) []journal.Parent {
+	o := &k.Offsets.Task
+	if o.RealParent < 0 || o.TGID < 0 || o.Comm < 0 {
+		return nil
+	}
+	as := k.AddressSpace()
+	var out []journal.Parent
+	for len(out) < journal.MaxParents {
+		parent, err := as.ReadPointer(task + x86.VirtAddr(o.RealParent))
+		if err != nil || parent == task || !parent.KernelHalf() || parent&7 != 0 {
+			break
+		}
+		tgid, err := as.ReadUint32(parent + x86.VirtAddr(o.TGID))
+		t := linux.Task{TGID: int32(tgid)}
+		if err != nil || as.Read(parent+x86.VirtAddr(o.Comm), t.Comm[:]) != nil {
+			break
+		}
+		out = append(out, journal.Parent{TGID: t.TGID, Comm: printable.Escape(t.Name())})
+		if t.TGID == 0 {
+			break // the kernel's own
+		}
+		task = parent
+	}
+	return out
+}
+
+// calls returns what on a stack looks like addresses to return to: those in the
+// kernel's code or a module's right behind a call instruction.
+func calls(k *linux.Kernel, stack []byte) []journal.Location {
+	as := k.AddressSpace()
+	var out []journal.Location
+	for ; len(stack) >= 8 && len(out) < journal.MaxCalls; stack = stack[8:] {
+		va := x86.VirtAddr(binary.LittleEndian.Uint64(stack))
+		inKernel := va > k.TextStart && va < k.TextEnd
+		if !inKernel && va < moduleSpace {
+			continue
+		}
+		if !behindCall(&as, va) {
+			continue
+		}
+		l := location(k, va)
+		if !inKernel {
+			var m linux.Module
+			if !k.ModuleAt(va, &m) {
+				continue
+			}
+			// Symbols of modules are not read.
+			l.Module = printable.Escape(m.Name())
+			l.Symbol, l.Offset = l.Module, journal.Hex(va-m.Base)
+		}
+		out = append(out, l)
+	}
+	return out
+}
+
+// moduleSpace is where the kernel's image, and above it its modules, can lie: the
+// last 2 GiB (Documentation/arch/x86/x86_64/mm.rst).
+const moduleSpace = x86.VirtAddr(0xffff_ffff_8000_0000)
+
+// behindCall reports whether an instruction before va could be a call: direct, five
+// bytes long, or indirect through a register or memory (Intel SDM volume 2, CALL).
+func behindCall(as *guest.AddressSpace, va x86.VirtAddr) bool {
+	var b [7]byte
+	if as.Read(va-x86.VirtAddr(len(b)), b[:]) != nil {
+		return false
+	}
+	if b[2] == 0xe8 {
+		return true
+	}
+	for _, n := range []int{2, 3, 4, 6, 7} {
+		if at := len(b) - n; b[at] == 0xff && b[at+1]>>3&7 == 2 {
+			return true
+		}
+	}
+	return false
+}
