@@ -78,13 +78,15 @@ var (
 	descAttach       = desc("hvi_attach_duration_seconds", "Time from a domain's appearance, or the request, until hvi was attached and the domain could run on.")
 	descAttachFail   = desc("hvi_attach_failures_total", "Attempts to attach to a domain that failed.")
 	descRefused      = desc("hvi_gate_refused_total", "Starts of domains that were refused because they must not run without protection.")
+	descKeeper       = desc("hvi_keeper_alive", "Whether a process watches over hvid (1) or none could be started (0).")
+	descKeepers      = desc("hvi_keeper_restarts_total", "Processes that watched over hvid, and died or hung.")
 	descLibvirt      = desc("hvi_libvirt_connected", "Whether hvid is connected to libvirt (1) or not (0); absent where it doesn't try.")
 
 	descs = []*prometheus.Desc{
 		descBuild, descDomains, descInfo, descState, descAsked, descProtects, descHeld, descAttached,
 		descEvents, descStray, descLost, descGuard, descViolations, descPassed, descAllowed,
 		descRecords, descWriteFail, descSyncFail, descTorn, descSubscribers,
-		descDeclarations, descAttach, descAttachFail, descRefused, descLibvirt,
+		descDeclarations, descAttach, descAttachFail, descRefused, descKeeper, descKeepers, descLibvirt,
 	}
 )
 
@@ -119,6 +121,8 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 	ch <- prometheus.MustNewConstSummary(descAttach, h.Attaches, h.AttachTime.Seconds(), nil)
 	count(descAttachFail, h.AttachFailures)
 	count(descRefused, h.GateRefused)
+	gauge(descKeeper, number(h.Keeper.Alive))
+	count(descKeepers, h.Keeper.Restarts)
 	if h.Libvirt != nil {
 		gauge(descLibvirt, number(h.Libvirt.Connected))
 	}

@@ -66,7 +66,7 @@ func fullHost() Host {
 	return Host{
 		Journal:      journal.Stats{Appended: 6, WriteFailures: 1, SyncFailures: 2, TornBytes: 7, Subscribers: 3},
 		Declarations: 9, Attaches: 4, AttachTime: 3 * time.Second / 2, AttachFailures: 5, GateRefused: 8,
-		Libvirt: &Libvirt{Connected: true},
+		Libvirt: &Libvirt{Connected: true}, Keeper: Keeper{Alive: true, Restarts: 2},
 	}
 }
 
@@ -168,6 +168,12 @@ hvi_journal_torn_bytes 7
 # HELP hvi_journal_write_failures_total Records that could not be written to the journal.
 # TYPE hvi_journal_write_failures_total counter
 hvi_journal_write_failures_total 1
+# HELP hvi_keeper_alive Whether a process watches over hvid (1) or none could be started (0).
+# TYPE hvi_keeper_alive gauge
+hvi_keeper_alive 1
+# HELP hvi_keeper_restarts_total Processes that watched over hvid, and died or hung.
+# TYPE hvi_keeper_restarts_total counter
+hvi_keeper_restarts_total 2
 # HELP hvi_libvirt_connected Whether hvid is connected to libvirt (1) or not (0); absent where it doesn't try.
 # TYPE hvi_libvirt_connected gauge
 hvi_libvirt_connected 1

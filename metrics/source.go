@@ -76,8 +76,17 @@ type Host struct {
 	// GateRefused counts starts that were refused because the domain must not
 	// run without protection.
 	GateRefused uint64
+	// Keeper is the process that watches over hvid.
+	Keeper Keeper
 	// Libvirt is nil where hvid does not talk to libvirt.
 	Libvirt *Libvirt
+}
+
+// Keeper is the state of the process that watches over hvid. Restarts counts those
+// that had to follow one that died or hung.
+type Keeper struct {
+	Alive    bool
+	Restarts uint64
 }
 
 // Libvirt is the state of the connection to libvirt.

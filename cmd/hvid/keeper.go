@@ -68,6 +68,11 @@ func keep(_ context.Context, opt cli.Options) error {
 	if err != nil {
 		return err
 	}
+	// What takes long is done.
+	raisePriority(set.log)
+	if err := keeper.DropCapabilities(); err != nil {
+		set.log.Warn("the keeper keeps its capabilities", "err", err)
+	}
 	err = keeper.Serve(keeper.Duty{
 		HVID: opt.Of, Log: set.log,
 		Recover: func(why string) error { return takeOver(host, set, opt.Of, why) },

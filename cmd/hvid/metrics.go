@@ -60,6 +60,8 @@ func (g gauge) Host() metrics.Host {
 		Attaches: n.Attaches, AttachTime: n.AttachTime, AttachFailures: n.AttachFailures,
 		GateRefused: g.api.refused.Load(),
 	}
+	k := g.api.keeper()
+	h.Keeper = metrics.Keeper{Alive: k.Alive, Restarts: k.Restarts}
 	if v := g.api.virt; v != nil && v.expected() {
 		h.Libvirt = &metrics.Libvirt{Connected: v.up.Load()}
 	}

@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/xen-hvi/hvi/engine/keeper"
 )
 
@@ -85,6 +87,15 @@ func playKeeper(dir string) error {
 	of, err := strconv.Atoi(os.Getenv("HVI_KEEPER_TEST_OF"))
 	if err != nil {
 		return err
+	}
+	if err := keeper.DropCapabilities(); err != nil {
+		if !errors.Is(err, syscall.ENOTSUP) {
+			return err
+		}
+		// The race detector is linked with C.
+		if err := os.WriteFile(filepath.Join(dir, "keeps"), nil, 0o600); err != nil {
+			return err
+		}
 	}
 	return keeper.Serve(keeper.Duty{
 		HVID: of, Budget: testBudget, Log: slog.New(slog.DiscardHandler),
@@ -301,6 +312,33 @@ func TestInOrder(t *testing.T) {
 	h.tell("fail")
 	if why := h.recovered(); why != "hvid died" {
 		t.Errorf("recovered because %q", why)
+	}
+}
+
+// TestCapabilities looks at each thread of a keeper that watches.
+func TestCapabilities(t *testing.T) {
+	t.Parallel()
+	h := start(t)
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", h.keeper))
+	if err != nil || len(threads) == 0 {
+		t.Fatalf("%d threads: %v", len(threads), err)
+	}
+	if _, err := os.Stat(filepath.Join(h.dir, "keeps")); err == nil {
+		t.Skip("this program is linked with C")
+	}
+	for _, file := range threads {
+		status, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, caps, _ := strings.Cut(string(status), "CapPrm:")
+		var has uint64
+		if _, err := fmt.Sscanf(caps, "%x", &has); err != nil {
+			t.Fatal(err)
+		}
+		if has&^(1<<unix.CAP_IPC_LOCK) != 0 {
+			t.Errorf("%s: capabilities %#x", file, has)
+		}
 	}
 }
 

@@ -73,9 +73,9 @@ func Serve(d Duty) error {
 	return d.Recover(why)
 }
 
-// Harden is to be called first. It has this process survive a shortage of memory: no page of it is taken away,
-// and the kernel looks elsewhere for whom to end. Both need rights that it may not
-// have; it works without, too.
+// Harden is to be called first. It has this process survive a shortage of memory:
+// no page of it is taken away, and the kernel looks elsewhere for whom to end. Both
+// need rights that it may not have; it works without, too.
 func Harden(log *slog.Logger) {
 	if err := syscall.Mlockall(syscall.MCL_CURRENT | syscall.MCL_FUTURE); err != nil {
 		log.Warn("the keeper's memory is not locked", "err", err)

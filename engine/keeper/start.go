@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -192,7 +193,7 @@ func (k *Keeper) run(ctx context.Context, ready func()) error {
 	cmd.ExtraFiles = []*os.File{fdSocket - 3: far, fdPage - 3: k.file}
 	// A group of its own: what a terminal sends to hvid's is not for it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	err = cmd.Start()
+	err = startOrdinary(cmd)
 	far.Close()
 	if err != nil {
 		return err
@@ -214,6 +215,21 @@ func (k *Keeper) run(ctx context.Context, ready func()) error {
 		err = errors.New("it ended by itself")
 	}
 	return err
+}
+
+// startOrdinary starts a program as an ordinary process, whatever priority this one
+// has: it takes a while, which guests that wait for this process are not to feel. The
+// program may raise itself when it has begun.
+func startOrdinary(cmd *exec.Cmd) error {
+	done := make(chan error)
+	go func() {
+		// Never unlocked: the thread, whose priority nobody wants, ends with it.
+		runtime.LockOSThread()
+		// Where it is refused the keeper is started all the same.
+		_ = syscall.Setpriority(syscall.PRIO_PROCESS, syscall.Gettid(), 0)
+		done <- cmd.Start()
+	}()
+	return <-done
 }
 
 func (k *Keeper) set(f func(*State)) {
