@@ -53,7 +53,7 @@ func Serve(d Duty) error {
 	if err != nil {
 		return errors.Join(err, f.Close())
 	}
-	defer p.close()
+	defer func() { _ = p.close() }() // it goes with the process, too
 	if err := f.Close(); err != nil {
 		return fmt.Errorf("keeper: %w", err)
 	}
