@@ -69,6 +69,7 @@ type Engine struct {
 	domains map[xen.DomID]*domain
 	changed chan struct{} // closed and replaced when a domain comes in
 	closing bool
+	closed  chan struct{} // when closing begins
 
 	attaches, attachFailures atomic.Uint64
 	attachTime               atomic.Int64
@@ -128,7 +129,12 @@ type domain struct {
 // New returns an engine that knows no domain. Recover first if a ledger may be
 // left from an earlier run.
 func New(opt Options) *Engine {
-	return &Engine{opt: opt, domains: make(map[xen.DomID]*domain), changed: make(chan struct{}), readers: make(chan struct{}, maxReaders)}
+	e := &Engine{
+		opt: opt, domains: make(map[xen.DomID]*domain), changed: make(chan struct{}), closed: make(chan struct{}),
+		readers: make(chan struct{}, maxReaders),
+	}
+	go e.watchActivity()
+	return e
 }
 
 // ErrClosing is returned for operations after Close has begun.
@@ -723,6 +729,9 @@ func (s *Session) ended() bool {
 // tells the next engine, and Recover.
 func (e *Engine) Close() error {
 	e.mu.Lock()
+	if !e.closing {
+		close(e.closed)
+	}
 	e.closing = true
 	ds := make([]*domain, 0, len(e.domains))
 	for _, d := range e.domains {

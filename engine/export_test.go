@@ -1,6 +1,8 @@
 package engine
 
 import (
+	"time"
+
 	"context"
 	"errors"
 	"log/slog"
@@ -51,11 +53,12 @@ func (r *Reporter) Flush()                  { r.s.flush() }
 func (r *Reporter) Summarize()              { r.s.summarize() }
 func (r *Reporter) Unrecorded() uint64      { return r.s.unrecorded.Load() }
 
-// ScanForTest has the session of a domain scan as in n ticks.
+// ScanForTest has the session of a domain scan as in n ticks, in which the guest works.
 func (e *Engine) ScanForTest(id xen.DomID, n int) {
 	s := e.byID(id).current()
 	s.do(func() {
 		for range n {
+			s.activity.busy.Store(int64(time.Since(s.activity.began)))
 			s.scanSome()
 		}
 	})

@@ -68,6 +68,7 @@ type lookResult struct {
 type lookDue struct {
 	guard guard.Guard
 	at    time.Time
+	lazy  lazy
 }
 
 // startLooks begins to look for all guards of the policy that do.
@@ -77,7 +78,7 @@ func (s *Session) startLooks() {
 	now := time.Now()
 	for _, g := range guard.All() {
 		if g.Look != nil && s.policy.Action(g.Name) != policy.ActionOff {
-			due = append(due, lookDue{g, now.Add(rand.N(s.firstLook))})
+			due = append(due, lookDue{guard: g, at: now.Add(rand.N(s.firstLook))})
 		}
 	}
 	if len(due) == 0 {
@@ -95,7 +96,7 @@ func (s *Session) startLooks() {
 	s.looks = l
 	go func() {
 		defer close(l.ended)
-		look(ctx, s.hv, s.info, s.kernel, due, l.results)
+		look(ctx, s.hv, s.info, s.kernel, s.activity, due, l.results)
 	}()
 }
 
@@ -119,7 +120,7 @@ func (s *Session) found() <-chan lookResult {
 }
 
 // look looks, until ctx ends.
-func look(ctx context.Context, hv Hypervisor, info xen.DomainInfo, k *linux.Kernel, due []lookDue, results chan<- lookResult) {
+func look(ctx context.Context, hv Hypervisor, info xen.DomainInfo, k *linux.Kernel, guest *activity, due []lookDue, results chan<- lookResult) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -135,10 +136,16 @@ func look(ctx context.Context, hv Hypervisor, info xen.DomainInfo, k *linux.Kern
 			if d.guard.Name != next.guard.Name {
 				continue
 			}
+			looks := d.lazy.due(guest, time.Now())
 			r := lookResult{guard: d.guard.Name}
-			r.verdict, r.err = lookOnce(ctx, hv, info, k, d.guard.Look.Checks)
+			if looks {
+				r.verdict, r.err = lookOnce(ctx, hv, info, k, d.guard.Look.Checks)
+			}
 			j := d.guard.Look.Jitter()
 			d.at = time.Now().Add(d.guard.Look.Every - j + rand.N(2*j))
+			if !looks {
+				continue
+			}
 			select {
 			case <-ctx.Done():
 				return

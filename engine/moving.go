@@ -27,6 +27,7 @@ import (
 // the session goroutine's.
 type moving struct {
 	timer  *time.Ticker
+	lazy   lazy
 	frames map[x86.GFN]x86.VirtAddr
 	failed int          // looks in a row
 	blind  *GuardStatus // what the guard was before it was said to see nothing

@@ -42,6 +42,20 @@ type scan struct {
 	order    []int       // of this round
 	next     int         // in order
 	suspects map[int]int // parts with a change, and how often it was seen
+
+	// lazy is that of the rounds, of which the next is due at nextRound.
+	lazy      lazy
+	nextRound time.Time
+}
+
+// due reports whether a new round is to begin.
+func (sc *scan) due(guest *activity) bool {
+	now := time.Now()
+	if now.Before(sc.nextRound) && !guest.busySince(sc.lazy.last) {
+		return false
+	}
+	sc.nextRound = now.Add(time.Duration(scanTicks) * scanTick)
+	return sc.lazy.due(guest, now)
 }
 
 // startScans begins to scan for the guards that the tier can't carry and that can
@@ -106,6 +120,9 @@ func (s *Session) scanSome() {
 		share := len(sc.order)/scanTicks + 1
 		for n := 0; n < share && time.Now().Before(until); n++ {
 			if sc.next == len(sc.order) {
+				if !sc.due(s.activity) {
+					break
+				}
 				sc.order, sc.next = rand.Perm(sc.scanner.Parts()), 0
 			}
 			part := sc.order[sc.next]

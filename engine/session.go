@@ -40,6 +40,8 @@ type Session struct {
 	// holdOnFailure keeps the domain held if it cannot be attached to.
 	holdOnFailure bool
 
+	activity *activity
+
 	commands chan func()
 	quit     chan struct{} // closed when the goroutine has ended
 
@@ -67,6 +69,7 @@ type Session struct {
 	// views, and viewCheck, are set while the domain runs in a view of ours.
 	views     viewsStatus
 	viewCheck *time.Ticker
+	viewLazy  lazy
 	hidden    hidden // breakpoints
 	finished  bool
 	// newPulse gives the ring thread what it tells of itself by; dropPulse gives
@@ -96,7 +99,7 @@ func newSession(hv Hypervisor, l *ledger.Ledger, rec Recorder, log *slog.Logger,
 	s := &Session{
 		hv: hv, ledger: l, record: rec, info: info, policy: p,
 		log:      log.With("domid", info.ID, "domain", name, "uuid", info.UUID),
-		commands: make(chan func()), quit: make(chan struct{}), newPulse: unwatched,
+		activity: newActivity(time.Now()), commands: make(chan func()), quit: make(chan struct{}), newPulse: unwatched,
 	}
 	st := Status{Info: info, Name: name, State: StateDeclared, Decided: true, Policy: p, PolicySource: decl.Source, PolicyFrom: decl.From}
 	st.Guards = pendingGuards(p)
@@ -289,9 +292,13 @@ func (s *Session) run(attached chan<- error) {
 		case l := <-s.found():
 			s.tell(l)
 		case <-s.viewCheckDue():
-			s.checkView()
+			if s.viewLazy.due(s.activity, time.Now()) {
+				s.checkView()
+			}
 		case <-s.movingDue():
-			s.followMoving()
+			if s.moving.lazy.due(s.activity, time.Now()) {
+				s.followMoving()
+			}
 		case g := <-s.goneFrames():
 			s.letGoOf(g)
 		case <-s.server.Done():

@@ -17,9 +17,9 @@ import (
 // the guest's memory is logged for a live migration. So the view is looked at now
 // and then, and what was lost is restricted again.
 
-// viewCheckInterval is how long a lost restriction goes unnoticed at most. To look
-// at the 3,600 frames of a kernel's text takes as many hypercalls, of about a
-// microsecond each.
+// viewCheckInterval is how long a lost restriction goes unnoticed at most, unless the
+// guest is quiet. To look at the 3,600 frames of a kernel's text takes as many
+// hypercalls, of about a microsecond each.
 const viewCheckInterval = 10 * time.Second
 
 // watchView begins to look at the current view, if it is one of ours.

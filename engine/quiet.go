@@ -1,0 +1,106 @@
+package engine
+
+import (
+	"maps"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/xen-hvi/hvi/engine/xen"
+)
+
+// A host runs many guests that do next to nothing, and to look into each of them as
+// often as into one that works would cost more than it tells: a guest that does not
+// run can't change. So Xen is asked each second how long each guest has run, and what
+// is done now and then is done less often for one that has been quiet since the last
+// time. One that does something is looked at as soon as it would be anyway.
+
+const (
+	// activityEvery is how often Xen is asked.
+	activityEvery = time.Second
+	// quietPart is the part of one processor's time that a quiet guest uses less
+	// than: 5 ms in a second. A kernel's own timers take about one; to start a
+	// program takes several, and to load a module more.
+	quietPart = 200
+	// mostSkipped is how often in a row something is left out, so that a guest which
+	// keeps quiet on purpose is looked at all the same.
+	mostSkipped = 9
+)
+
+// activity is what is known of how a guest runs. It is safe for concurrent use, but
+// for sample.
+type activity struct {
+	// busy is when the guest was last seen not to be quiet, in nanoseconds since
+	// began.
+	busy  atomic.Int64
+	began time.Time
+
+	ran     time.Duration // at the last sample
+	sampled time.Time
+}
+
+// newActivity is that of a guest of which nothing is known yet.
+func newActivity(now time.Time) *activity { return &activity{began: now, sampled: now} }
+
+// sample takes in how long the guest has run in all.
+func (a *activity) sample(now time.Time, ran time.Duration) {
+	if ran-a.ran > now.Sub(a.sampled)/quietPart {
+		a.busy.Store(int64(now.Sub(a.began)))
+	}
+	a.ran, a.sampled = ran, now
+}
+
+// busySince reports whether the guest was seen busy after t.
+func (a *activity) busySince(t time.Time) bool {
+	return a.busy.Load() > int64(t.Sub(a.began))
+}
+
+// lazy leaves out what is due for a quiet guest.
+type lazy struct {
+	last    time.Time // when it was done
+	skipped int       // since then
+}
+
+// due is called when it is time, and reports whether it is to be done now.
+func (l *lazy) due(a *activity, now time.Time) bool {
+	if !a.busySince(l.last) && l.skipped < mostSkipped {
+		l.skipped++
+		return false
+	}
+	l.last, l.skipped = now, 0
+	return true
+}
+
+// watchActivity samples the guests of all sessions until the engine is closed.
+func (e *Engine) watchActivity() {
+	t := time.NewTicker(activityEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-e.closed:
+			return
+		case now := <-t.C:
+			e.sample(now, func(id xen.DomID) (time.Duration, error) {
+				info, err := e.opt.Hypervisor.Domain(id)
+				return info.CPUTime, err
+			})
+		}
+	}
+}
+
+// sample asks how long each protected guest has run.
+func (e *Engine) sample(now time.Time, ran func(xen.DomID) (time.Duration, error)) {
+	e.mu.Lock()
+	domains := slices.Collect(maps.Values(e.domains))
+	e.mu.Unlock()
+	for _, d := range domains {
+		s := d.current()
+		if s == nil || s.ended() {
+			continue
+		}
+		// A domain that has gone is noticed elsewhere.
+		if n, err := ran(d.info.ID); err == nil {
+			s.activity.sample(now, n)
+		}
+	}
+}
