@@ -11,7 +11,7 @@ VERSION ?=
 # Beside them, on demand: the same roads on the other processor (package-xl-intel,
 # package-libvirt-intel, xl-roads-intel, xl-roads-amd), parts of those
 # (package-units, package-metadata-intel), and what takes long by itself: tiers-amd,
-# package-upgrade, breakpoints with ten times the hits, xl-coredump-whole, attacks with its
+# package-upgrade, idle, breakpoints with ten times the hits, xl-coredump-whole, attacks with its
 # siblings attacks-next, -access and -amd, looks-intel, looks-amd, slowdown,
 # engine-killed and engine-killed-amd with ten times the kills,
 # linux-matrix and linux-hidden, which take each kernel's memory, linux-live, which
