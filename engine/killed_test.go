@@ -322,6 +322,9 @@ var deaths = []struct {
 func TestKilledAnywhere(t *testing.T) {
 	for _, c := range lives {
 		t.Run(c.name, func(t *testing.T) {
+			if testing.Short() && c.name != "views" {
+				t.Skip("one life in a short run")
+			}
 			w := newKilledWorld(t, c.cfg, c.spec)
 			kills, again := 0, 0
 			for _, how := range deaths {
@@ -377,7 +380,11 @@ func (w *world) free(when string, pauses int) {
 // TestKilledAtRandom does the same a thousand times, at random: another life each
 // time, with as many deaths of those who recover as it takes.
 func TestKilledAtRandom(t *testing.T) {
-	const kills, seed = 1000, 1
+	const seed = 1
+	kills := 1000
+	if testing.Short() {
+		kills = 50
+	}
 	random := rand.New(rand.NewPCG(seed, seed))
 	worlds := make([]*world, len(lives))
 	for n := 0; n < kills; {
@@ -413,6 +420,9 @@ func TestKilledAtRandom(t *testing.T) {
 // is protected it stands still, whenever hvid dies, until it is protected again, or
 // somebody says that it may run.
 func TestKilledFailClosed(t *testing.T) {
+	if testing.Short() {
+		t.Skip("not in a short run")
+	}
 	w := newKilledWorld(t, xentest.Config{}, xentest.Spec{VCPUs: 2})
 	w.decl.Spec.OnEngineFailure = policy.Pause
 	held := 0
