@@ -27,7 +27,7 @@ func init() {
 			Brief:       "Each attack with the guards off, under observe and under enforce, " + s.on,
 			Emulator:    s.emulator,
 			GuestKernel: s.kernel,
-			Timeout:     40 * time.Minute,
+			Timeout:     75 * time.Minute,
 			Run:         func(t *T) error { return attacks(t, s.altp2m) },
 		})
 	}
