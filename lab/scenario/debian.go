@@ -51,6 +51,26 @@ func (t *T) Apt(args ...string) (*Output, error) {
 	return t.Exec("env", append([]string{"DEBIAN_FRONTEND=noninteractive", "apt-get", "-y", "-q"}, args...)...)
 }
 
+// keeperWatches checks the keeper of the hvid that systemd runs: it is there, has
+// hvid's priority and locked memory, and no capabilities.
+func (t *T) keeperWatches() error {
+	v, err := client.Version(t.ctx)
+	if err != nil {
+		return err
+	}
+	if !t.Check(v.Keeper.Alive && v.Keeper.Restarts == 0, "a keeper watches over hvid: %+v", v.Keeper) {
+		text, _ := t.Journal("hvid.service")
+		return fmt.Errorf("hvid.service: %s", lastLines(text, 8))
+	}
+	out, err := t.Sh(fmt.Sprintf("grep -E '^(CapPrm|VmLck):' /proc/%d/status; cut -d' ' -f19 /proc/%[1]d/stat", v.Keeper.PID))
+	if err != nil {
+		return err
+	}
+	f := strings.Fields(out.Stdout)
+	t.Check(len(f) == 6 && f[1] != "0" && f[4] == "0000000000000000" && f[5] == "-15", "its locked memory, capabilities and priority: %q", f)
+	return nil
+}
+
 // FailedUnits returns the units that systemd counts as failed.
 func (t *T) FailedUnits() ([]string, error) {
 	out, err := t.Systemctl("--failed", "--plain", "--no-legend", "--full")

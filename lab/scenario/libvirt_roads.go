@@ -181,6 +181,9 @@ func packageLibvirt(t *T, intel bool, parts ...func(*virtRoads)) error {
 		status, _ := t.Systemctl("status", "--full", "--lines=30", unit)
 		return fmt.Errorf("%s does not run: %s; apt said: %s", unit, lastLines(status.String(), 40), lastLines(apt.String(), 12))
 	}
+	if err := t.keeperWatches(); err != nil {
+		return err
+	}
 	out, err := t.Virsh("version")
 	if err != nil {
 		return err

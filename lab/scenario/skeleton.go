@@ -702,6 +702,8 @@ func (g *Guest) doctor(tier control.Tier, code int) error {
 	for _, c := range r.Checks {
 		t.Check(c.Status == control.CheckOK || c.Detail != "" && (c.Fix != "" || c.Status == control.CheckInfo), "%s: %s, or what and how to mend it: %q %q", c.Name, c.Status, c.Detail, c.Fix)
 	}
+	i := slices.IndexFunc(r.Checks, func(c control.Check) bool { return c.Name == "keeper" })
+	t.Check(i >= 0 && r.Checks[i].Status == control.CheckOK && strings.Contains(r.Checks[i].Detail, "watches over hvid"), "the keeper is alive: %+v", r.Checks)
 	t.Check(len(r.Checks) > 3 && strings.Contains(r.Checks[0].Detail, m.Xen), "it names Xen's release: %+v", r.Checks[0])
 	if t.Check(len(r.Domains) == 1, "it examines the guest: %d", len(r.Domains)) {
 		d := r.Domains[0]

@@ -69,6 +69,9 @@ func packageXL(t *T, intel bool, parts ...func(*roads)) error {
 		text, _ := t.Journal("hvid.service")
 		return fmt.Errorf("hvid.service: %s", lastLines(text, 8))
 	}
+	if err := t.keeperWatches(); err != nil {
+		return err
+	}
 	rs, err := newRoads(t, intel, nil)
 	if err != nil {
 		return err
