@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -39,6 +40,15 @@ func (b *Builder) Payload(ctx context.Context, file string, plan []string, bare 
 			continue
 		}
 		if err := l.file(p.dest, built, 0o755); err != nil {
+			return err
+		}
+	}
+	if slices.Contains(plan, listenerScenario) {
+		listener, err := b.listener(ctx)
+		if err != nil {
+			return err
+		}
+		if err := l.file("usr/bin/listener", listener, 0o755); err != nil {
 			return err
 		}
 	}

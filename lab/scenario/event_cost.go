@@ -1,0 +1,99 @@
+package scenario
+
+import (
+	"fmt"
+	"math"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/xen-hvi/hvi/control"
+)
+
+func init() {
+	Register(Scenario{
+		Name:     "event-cost",
+		Brief:    "What a write that is let through costs a guest: with hvi, and with the least that C can do",
+		Emulator: Bochs,
+		Timeout:  40 * time.Minute,
+		Run:      eventCost,
+	})
+}
+
+// maxOverC bounds hvi's cost of an event, which it looks into and judges, by that of
+// a listener in C that only answers.
+const maxOverC = 1.15
+
+// eventCost has a guest's kernel patch itself: with hvi, without anybody, and with
+// the listener of lab/image/files/listener.c, which restricts the same frames. The
+// emulated clock counts instructions, those of Xen and of dom0 among them.
+func eventCost(t *T) error {
+	if _, err := t.StartHVID(); err != nil {
+		return err
+	}
+	g, st, err := t.protectedGuest(enforce, control.StateProtecting)
+	if err != nil {
+		return err
+	}
+	var frames strings.Builder
+	for _, v := range st.Views {
+		for _, r := range v.Restricted {
+			fmt.Fprintf(&frames, "%d %d\n", uint64(r.First), r.Count)
+		}
+	}
+	writes, hvi, err := g.measure()
+	if err != nil {
+		return err
+	}
+	if err := t.HVICtl(nil, "detach", g.Name); err != nil {
+		return err
+	}
+	nobody, err := g.patchesAgain()
+	if err != nil {
+		return err
+	}
+	const list, out = "/tmp/frames", "/tmp/listener"
+	if err := os.WriteFile(list, []byte(frames.String()), 0o600); err != nil {
+		return err
+	}
+	if _, err := t.Sh(fmt.Sprintf("listener %d <%s >%s 2>&1 & echo $! >%[3]s.pid", g.ID, list, out)); err != nil {
+		return err
+	}
+	err = t.Eventually(protectLimit, "the listener is ready", func() (bool, error) {
+		b, err := os.ReadFile(out)
+		return string(b) == "ready\n", err
+	})
+	if err != nil {
+		return err
+	}
+	c, err := g.patchesAgain()
+	if err != nil {
+		return err
+	}
+	said, err := t.Sh(fmt.Sprintf("kill $(cat %s.pid); while kill -0 $(cat %[1]s.pid) 2>/dev/null; do sleep 0.1; done; tail -n 1 %[1]s", out))
+	if err != nil {
+		return err
+	}
+	var seen, others uint64
+	if _, err := fmt.Sscanf(said.Stdout, "events %d others %d", &seen, &others); err != nil {
+		return fmt.Errorf("the listener ends with %q: %w", said.Stdout, err)
+	}
+	// It saw a round more.
+	t.Check(seen == writes/patchRounds*(patchRounds+1) && others == 0, "the listener sees the same %d writes: %d, %d others", writes, seen, others)
+	each := func(d time.Duration) float64 { return (d - nobody).Seconds() * instructionsPerSecond / float64(writes) }
+	ratio := each(hvi) / each(c)
+	t.Fact("writes", writes)
+	t.Fact("instructions_per_event.hvi", int64(each(hvi)))
+	t.Fact("instructions_per_event.c", int64(each(c)))
+	t.Fact("instructions_per_event.ratio", math.Round(ratio*1000)/1000)
+	t.Check(ratio <= maxOverC, "an event costs %.0f instructions with hvi and %.0f with C: %.2f times as many", each(hvi), each(c), ratio)
+	return g.Shutdown()
+}
+
+// patchesAgain is patches, after they were made once.
+func (g *Guest) patchesAgain() (time.Duration, error) {
+	if _, err := g.patches(1); err != nil {
+		return 0, err
+	}
+	return g.patches(patchRounds)
+}
