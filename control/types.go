@@ -292,6 +292,11 @@ type Failure struct {
 type Counters struct {
 	// RingEvents is the number of requests answered on the monitor ring.
 	RingEvents uint64 `json:"ring_events"`
+	// RingBusy is about how long hvid's thread for this domain has worked, and
+	// RingPeak how many requests were waiting at once at most, of the 30 or so that
+	// the ring holds.
+	RingBusy time.Duration `json:"ring_busy_ns"`
+	RingPeak int           `json:"ring_peak"`
 	// Alerted and Blocked count the violations by what was done about them,
 	// Found those that were found afterwards.
 	Alerted uint64 `json:"alerted"`

@@ -138,6 +138,7 @@ func (s *Session) Status() Status {
 	st.Guards = append([]GuardStatus(nil), st.Guards...)
 	if srv := s.serverRef.Load(); srv != nil {
 		st.Events = srv.Total()
+		st.Served, st.RingPeak = srv.Served()
 	}
 	st.Breakpoints = nil
 	for _, b := range st.points {

@@ -311,7 +311,7 @@ func domainStatus(st engine.Status) control.DomainStatus {
 		AttachedAt: st.AttachedAt, PolicySource: st.PolicySource, PolicyFrom: control.PolicyFrom(st.PolicyFrom),
 		RequireAttach: st.Policy.RequireAttach, Held: st.Held,
 		Counters: control.Counters{
-			RingEvents: st.Events, RecordsLost: st.Unrecorded, Stepped: st.Stepped, Emulated: st.Emulated, Restored: st.Restored,
+			RingEvents: st.Events, RingBusy: st.Served, RingPeak: st.RingPeak, RecordsLost: st.Unrecorded, Stepped: st.Stepped, Emulated: st.Emulated, Restored: st.Restored,
 			ShadowReads: st.Hidden.Reads, ShadowWrites: st.Hidden.Writes, Concealed: st.Hidden.Concealed, GuestBreakpoints: st.Hidden.Returned,
 		},
 		Views: views(st.Views),
