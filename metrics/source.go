@@ -52,7 +52,7 @@ type Domain struct {
 // Guard is one guard of a domain.
 type Guard struct {
 	Name string
-	// Action is what the policy sets: "off", "alert" or "block".
+	// Action is what the policy sets, in its words: "block".
 	Action string
 	// State is "pending", "armed", "off", "unavailable", "degraded" or "scanning".
 	State string

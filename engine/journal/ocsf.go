@@ -44,10 +44,10 @@ func (r *Record) OCSF() map[string]any {
 		evidence["actor"] = object{"process": r.Process.ocsf()}
 	}
 	action, actionID, disposition, dispositionID := "Allowed", ocsfActionAllowed, "Alert", ocsfDispositionAlert
-	switch r.Action {
-	case Blocked:
+	switch {
+	case r.prevented():
 		action, actionID, disposition, dispositionID = "Denied", ocsfActionDenied, "Blocked", ocsfDispositionBlocked
-	case Found:
+	case r.late():
 		disposition, dispositionID = "Detected", ocsfDispositionDetected
 	}
 	sev := r.severity()

@@ -52,10 +52,15 @@ const (
 	Blocked Action = "blocked"
 	// Found: the violation took place unseen, and was found afterwards.
 	Found Action = "found"
+	// Paused: the violation was reported, and the domain paused for it. Whether it took
+	// place, Record.Prevented says.
+	Paused Action = "paused"
+	// ShutDown: likewise, and the domain was shut down.
+	ShutDown Action = "shut-down"
 )
 
 // Actions returns the actions there are.
-func Actions() []Action { return []Action{Alerted, Blocked, Found} }
+func Actions() []Action { return []Action{Alerted, Blocked, Found, Paused, ShutDown} }
 
 // TargetKind says what a violation was aimed at.
 type TargetKind string
@@ -89,6 +94,9 @@ type Record struct {
 	// Guard is the name of the guard as written in a policy, "kernel-text".
 	Guard  string `json:"guard"`
 	Action Action `json:"action"`
+	// Prevented says, where Action is Paused or ShutDown, that the violation did not
+	// take place; where it is not set the violation was found afterwards.
+	Prevented bool `json:"prevented,omitempty"`
 	// Severity says how much it matters. Append sets it where it is empty; records of
 	// before there were any have none.
 	Severity Severity `json:"severity,omitempty"`
@@ -374,7 +382,7 @@ func (b *HexBytes) UnmarshalText(t []byte) error {
 // program reads the fields.
 func (r *Record) Summary() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s: %s %s: ", r.Domain.Name, printable.Text(r.Guard), printable.Text(r.Action))
+	fmt.Fprintf(&b, "%s: %s %s: ", r.Domain.Name, printable.Text(r.Guard), r.done())
 	if n := r.Detail.Suppressed; n > 0 {
 		fmt.Fprintf(&b, "%d more violations within a second, too many to record each", n)
 		return b.String()
@@ -394,7 +402,7 @@ func (r *Record) Summary() string {
 	if r.Before.known() || r.Attempted.known() {
 		fmt.Fprintf(&b, ", %s -> %s", r.Before, r.Attempted)
 	}
-	if r.Action == Found {
+	if r.late() {
 		return b.String() // nobody saw who did it
 	}
 	fmt.Fprintf(&b, ", by %s", r.Process)
@@ -403,6 +411,29 @@ func (r *Record) Summary() string {
 		fmt.Fprintf(&b, ", and %d more like it", n)
 	}
 	return b.String()
+}
+
+// stopped reports whether the domain was stopped for the violation.
+func (r *Record) stopped() bool { return r.Action == Paused || r.Action == ShutDown }
+
+// prevented reports whether the violation did not take place, late whether it was found
+// afterwards.
+func (r *Record) prevented() bool { return r.Action == Blocked || r.stopped() && r.Prevented }
+func (r *Record) late() bool      { return r.Action == Found || r.stopped() && !r.Prevented }
+
+// done is what was done, in words.
+func (r *Record) done() string {
+	if !r.stopped() {
+		return printable.Text(r.Action).String()
+	}
+	did, then := Found, "paused the domain"
+	if r.Prevented {
+		did = Blocked
+	}
+	if r.Action == ShutDown {
+		then = "shut the domain down"
+	}
+	return string(did) + " and " + then
 }
 
 // String returns `"insmod" (pid 412)`, or that the process is not known.

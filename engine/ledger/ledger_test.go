@@ -72,6 +72,7 @@ func (c *calls) SetMaxPages(d xen.DomID, n uint64) error { return c.do("max %d",
 func (c *calls) ReturnMaxPages(d xen.DomID, set, was uint64) error {
 	return c.do("max %d back to %d", set, was)
 }
+func (c *calls) ShutDown(d xen.DomID, reason uint32) error { return c.do("shut down for %d", reason) }
 func (c *calls) InjectEvent(d xen.DomID, e mutate.Event) error {
 	return c.do("inject %d of %d bytes into %d", e.Vector, e.InsnLen, e.VCPU)
 }
@@ -380,7 +381,7 @@ func TestTornFile(t *testing.T) {
 		{"undone", head + pause + `{"phase":"undone","entry":{"seq":1,"op":"pause"}}` + "\n", 0, false},
 		{"damaged middle", head + "garbage\n" + pause, 0, true},
 		{"earlier version", `{"v":1,"domid":5,"uuid":"01020304-0000-0000-0000-000000000000"}` + "\n" + pause, 1, false},
-		{"later version", `{"v":3,"domid":5,"uuid":"01020304-0000-0000-0000-000000000000"}` + "\n", 0, true},
+		{"later version", `{"v":4,"domid":5,"uuid":"01020304-0000-0000-0000-000000000000"}` + "\n", 0, true},
 		{"no entry", head + `{"phase":"intent"}` + "\n", 0, true},
 		{"too many steps", head + `{"phase":"intent","entry":{"seq":1,"op":"steps","count":4294967296}}` + "\n", 0, true},
 		{"unknown phase", head + `{"phase":"maybe","entry":{"seq":1,"op":"pause"}}` + "\n", 0, true},
