@@ -33,6 +33,9 @@ func TestExceptionOf(t *testing.T) {
 		Guard: "usermode-helper", Action: journal.Found, Domain: text.Domain, Process: journal.Process{Unknown: "late"},
 		Target: journal.Target{Kind: journal.TargetObject, Object: &journal.ObjectTarget{Check: "usermode-helpers", Name: "modprobe_path", What: `it is "/opt/x"`}},
 	}
+	paused, stopped := text, helper
+	paused.Action, paused.Prevented = journal.Paused, true
+	stopped.Action = journal.ShutDown
 	odd := helper
 	odd.Target.Object = &journal.ObjectTarget{Check: "hidden-modules", Name: "module x*", What: "ü"}
 	for _, tt := range []struct {
@@ -50,6 +53,8 @@ func TestExceptionOf(t *testing.T) {
 		{"what a look found", helper, "domain kernel", `usermode-helper object=modprobe_path what="it is \"/opt/x\""`},
 		{"that, whatever it is", helper, "domain kernel bytes", `usermode-helper object=modprobe_path`},
 		{"what can't be written", odd, "", `!target bytes`},
+		{"paused for a write", paused, "domain kernel", `kernel-text process=agent module=falcon target=do_syscall_64 bytes=e901`},
+		{"shut down for what a look found", stopped, "domain kernel", `usermode-helper object=modprobe_path what="it is \"/opt/x\""`},
 		{"found", found, "domain kernel", `kernel-text target=do_syscall_64 bytes=e901`},
 	} {
 		leave := map[string]bool{}

@@ -104,9 +104,7 @@ func (s *Session) report(e *guard.Evidence) {
 		r.Detail.Note = printable.Escape("the domain could not be stopped: " + s.stop.problem())
 	}
 	r = s.write(r)
-	if e.Action.Stops() {
-		s.explainStop(e.Guard, r.ID)
-	}
+	s.explainStop(e.Guard, r.ID)
 	f.key, f.last, f.begin = key, r, e.When()
 }
 

@@ -27,7 +27,9 @@ type stop struct {
 	// nothing, with err.
 	last journal.Action
 	err  error
-	// unexplained says that the event is not known yet for which it was done.
+	// by is the guard for whose violation it was done, unexplained says that the event
+	// of that is not known yet.
+	by          policy.GuardName
 	unexplained bool
 }
 
@@ -110,13 +112,13 @@ func (s *Session) stopDomain(by policy.GuardName, a policy.Action) {
 		if s.stop.last = journal.Paused; a == policy.ActionPause {
 			return
 		}
-	} else if s.stop = (stop{err: s.ledger.GuardPause(whyStopped(by, journal.Paused, "")), unexplained: true}); s.stop.err == nil {
+	} else if s.stop = (stop{err: s.ledger.GuardPause(whyStopped(by, journal.Paused, "")), by: by, unexplained: true}); s.stop.err == nil {
 		s.stop.last = journal.Paused
 	}
 	if a == policy.ActionShutdown {
 		// Nothing of it runs between the two. If the pause has failed this is done all
 		// the more.
-		s.stop.unexplained = true
+		s.stop.by, s.stop.unexplained = by, true
 		if err := s.shutDown(); err != nil {
 			s.stop.err = errors.Join(s.stop.err, err)
 		} else {
@@ -153,10 +155,11 @@ func (s *Session) shutDown() error {
 	return nil
 }
 
-// explainStop says why the domain is stopped, in the status and in the ledger. event
-// may be empty; a later one doesn't replace one that was given.
+// explainStop says why the domain is stopped, in the status and in the ledger, if it
+// is and that was for a violation of the guard. event is that of one; it may be empty,
+// and a later one doesn't replace one that was given.
 func (s *Session) explainStop(by policy.GuardName, event journal.ID) {
-	if !s.stop.unexplained || s.stop.last == "" {
+	if !s.stop.unexplained || s.stop.last == "" || s.stop.by != by {
 		return
 	}
 	why := whyStopped(by, s.stop.last, event)

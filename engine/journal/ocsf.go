@@ -47,7 +47,7 @@ func (r *Record) OCSF() map[string]any {
 	switch {
 	case r.prevented():
 		action, actionID, disposition, dispositionID = "Denied", ocsfActionDenied, "Blocked", ocsfDispositionBlocked
-	case r.late():
+	case r.Late():
 		disposition, dispositionID = "Detected", ocsfDispositionDetected
 	}
 	sev := r.severity()

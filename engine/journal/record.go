@@ -402,7 +402,7 @@ func (r *Record) Summary() string {
 	if r.Before.known() || r.Attempted.known() {
 		fmt.Fprintf(&b, ", %s -> %s", r.Before, r.Attempted)
 	}
-	if r.late() {
+	if r.Late() {
 		return b.String() // nobody saw who did it
 	}
 	fmt.Fprintf(&b, ", by %s", r.Process)
@@ -416,10 +416,12 @@ func (r *Record) Summary() string {
 // stopped reports whether the domain was stopped for the violation.
 func (r *Record) stopped() bool { return r.Action == Paused || r.Action == ShutDown }
 
-// prevented reports whether the violation did not take place, late whether it was found
-// afterwards.
+// prevented reports whether the violation did not take place.
 func (r *Record) prevented() bool { return r.Action == Blocked || r.stopped() && r.Prevented }
-func (r *Record) late() bool      { return r.Action == Found || r.stopped() && !r.Prevented }
+
+// Late reports whether the violation was found afterwards, when nobody could see any
+// more who did it.
+func (r *Record) Late() bool { return r.Action == Found || r.stopped() && !r.Prevented }
 
 // done is what was done, in words.
 func (r *Record) done() string {
