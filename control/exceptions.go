@@ -157,6 +157,9 @@ func (e *UnnamedError) Error() string { return e.Why }
 // them are joined.
 func ExceptionOf(r *journal.Record, any map[string]bool) (policy.Exception, error) {
 	e := policy.Exception{Guard: policy.GuardName(r.Guard)}
+	if r.Action == journal.Noted {
+		return e, errors.New("it is no violation: there is nothing to permit")
+	}
 	var errs []error
 	need := func(condition string, known bool, why string, set func()) {
 		switch {

@@ -12,6 +12,9 @@ import (
 // TestExceptionOf: an exception from an event permits that event, and as little
 // else as the event can say.
 func TestExceptionOf(t *testing.T) {
+	if _, err := ExceptionOf(&journal.Record{Guard: "modules", Action: journal.Noted, Target: journal.Target{Kind: journal.TargetModule, Module: &journal.ModuleTarget{}}}, nil); err == nil {
+		t.Error("an exception of what is no violation")
+	}
 	text := journal.Record{
 		Guard: "kernel-text", Action: journal.Blocked, Domain: journal.Domain{UUID: "6C9F7A1E-0B1D-4F0E-9C5C-0123456789AB", Kernel: "6.1.0"},
 		RIP: journal.Location{Symbol: "falcon", Module: "falcon"}, Process: journal.Process{Comm: "agent"},

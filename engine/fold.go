@@ -239,7 +239,9 @@ func (s *Session) write(r journal.Record) journal.Record {
 			r.Policy = printable.Escape(g.From)
 		}
 	}
-	if a, ok := policy.LookupAbout(policy.GuardName(r.Guard)); ok {
+	if r.Action == journal.Noted {
+		r.Severity = journal.Informational
+	} else if a, ok := policy.LookupAbout(policy.GuardName(r.Guard)); ok {
 		r.Severity = journal.SeverityOf(r.Action, journal.Severity(a.Severity))
 		r.Attack = nil
 		for _, t := range a.Techniques {
@@ -249,6 +251,10 @@ func (s *Session) write(r journal.Record) journal.Record {
 	r, err := s.record.Append(r)
 	if err != nil {
 		s.log.Error("a violation could not be written to the journal", "err", err, "violation", r.Summary())
+	}
+	if r.Action == journal.Noted {
+		s.log.Info("noted", "id", r.ID, "guard", r.Guard, "summary", r.Summary())
+		return r
 	}
 	s.log.Warn("violation", "id", r.ID, "guard", r.Guard, "action", r.Action, "summary", r.Summary())
 	return r

@@ -61,12 +61,14 @@ type Session struct {
 	scans   []*scan
 	looks   *looks
 	moving  moving
-	entry   *kernelEntry
-	boot    *bootEnd
-	tries   int
-	fold    folder
-	stop    stop
-	held    *moment // the vCPU that is held now
+	// loaded are the modules of the last look, nil before the first.
+	loaded map[moduleKey]journal.ModuleTarget
+	entry  *kernelEntry
+	boot   *bootEnd
+	tries  int
+	fold   folder
+	stop   stop
+	held   *moment // the vCPU that is held now
 	// views, and viewCheck, are set while the domain runs in a view of ours.
 	views     viewsStatus
 	viewCheck *time.Ticker

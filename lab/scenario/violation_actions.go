@@ -15,7 +15,7 @@ func init() {
 		Name:     "violation-actions",
 		Brief:    "An attack has the guest paused, also while hvid dies, until hvictl resume; another has it shut down",
 		Emulator: Bochs,
-		Timeout:  15 * time.Minute,
+		Timeout:  30 * time.Minute,
 		Run:      violationActions,
 	})
 }
