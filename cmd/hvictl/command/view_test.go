@@ -59,6 +59,8 @@ func (g *fakeGuest) Info() (report.Info, error) {
 			{
 				ID: 0, PID: 812, Comm: g.text("nginx"), Task: 0xffff888003a40000, RIP: g.place("do_idle", report.InKernel), LSTAR: g.place("entry_SYSCALL_64", report.InKernel),
 				CR0: 0x80050033, CR3: 0x3a40000, CR4: 0x3606f0, EFER: 0xd01,
+				FSBase: 0x7f0012340740, GSBase: 0xffff88807dc00000, STAR: 0x23001000000000, SFMask: 0x257fd5,
+				CSTAR: g.place("entry_SYSCALL_compat", report.InKernel), SysenterEIP: g.place("entry_SYSENTER_compat", report.InKernel),
 			},
 			{ID: 1, User: true, RIP: report.Place{Addr: 0x7f0012345678, In: report.InUnknown}, LSTAR: report.Place{Addr: 0xffffffffc0de0000, In: report.InUnknown}},
 		},
