@@ -28,6 +28,7 @@ type Config struct {
 	// nothing itself if the file has no such table, which comes to mode off.
 	Default policy.Spec
 	Gate    Gate
+	Looks   Looks
 	Libvirt Libvirt
 	Metrics Metrics
 	Journal Journal
@@ -42,6 +43,12 @@ type Events struct {
 	Syslog, File string
 	// Format is what the lines of File are: "hvi" or "ocsf".
 	Format string
+}
+
+// Looks is how often guests are looked into.
+type Looks struct {
+	// Quiet is how long a guest may run in a second and is quiet; 0: none is.
+	Quiet time.Duration
 }
 
 // Gate is how long a start waits for protection.
@@ -78,6 +85,7 @@ func Defaults() Config {
 		CacheDir: "/var/cache/hvi",
 		LogLevel: slog.LevelInfo,
 		Gate:     Gate{Timeout: 20 * time.Second},
+		Looks:    Looks{Quiet: 5 * time.Millisecond},
 		Libvirt:  Libvirt{Enabled: "auto", Sockets: []string{"/run/libvirt/virtxend-sock", "/run/libvirt/libvirt-sock"}},
 		Events:   Events{Format: "hvi"},
 		Journal:  Journal{MaxBytes: 16 << 20, Keep: 8, SyncEvery: time.Second},

@@ -75,6 +75,7 @@ cache_dir = "/srv/cache"
 log_level = "debug"
 default = { mode = "enforce", require_attach = "yes", guards.kernel-text = "alert" }
 gate.timeout = "35s"
+looks.quiet = "0s"
 libvirt.enabled = "no"
 libvirt.sockets = [
   "/run/libvirt/other-sock", # a comment
@@ -95,6 +96,7 @@ sync_every = "250ms"
 	want := Config{
 		Socket: "/run/x/hvid.sock", StateDir: "/srv/hvi", RunDir: "/run/x", CacheDir: "/srv/cache", LogLevel: slog.LevelDebug,
 		Gate:    Gate{Timeout: 35 * time.Second},
+		Looks:   Looks{},
 		Libvirt: Libvirt{Enabled: "no", Sockets: []string{"/run/libvirt/other-sock"}},
 		Metrics: Metrics{Listen: "[::1]:9617"},
 		Events:  Events{Journald: true, Syslog: "/dev/log", File: "/var/log/hvi.json", Format: "ocsf"},

@@ -44,6 +44,7 @@ var sections = []Section{
 	{"default", "What applies to a domain for which nobody declares anything: no key in its xl config, no element in its libvirt metadata, no file in " + DefaultDir + "/" + DomainsDir + "."},
 	{"default.guards", `Actions of single guards in the host's default, as in: kernel-text = "alert"`},
 	{"gate", "How long a start waits for protection."},
+	{"looks", "How often is looked for what can't be prevented."},
 	{"libvirt", "The connection to libvirt, for metadata that is edited while a domain runs."},
 	{"metrics", "Metrics in the format of Prometheus."},
 	{"events", "Where security events are passed on to, besides the log below."},
@@ -56,6 +57,7 @@ func Sections() []Section { return append([]Section(nil), sections...) }
 // Bounds of what may be set.
 const (
 	minGateTimeout = time.Second
+	maxQuiet       = time.Second
 	maxGateTimeout = 35 * time.Second
 	maxSockets     = 8
 	maxPath        = 100 // of a socket: sun_path holds 108
@@ -102,6 +104,10 @@ var keys = []Key{
 	{Name: "gate.timeout", Kind: "string", Default: `"20s"`,
 		Meaning: "How long a hook that gates the start of a domain (require_attach, hvi-vif scripts, dm-gate, hvictl create) waits for hvid to attach before it refuses the start. Xen's toolstack gives up on a script after 40 seconds, so at most 35s.",
 		set:     func(c *Config, s setting) error { return s.duration(&c.Gate.Timeout, minGateTimeout, maxGateTimeout) }},
+
+	{Name: "looks.quiet", Kind: "string", Default: `"5ms"`,
+		Meaning: "How long the processors of a guest may run in a second, together, for it to be quiet. What is looked at now and then is looked at each tenth time in a guest that was quiet since the last look. With 0s no guest is, and an idle one costs as much as another.",
+		set:     func(c *Config, s setting) error { return s.duration(&c.Looks.Quiet, 0, maxQuiet) }},
 
 	{Name: "libvirt.enabled", Kind: "string", Default: `"auto"`, Values: []string{"auto", "yes", "no"},
 		Meaning: "Whether hvid follows libvirt: no; auto, while a daemon of libvirt's runs; or yes, which reports it if libvirt is not there. With yes hvid may be what starts the daemon, where systemd holds its socket; the libvirtd.service of many distributions conflicts with xendomains.service, so that this shuts down guests of xl's. With auto hvid never starts it.",

@@ -91,6 +91,11 @@ func (c *Client) Detach(ctx context.Context, ref string) (d DomainStatus, err er
 	return d, c.call(ctx, c.ChangeTimeout, http.MethodPost, domainPath(ref, "/detach"), nil, &d)
 }
 
+// Resume has the domain run on that ref names and a guard has paused.
+func (c *Client) Resume(ctx context.Context, ref string) (d DomainStatus, err error) {
+	return d, c.call(ctx, c.ChangeTimeout, http.MethodPost, domainPath(ref, "/resume"), nil, &d)
+}
+
 // SetBreakpoint puts a hidden breakpoint into the kernel of the domain that ref
 // names.
 func (c *Client) SetBreakpoint(ctx context.Context, ref, symbol string) (d DomainStatus, err error) {

@@ -91,6 +91,10 @@ func (e *fakeEngine) Attach(ctx context.Context, dom DomainRef, req AttachReques
 	return e.find(dom), e.note("attach %d %+v", dom.ID, req)
 }
 
+func (e *fakeEngine) Resume(_ context.Context, dom DomainRef) (DomainStatus, error) {
+	return e.find(dom), e.note("resume %d", dom.ID)
+}
+
 func (e *fakeEngine) Detach(_ context.Context, dom DomainRef) (DomainStatus, error) {
 	return e.find(dom), e.note("detach %d", dom.ID)
 }
@@ -264,6 +268,9 @@ func TestClientAndServer(t *testing.T) {
 	}
 	if d, err := w.client.Detach(ctx, uuid8); err != nil || d.ID != 8 {
 		t.Errorf("detach: %+v, %v", d, err)
+	}
+	if d, err := w.client.Resume(ctx, uuid8); err != nil || d.ID != 8 || !slices.Contains(w.engine.asks, "resume 8") {
+		t.Errorf("resume: %+v, %v", d, err)
 	}
 	if !slices.Contains(w.engine.asks, "attach 7 {Mode:enforce Guards:[{Name:kernel-text Action:block}]}") || !slices.Contains(w.engine.asks, "detach 8") {
 		t.Errorf("the engine was asked %q", w.engine.asks)

@@ -9,6 +9,7 @@
 //	GET    /v1/domains/{dom}/profile   a profile of the kernel, in the format of Volatility 3
 //	POST   /v1/domains/{dom}/attach    AttachRequest -> DomainStatus
 //	POST   /v1/domains/{dom}/detach    DomainStatus
+//	POST   /v1/domains/{dom}/resume    DomainStatus
 //	POST   /v1/domains/{dom}/gate      GateRequest -> GateResult
 //	GET    /v1/domains/{dom}/policy    PolicyReport
 //	PUT    /v1/domains/{dom}/policy    PolicyRequest -> PolicyReport

@@ -157,6 +157,9 @@ func (e *UnnamedError) Error() string { return e.Why }
 // them are joined.
 func ExceptionOf(r *journal.Record, any map[string]bool) (policy.Exception, error) {
 	e := policy.Exception{Guard: policy.GuardName(r.Guard)}
+	if r.Action == journal.Noted {
+		return e, errors.New("it is no violation: there is nothing to permit")
+	}
 	var errs []error
 	need := func(condition string, known bool, why string, set func()) {
 		switch {
@@ -177,8 +180,7 @@ func ExceptionOf(r *journal.Record, any map[string]bool) (policy.Exception, erro
 	}
 	need(AnyDomain, r.Domain.UUID != "", "it does not name the domain", func() { e.Domain = strings.ToLower(r.Domain.UUID) })
 	need(AnyKernel, plain(r.Domain.Kernel) && !strings.HasSuffix(string(r.Domain.Kernel), "*"), "it does not name the guest's kernel", func() { e.Kernel = r.Domain.Kernel.String() })
-	found := r.Action == journal.Found
-	if !found {
+	if !r.Late() {
 		comm := r.Process.Comm
 		need(AnyProcess, r.Process.Unknown == "" && plain(comm) && !strings.HasSuffix(string(comm), "*"), "it does not name the process in a way that can be written", func() { e.Process = comm.String() })
 		need(AnyCode, plain(r.RIP.Module) || r.RIP.Module == "" && plain(r.RIP.Symbol), "the code that did it lies in no known module and no function of the kernel", func() {

@@ -12,6 +12,9 @@ import (
 // TestExceptionOf: an exception from an event permits that event, and as little
 // else as the event can say.
 func TestExceptionOf(t *testing.T) {
+	if _, err := ExceptionOf(&journal.Record{Guard: "modules", Action: journal.Noted, Target: journal.Target{Kind: journal.TargetModule, Module: &journal.ModuleTarget{}}}, nil); err == nil {
+		t.Error("an exception of what is no violation")
+	}
 	text := journal.Record{
 		Guard: "kernel-text", Action: journal.Blocked, Domain: journal.Domain{UUID: "6C9F7A1E-0B1D-4F0E-9C5C-0123456789AB", Kernel: "6.1.0"},
 		RIP: journal.Location{Symbol: "falcon", Module: "falcon"}, Process: journal.Process{Comm: "agent"},
@@ -33,6 +36,9 @@ func TestExceptionOf(t *testing.T) {
 		Guard: "usermode-helper", Action: journal.Found, Domain: text.Domain, Process: journal.Process{Unknown: "late"},
 		Target: journal.Target{Kind: journal.TargetObject, Object: &journal.ObjectTarget{Check: "usermode-helpers", Name: "modprobe_path", What: `it is "/opt/x"`}},
 	}
+	paused, stopped := text, helper
+	paused.Action, paused.Prevented = journal.Paused, true
+	stopped.Action = journal.ShutDown
 	odd := helper
 	odd.Target.Object = &journal.ObjectTarget{Check: "hidden-modules", Name: "module x*", What: "ü"}
 	for _, tt := range []struct {
@@ -50,6 +56,8 @@ func TestExceptionOf(t *testing.T) {
 		{"what a look found", helper, "domain kernel", `usermode-helper object=modprobe_path what="it is \"/opt/x\""`},
 		{"that, whatever it is", helper, "domain kernel bytes", `usermode-helper object=modprobe_path`},
 		{"what can't be written", odd, "", `!target bytes`},
+		{"paused for a write", paused, "domain kernel", `kernel-text process=agent module=falcon target=do_syscall_64 bytes=e901`},
+		{"shut down for what a look found", stopped, "domain kernel", `usermode-helper object=modprobe_path what="it is \"/opt/x\""`},
 		{"found", found, "domain kernel", `kernel-text target=do_syscall_64 bytes=e901`},
 	} {
 		leave := map[string]bool{}

@@ -302,6 +302,7 @@ var domainRoutes = withQuestions(map[string]pathRoutes{
 	"":       {{method: http.MethodGet, serve: (*Server).domain}},
 	"attach": {{method: http.MethodPost, need: mayChange, serve: (*Server).attach}},
 	"detach": {{method: http.MethodPost, need: mayChange, serve: (*Server).detach}},
+	"resume": {{method: http.MethodPost, need: mayChange, serve: (*Server).resume}},
 	"breakpoints": {
 		{method: http.MethodPut, need: mayChange, serve: (*Server).setBreakpoint},
 		{method: http.MethodDelete, need: mayChange, serve: (*Server).clearBreakpoint},
@@ -497,6 +498,13 @@ func (s *Server) detach(w http.ResponseWriter, r *http.Request, ref string) erro
 		return err
 	}
 	return s.onDomain(w, r, ref, s.opt.ChangeTimeout, s.opt.Engine.Detach)
+}
+
+func (s *Server) resume(w http.ResponseWriter, r *http.Request, ref string) error {
+	if err := readBody(w, r, &struct{}{}); err != nil {
+		return err
+	}
+	return s.onDomain(w, r, ref, s.opt.ChangeTimeout, s.opt.Engine.Resume)
 }
 
 func (s *Server) setBreakpoint(w http.ResponseWriter, r *http.Request, ref string) error {

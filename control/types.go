@@ -36,6 +36,9 @@ type Engine interface {
 	Attach(ctx context.Context, dom DomainRef, req AttachRequest) (DomainStatus, error)
 	// Detach ends protection and returns when nothing of it is left in Xen.
 	Detach(ctx context.Context, dom DomainRef) (DomainStatus, error)
+	// Resume has a domain run on that a guard has paused. It fails with CodeConflict
+	// if none has.
+	Resume(ctx context.Context, dom DomainRef) (DomainStatus, error)
 	// SetBreakpoint puts a hidden breakpoint at a symbol, or symbol+offset, of the
 	// domain's kernel, or takes it away where on is false.
 	SetBreakpoint(ctx context.Context, dom DomainRef, symbol string, on bool) (DomainStatus, error)
@@ -263,7 +266,7 @@ const (
 // GuardStatus is one guard of one domain.
 type GuardStatus struct {
 	Name string `json:"name"`
-	// Action is what the guard does about a violation: "alert" or "block".
+	// Action is what the guard does about a violation, in a policy's words: "alert".
 	Action string     `json:"action"`
 	State  GuardState `json:"state"`
 	// Reason says why the state is neither armed nor off.
@@ -292,6 +295,11 @@ type Failure struct {
 type Counters struct {
 	// RingEvents is the number of requests answered on the monitor ring.
 	RingEvents uint64 `json:"ring_events"`
+	// RingBusy is about how long hvid's thread for this domain has worked, and
+	// RingPeak how many requests were waiting at once at most, of the 30 or so that
+	// the ring holds.
+	RingBusy time.Duration `json:"ring_busy_ns"`
+	RingPeak int           `json:"ring_peak"`
 	// Alerted and Blocked count the violations by what was done about them,
 	// Found those that were found afterwards.
 	Alerted uint64 `json:"alerted"`

@@ -51,7 +51,7 @@ func (s *Session) arm() error {
 	s.setRef.Store(set)
 	s.stages.set(set)
 	for _, a := range set.Armed() {
-		if a.Action == policy.ActionBlock && a.Watch.DefersWrites() && !s.ledger.Has(ledger.OpDeferWrites) {
+		if a.Action.Prevents() && a.Watch.DefersWrites() && !s.ledger.Has(ledger.OpDeferWrites) {
 			// Before the first write can be denied.
 			if err := s.ledger.DeferRegisterWrites(); err != nil {
 				return fail(err)

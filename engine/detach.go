@@ -36,6 +36,7 @@ func (s *Session) detach(hold bool) error {
 // it in the given state. With hold the domain does not run in between if it is
 // held, and one pause reference is kept, with what is to be done when hvid fails the
 // only entry of a ledger that is then left open, for whoever decides over the domain: see [Session.takeLedger].
+// So is one that a guard has taken, in any case.
 func (s *Session) withdraw(final State, hold bool) error {
 	if s.finished {
 		return nil
@@ -83,7 +84,7 @@ func (s *Session) withdraw(final State, hold bool) error {
 	if s.gone() {
 		return s.forget(final)
 	}
-	if hold && errors.Join(errs...) == nil {
+	if (hold || s.ledger.Has(ledger.OpGuardPause)) && errors.Join(errs...) == nil {
 		s.left = s.ledger
 	} else {
 		errs = append(errs, s.ledger.Close())
@@ -255,6 +256,7 @@ func (s *Session) recordRest() {
 	if s.set == nil {
 		return
 	}
+	s.stopIfDue()
 	for {
 		select {
 		case e := <-s.set.Violations():

@@ -55,6 +55,11 @@ type Options struct {
 	// domain has gone, with its last counters. It must return soon and not call
 	// the engine. It may be nil.
 	Ended func(Status)
+	// Quiet is how long the processors of a guest may run in a second, together, for
+	// it to be quiet: 5 ms where nothing else is wanted. A kernel's own timers take
+	// about one; to start a program takes several, and to load a module more. With 0
+	// no guest is.
+	Quiet time.Duration
 	// Pulse gives a ring thread what it tells of itself by, see
 	// [vmevent.NewServer], and what gives that back. It is nil where nobody
 	// watches.
@@ -179,6 +184,9 @@ func (e *Engine) Gate(info xen.DomainInfo, existing bool) {
 		if kept.Has(ledger.OpFailClosed) {
 			d.setHeld(heldFailed)
 		}
+		if why, paused := kept.GuardPaused(); paused {
+			d.setHeld(why)
+		}
 		return
 	}
 	if !hold {
@@ -215,8 +223,13 @@ func (e *Engine) holdAgain(info xen.DomainInfo) (*ledger.Ledger, error) {
 	if loadErr != nil {
 		return nil, errors.Join(err, loadErr)
 	}
-	if _, err := recoverDomain(e.opt.Hypervisor, left, true); err != nil {
+	// What a guard has paused stays so.
+	held, err := recoverDomain(e.opt.Hypervisor, left, !left.Has(ledger.OpGuardPause))
+	if err != nil {
 		return nil, fmt.Errorf("undo what the last session left: %w", err)
+	}
+	if held {
+		return e.kept(info)
 	}
 	return e.hold(info)
 }
@@ -297,18 +310,22 @@ func (e *Engine) tellEnded(d *domain) {
 	}
 }
 
-// letGo drops the pause reference by which a domain is held, which goes with
-// the domain if that has gone.
+// letGo drops the pause references by which a domain is held, which go with the
+// domain if that has gone. One that a guard has taken stays, and the ledger with it.
 func (e *Engine) letGo(d *domain) error {
 	d.adopt()
 	if d.ledger == nil {
 		return nil
 	}
-	l := d.ledger
+	l, isGone := d.ledger, gone(e.opt.Hypervisor, d.info)
+	if why, paused := l.GuardPaused(); paused && !isGone {
+		d.setHeld(why)
+		return errors.Join(l.Undo(ledger.OpFailClosed), l.Undo(ledger.OpPause, ledger.OpHold))
+	}
 	d.ledger = nil
 	d.setHeld("")
 	var err error
-	if gone(e.opt.Hypervisor, d.info) {
+	if isGone {
 		err = l.Forget()
 	} else {
 		err = errors.Join(l.Undo(ledger.OpFailClosed), l.Undo(ledger.OpPause, ledger.OpHold))
@@ -411,7 +428,7 @@ func (e *Engine) attach(d *domain, decl Declaration) error {
 	d.ledger = nil
 	d.mu.Lock()
 	d.session, d.declared = s, &decl
-	d.status.Held = ""
+	d.status.Held = s.status.Load().Held
 	d.mu.Unlock()
 	err := s.start()
 	e.attachTime.Add(int64(time.Since(d.since)))
@@ -420,7 +437,7 @@ func (e *Engine) attach(d *domain, decl Declaration) error {
 	} else {
 		e.attachFailures.Add(1)
 		<-s.quit
-		if d.ledger = s.takeLedger(); d.ledger != nil {
+		if d.ledger = s.takeLedger(); d.ledger != nil && mustProtect {
 			e.keepHeld(d, heldUnattached)
 		}
 	}
@@ -459,7 +476,7 @@ func (e *Engine) ShutDown(info xen.DomainInfo) {
 	if err := s.Suspend(); err != nil {
 		e.opt.Log.Error("withdraw from a suspended domain", "domid", info.ID, "err", err)
 	}
-	if d.ledger = s.takeLedger(); d.ledger != nil {
+	if d.ledger = s.takeLedger(); d.ledger != nil && !d.ledger.Has(ledger.OpGuardPause) {
 		d.setHeld("it is shut down (" + info.ShutdownReason.String() + "), and is attached to again before it runs on")
 	}
 }
@@ -687,7 +704,8 @@ func (e *Engine) Attach(ctx context.Context, id xen.DomID, decl Declaration) err
 }
 
 // Detach withdraws from a domain, which goes on unprotected. A domain that is
-// held because hvi could not attach is let go. ctx is as for Attach.
+// held because hvi could not attach is let go; one that a guard has paused is not, see
+// Resume. ctx is as for Attach.
 func (e *Engine) Detach(ctx context.Context, id xen.DomID) error {
 	d := e.byID(id)
 	if d == nil {
@@ -699,14 +717,16 @@ func (e *Engine) Detach(ctx context.Context, id xen.DomID) error {
 	defer d.busy.Unlock()
 	d.resume = nil
 	d.adopt()
-	if d.ledger != nil {
+	if l := d.ledger; l != nil && (l.Has(ledger.OpHold) || l.Has(ledger.OpPause)) {
 		return e.letGo(d)
 	}
 	s := d.current()
 	if s == nil || s.ended() {
 		return fmt.Errorf("domain %d: %w", id, ErrNotAttached)
 	}
-	return s.Detach()
+	err := s.Detach()
+	d.adopt()
+	return err
 }
 
 func (e *Engine) isClosing() bool {
@@ -725,8 +745,8 @@ func (s *Session) ended() bool {
 }
 
 // Close withdraws from every domain, all at once, and refuses new work. A domain
-// that is held because its policy requires protection stays so, and its ledger
-// tells the next engine, and Recover.
+// that is held because its policy requires protection stays so, and one that a guard
+// has paused, and its ledger tells the next engine, and Recover.
 func (e *Engine) Close() error {
 	e.mu.Lock()
 	if !e.closing {
@@ -749,7 +769,7 @@ func (e *Engine) Close() error {
 				errs[i] = s.Detach()
 			}
 			d.adopt()
-			if d.ledger != nil && d.ledger.Has(ledger.OpHold) {
+			if d.ledger != nil && staysHeld(d.ledger) {
 				errs[i] = errors.Join(errs[i], d.ledger.Leave())
 				d.ledger = nil
 				e.opt.Log.Warn("the guest stays held; hvid recover lets it go", "domid", d.info.ID, "uuid", d.info.UUID, "why", d.snapshot().Held)

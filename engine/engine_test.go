@@ -34,6 +34,7 @@ type records struct {
 
 func (r *records) Append(rec journal.Record) (journal.Record, error) {
 	r.mu.Lock()
+	rec.ID = journal.NewID("69fe2b1d7c3a", uint64(len(r.all)+1))
 	r.all = append(r.all, rec)
 	r.mu.Unlock()
 	r.got <- rec

@@ -74,14 +74,15 @@ type budget struct {
 	begin   time.Time // of the window
 	records int
 	// suppressed counts the violations without a record of their own that were not
-	// told yet; when and action are those of the latest.
+	// told yet; when and outcome are those of the latest.
 	suppressed uint64
 	when       time.Time
-	action     journal.Action
+	outcome    outcome
 }
 
 // report records a violation, or counts it to the one before.
 func (s *Session) report(e *guard.Evidence) {
+	s.stopIfDue()
 	s.countOverflow()
 	f := &s.fold
 	key := keyOf(e)
@@ -95,10 +96,15 @@ func (s *Session) report(e *guard.Evidence) {
 	s.flush()
 	if !s.affordable(e.Guard, e.When()) {
 		s.unrecorded.Add(1)
-		s.suppress(e.Guard, actionOf(e), e.When(), 1)
+		s.suppress(e.Guard, s.outcomeOf(e.Action), e.When(), 1)
 		return
 	}
-	r := s.write(newRecord(e, s.kernel))
+	r := s.outcomeOf(e.Action).in(newRecord(e, s.kernel))
+	if e.Action.Stops() && s.stop.last == "" {
+		r.Detail.Note = printable.Escape("the domain could not be stopped: " + s.stop.problem())
+	}
+	r = s.write(r)
+	s.explainStop(e.Guard, r.ID)
 	f.key, f.last, f.begin = key, r, e.When()
 }
 
@@ -134,10 +140,10 @@ func (s *Session) affordable(g policy.GuardName, at time.Time) bool {
 }
 
 // suppress counts violations that have no record of their own, to be told together.
-func (s *Session) suppress(g policy.GuardName, a journal.Action, at time.Time, n uint64) {
+func (s *Session) suppress(g policy.GuardName, o outcome, at time.Time, n uint64) {
 	b := s.fold.budgetOf(g)
 	b.suppressed += n
-	b.when, b.action = at, a
+	b.when, b.outcome = at, o
 	if s.fold.summary == nil {
 		s.fold.summary = time.NewTimer(foldWindow)
 	}
@@ -153,11 +159,7 @@ func (s *Session) countOverflow() {
 		if n == s.fold.overflow[a] {
 			continue
 		}
-		action := journal.Alerted
-		if a.Action == policy.ActionBlock {
-			action = journal.Blocked
-		}
-		s.suppress(a.Guard.Name, action, time.Now(), n-s.fold.overflow[a])
+		s.suppress(a.Guard.Name, s.outcomeOf(a.Action), time.Now(), n-s.fold.overflow[a])
 		if s.fold.overflow == nil {
 			s.fold.overflow = make(map[*guard.Armed]uint64)
 		}
@@ -190,7 +192,7 @@ func (s *Session) summarize() {
 		}
 		const many = "there were too many"
 		s.write(journal.Record{
-			Time: b.when, Guard: string(g.Name), Action: b.action,
+			Time: b.when, Guard: string(g.Name), Action: b.outcome.action, Prevented: b.outcome.prevented,
 			Process: journal.Process{Unknown: many}, Target: journal.Target{Kind: journal.TargetSeveral},
 			Before: journal.Unknown(many), Attempted: journal.Unknown(many), Detail: journal.Detail{Suppressed: b.suppressed},
 		})
@@ -205,7 +207,7 @@ func (s *Session) flush() {
 		f.timer.Stop()
 		if !s.affordable(f.key.guard, f.when) {
 			s.unrecorded.Add(f.repeats)
-			s.suppress(f.key.guard, f.last.Action, f.when, f.repeats)
+			s.suppress(f.key.guard, outcome{f.last.Action, f.last.Prevented}, f.when, f.repeats)
 			f.repeats = 0
 		}
 	}
@@ -237,7 +239,9 @@ func (s *Session) write(r journal.Record) journal.Record {
 			r.Policy = printable.Escape(g.From)
 		}
 	}
-	if a, ok := policy.LookupAbout(policy.GuardName(r.Guard)); ok {
+	if r.Action == journal.Noted {
+		r.Severity = journal.Informational
+	} else if a, ok := policy.LookupAbout(policy.GuardName(r.Guard)); ok {
 		r.Severity = journal.SeverityOf(r.Action, journal.Severity(a.Severity))
 		r.Attack = nil
 		for _, t := range a.Techniques {
@@ -247,6 +251,10 @@ func (s *Session) write(r journal.Record) journal.Record {
 	r, err := s.record.Append(r)
 	if err != nil {
 		s.log.Error("a violation could not be written to the journal", "err", err, "violation", r.Summary())
+	}
+	if r.Action == journal.Noted {
+		s.log.Info("noted", "id", r.ID, "guard", r.Guard, "summary", r.Summary())
+		return r
 	}
 	s.log.Warn("violation", "id", r.ID, "guard", r.Guard, "action", r.Action, "summary", r.Summary())
 	return r

@@ -21,6 +21,9 @@ const (
 // keepHeld has a domain stay held beyond this hvid: not even its death may let
 // the guest run unprotected. The caller holds d.busy, and the domain by d.ledger.
 func (e *Engine) keepHeld(d *domain, why string) {
+	if by, paused := d.ledger.GuardPaused(); paused {
+		why = by + "; besides, " + why
+	}
 	d.setHeld(why)
 	if err := errors.Join(longHold(d.ledger), d.ledger.Undo(ledger.OpFailClosed)); err != nil {
 		// It is held all the same, as long as this hvid lives.
@@ -37,7 +40,8 @@ func (d *domain) adopt() {
 }
 
 // longHold makes the pause references of a ledger one that recovery respects, and
-// shortHold makes it an ordinary one again. The domain is held all the while.
+// shortHold makes it an ordinary one again, and takes one where a guard alone has the
+// domain paused. The domain is held all the while.
 func longHold(l *ledger.Ledger) error {
 	if !l.Has(ledger.OpHold) {
 		if err := l.Hold(); err != nil {
@@ -48,11 +52,10 @@ func longHold(l *ledger.Ledger) error {
 }
 
 func shortHold(l *ledger.Ledger) error {
-	if !l.Has(ledger.OpHold) {
-		return nil
-	}
-	if err := l.Pause(); err != nil {
-		return err
+	if !l.Has(ledger.OpPause) {
+		if err := l.Pause(); err != nil {
+			return err
+		}
 	}
 	return l.Undo(ledger.OpHold)
 }
@@ -70,7 +73,7 @@ func (e *Engine) kept(info xen.DomainInfo) (*ledger.Ledger, error) {
 	if err := l.Settle(); err != nil {
 		return nil, errors.Join(err, l.Leave())
 	}
-	if !l.Has(ledger.OpHold) {
+	if !staysHeld(l) {
 		return nil, errors.Join(fmt.Errorf("domain %d: what an earlier hvid changed is not undone", info.ID), l.Leave())
 	}
 	return l, nil

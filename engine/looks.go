@@ -233,12 +233,14 @@ func (s *Session) tell(l lookResult) {
 		}
 		now[key] = findingTold
 		s.countFound(l.guard, 1)
+		done := s.outcomeFound(l.guard)
 		if at := time.Now(); !s.affordable(l.guard, at) {
 			s.unrecorded.Add(1)
-			s.suppress(l.guard, journal.Found, at, 1)
+			s.suppress(l.guard, done, at, 1)
 			continue
 		}
-		s.write(findingRecord(l.guard, f, means[f.Check]))
+		r := s.write(done.in(findingRecord(l.guard, f, means[f.Check])))
+		s.explainStop(l.guard, r.ID)
 	}
 }
 

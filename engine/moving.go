@@ -112,6 +112,9 @@ func (s *Session) followMoving() {
 		s.settle()
 	}
 	s.showMoving(a)
+	if name == policy.GuardModules {
+		s.followModules()
+	}
 }
 
 // showMoving puts what is restricted into the status, and into what is looked at in

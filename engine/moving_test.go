@@ -1,6 +1,8 @@
 package engine_test
 
 import (
+	"bytes"
+	"crypto/sha256"
 	"encoding/binary"
 	"runtime"
 	"strings"
@@ -9,6 +11,7 @@ import (
 
 	"github.com/xen-hvi/hvi/engine"
 	"github.com/xen-hvi/hvi/engine/guest/linux/linuxtest"
+	"github.com/xen-hvi/hvi/engine/journal"
 	"github.com/xen-hvi/hvi/engine/policy"
 	"github.com/xen-hvi/hvi/engine/x86"
 	"github.com/xen-hvi/hvi/engine/xen/abi"
@@ -84,6 +87,24 @@ func TestModules(t *testing.T) {
 			}
 			w.loadModule(true)
 			look()
+			noted := func(change journal.ModuleChange) {
+				t.Helper()
+				r := <-w.events.got
+				m := r.Target.Module
+				if r.Guard != "modules" || r.Action != journal.Noted || r.Severity != journal.Informational || r.Attack != nil || m == nil || m.Change != change ||
+					m.Name != "victim" || m.Base != moduleBase || m.Size != 3*x86.PageSize {
+					t.Fatalf("record %+v, %+v", r, m)
+				}
+				code := sha256.Sum256(w.dom.Read(w.guest.PhysBase+moduleCode, 2*x86.PageSize))
+				if !bytes.Equal(m.SHA256, code[:]) {
+					t.Errorf("sum %x, want %x", []byte(m.SHA256), code)
+				}
+			}
+			noted(journal.ModuleLoaded)
+			look()
+			if n := len(w.events.got); n != 0 {
+				t.Errorf("%d records of what was told", n)
+			}
 			if a, b, c := access(first), access(first+1), access(first+2); a != abi.AccessRX || b != abi.AccessRX || c != abi.AccessRWX {
 				t.Errorf("access %d, %d to code and %d to data", a, b, c)
 			}
@@ -121,6 +142,7 @@ func TestModules(t *testing.T) {
 				t.Errorf("a frame that nobody wrote to has access %d", a)
 			}
 			look()
+			noted(journal.ModuleUnloaded)
 			if a := access(first + 1); a != abi.AccessRWX {
 				t.Errorf("after the next look it has access %d", a)
 			}
@@ -135,6 +157,7 @@ func TestModules(t *testing.T) {
 			if a := access(first); a != abi.AccessRX {
 				t.Errorf("after a change of policy: access %d", a)
 			}
+			noted(journal.ModuleLoaded)
 			if g := w.guardStatus(policy.GuardModules); strings.Contains(g.Reason, "could not") {
 				t.Errorf("%+v", g)
 			}

@@ -32,6 +32,9 @@ func (s *Session) ReportCrash() {
 }
 
 func (s *Session) reportCrash() {
+	if s.stop.last == journal.ShutDown {
+		return // it has not crashed: we have shut it down
+	}
 	if s.finished || s.set == nil || s.policy.Action(policy.GuardPanic) == policy.ActionOff {
 		return
 	}

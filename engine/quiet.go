@@ -18,10 +18,6 @@ import (
 const (
 	// activityEvery is how often Xen is asked.
 	activityEvery = time.Second
-	// quietPart is the part of one processor's time that a quiet guest uses less
-	// than: 5 ms in a second. A kernel's own timers take about one; to start a
-	// program takes several, and to load a module more.
-	quietPart = 200
 	// mostSkipped is how often in a row something is left out, so that a guest which
 	// keeps quiet on purpose is looked at all the same.
 	mostSkipped = 9
@@ -42,9 +38,10 @@ type activity struct {
 // newActivity is that of a guest of which nothing is known yet.
 func newActivity(now time.Time) *activity { return &activity{began: now, sampled: now} }
 
-// sample takes in how long the guest has run in all.
-func (a *activity) sample(now time.Time, ran time.Duration) {
-	if ran-a.ran > now.Sub(a.sampled)/quietPart {
+// sample takes in how long the guest has run in all. It is quiet if it has not run
+// for longer than quiet in each second.
+func (a *activity) sample(now time.Time, ran, quiet time.Duration) {
+	if most := quiet * time.Duration(now.Sub(a.sampled).Milliseconds()) / 1000; ran-a.ran > most || quiet == 0 {
 		a.busy.Store(int64(now.Sub(a.began)))
 	}
 	a.ran, a.sampled = ran, now
@@ -100,7 +97,7 @@ func (e *Engine) sample(now time.Time, ran func(xen.DomID) (time.Duration, error
 		}
 		// A domain that has gone is noticed elsewhere.
 		if n, err := ran(d.info.ID); err == nil {
-			s.activity.sample(now, n)
+			s.activity.sample(now, n, e.opt.Quiet)
 		}
 	}
 }

@@ -5,6 +5,8 @@ import (
 	"time"
 )
 
+const quiet = 5 * time.Millisecond
+
 // TestLazy has a guest that is busy for a moment be looked at when that is due, and
 // one that keeps quiet each tenth time.
 func TestLazy(t *testing.T) {
@@ -19,7 +21,7 @@ func TestLazy(t *testing.T) {
 		if second == 111 {
 			ran += 2 * time.Millisecond
 		}
-		a.sample(now, ran)
+		a.sample(now, ran, quiet)
 		if second%10 == 9 && l.due(a, now) {
 			looked = append(looked, second)
 		}
@@ -50,9 +52,15 @@ func TestActivity(t *testing.T) {
 		{"busy for an instant", time.Millisecond, 6 * time.Microsecond, true},
 	} {
 		a := newActivity(start)
-		a.sample(start.Add(tt.after), tt.ran)
+		a.sample(start.Add(tt.after), tt.ran, quiet)
 		if got := a.busySince(start); got != tt.busy {
 			t.Errorf("%s: busy is %v", tt.name, got)
+		}
+		if all := newActivity(start); tt.ran == 0 {
+			all.sample(start.Add(tt.after), 0, 0)
+			if !all.busySince(start) {
+				t.Errorf("%s: quiet, although no guest is", tt.name)
+			}
 		}
 		if a.busySince(start.Add(tt.after)) {
 			t.Errorf("%s: busy after the sample", tt.name)

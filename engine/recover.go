@@ -17,12 +17,17 @@ type Recovered struct {
 	// Undone counts changes, and Held says that the domain was left held.
 	Undone int
 	Held   bool
+	// Why it is held, if a guard has paused it; empty where its policy says so.
+	Why string
 }
 
 // String says so for people, on one line.
 func (r Recovered) String() string {
 	s := fmt.Sprintf("domain %d (%s): %d changes of an earlier run undone", r.Domain, r.UUID, r.Undone)
-	if r.Held {
+	switch {
+	case r.Why != "":
+		s += "; it stays held: " + r.Why
+	case r.Held:
 		s += "; it stays held, since its policy requires protection: hvid recover lets it go"
 	}
 	return s
@@ -30,8 +35,8 @@ func (r Recovered) String() string {
 
 // Recover undoes what a dead hvid left in Xen, from its ledgers alone, and
 // resumes every vCPU that was waiting for its answer. A domain that was held
-// because its policy requires protection stays held, for the next hvid, unless
-// release is set.
+// because its policy requires protection stays held, for the next hvid, and so does
+// one that a guard has paused, unless release is set.
 func Recover(hv Hypervisor, m ledger.Mutator, dir string, release bool, log *slog.Logger) ([]Recovered, error) {
 	ledgers, err := ledger.Load(dir, m)
 	errs := []error{err}
@@ -41,19 +46,22 @@ func Recover(hv Hypervisor, m ledger.Mutator, dir string, release bool, log *slo
 		held := 0
 		for _, e := range l.Outstanding() {
 			switch e.Op {
-			case ledger.OpHold:
+			case ledger.OpHold, ledger.OpGuardPause:
 				held++
 			case ledger.OpFailClosed: // nothing to undo
 			default:
 				r.Undone++
 			}
 		}
+		why, _ := l.GuardPaused()
 		var err error
 		if r.Held, err = recoverDomain(hv, l, release); err != nil {
 			errs = append(errs, fmt.Errorf("recover domain %d (%s): %w", l.Domain(), l.UUID(), err))
 			continue
 		}
-		if !r.Held {
+		if r.Held {
+			r.Why = why
+		} else {
 			r.Undone += held
 		}
 		log.Warn("recovered", "domid", r.Domain, "uuid", r.UUID, "changes", r.Undone, "held", r.Held)
@@ -76,10 +84,10 @@ func recoverDomain(hv Hypervisor, l *ledger.Ledger, release bool) (held bool, er
 		return false, errors.Join(err, l.Leave())
 	}
 	err = undoDead(hv, l, info, !release)
-	if l.Has(ledger.OpHold) && !release {
+	if staysHeld(l) && !release {
 		return true, errors.Join(err, l.Leave())
 	}
-	return false, errors.Join(err, l.Undo(ledger.OpFailClosed), l.Undo(ledger.OpHold), l.Close())
+	return false, errors.Join(err, l.Undo(ledger.OpFailClosed), l.Undo(ledger.OpHold, ledger.OpGuardPause), l.Close())
 }
 
 // undoDead undoes everything in a ledger whose ring nobody serves any more. The

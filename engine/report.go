@@ -4,19 +4,18 @@ import (
 	"github.com/xen-hvi/hvi/engine/guard"
 	"github.com/xen-hvi/hvi/engine/guest/linux"
 	"github.com/xen-hvi/hvi/engine/journal"
-	"github.com/xen-hvi/hvi/engine/policy"
 	"github.com/xen-hvi/hvi/engine/printable"
 	"github.com/xen-hvi/hvi/engine/vmevent"
 	"github.com/xen-hvi/hvi/engine/x86"
 )
 
-// newRecord gives the evidence its meaning: symbols, the process, the bytes.
+// newRecord gives the evidence its meaning: symbols, the process, the bytes. What was
+// done about it is the session's to say.
 func newRecord(e *guard.Evidence, k *linux.Kernel) journal.Record {
 	r := journal.Record{
 		Time:   e.When(),
 		VCPU:   int(e.VCPU),
 		Guard:  string(e.Guard),
-		Action: actionOf(e),
 		RIP:    location(k, x86.VirtAddr(e.Regs.RIP)),
 		Detail: journal.Detail{CR3: journal.Hex(e.Regs.CR3)},
 	}
@@ -82,14 +81,6 @@ func newRecord(e *guard.Evidence, k *linux.Kernel) journal.Record {
 		r.Before = journal.Unknown("the target could not be read")
 	}
 	return r
-}
-
-// actionOf is what was done about a violation.
-func actionOf(e *guard.Evidence) journal.Action {
-	if e.Action == policy.ActionBlock {
-		return journal.Blocked
-	}
-	return journal.Alerted
 }
 
 func location(k *linux.Kernel, va x86.VirtAddr) journal.Location {

@@ -154,14 +154,16 @@ func (s *Session) scanPart(sc *scan, part int) {
 		return
 	}
 	s.countFound(sc.guard, len(changes))
+	done := s.outcomeFound(sc.guard)
 	for i, c := range changes {
 		sc.scanner.Accept(c)
 		if i >= maxScanRecords || !s.affordable(sc.guard, time.Now()) {
 			s.unrecorded.Add(1)
-			s.suppress(sc.guard, journal.Found, time.Now(), 1)
+			s.suppress(sc.guard, done, time.Now(), 1)
 			continue
 		}
-		s.write(s.changeRecord(sc.guard, c))
+		r := s.write(done.in(s.changeRecord(sc.guard, c)))
+		s.explainStop(sc.guard, r.ID)
 	}
 }
 

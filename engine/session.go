@@ -61,11 +61,14 @@ type Session struct {
 	scans   []*scan
 	looks   *looks
 	moving  moving
-	entry   *kernelEntry
-	boot    *bootEnd
-	tries   int
-	fold    folder
-	held    *moment // the vCPU that is held now
+	// loaded are the modules of the last look, nil before the first.
+	loaded map[moduleKey]journal.ModuleTarget
+	entry  *kernelEntry
+	boot   *bootEnd
+	tries  int
+	fold   folder
+	stop   stop
+	held   *moment // the vCPU that is held now
 	// views, and viewCheck, are set while the domain runs in a view of ours.
 	views     viewsStatus
 	viewCheck *time.Ticker
@@ -103,6 +106,7 @@ func newSession(hv Hypervisor, l *ledger.Ledger, rec Recorder, log *slog.Logger,
 	}
 	st := Status{Info: info, Name: name, State: StateDeclared, Decided: true, Policy: p, PolicySource: decl.Source, PolicyFrom: decl.From}
 	st.Guards = pendingGuards(p)
+	st.Held, _ = l.GuardPaused()
 	s.status.Store(&st)
 	return s
 }
@@ -138,6 +142,7 @@ func (s *Session) Status() Status {
 	st.Guards = append([]GuardStatus(nil), st.Guards...)
 	if srv := s.serverRef.Load(); srv != nil {
 		st.Events = srv.Total()
+		st.Served, st.RingPeak = srv.Served()
 	}
 	st.Breakpoints = nil
 	for _, b := range st.points {
@@ -274,8 +279,11 @@ func (s *Session) run(attached chan<- error) {
 		if s.set != nil {
 			violations = s.set.Violations()
 		}
+		s.stopIfDue()
 		select {
+		case <-s.stops(): // it is due now
 		case f := <-s.commands:
+			s.stopIfDue() // before an admin's word on it
 			f()
 		case m := <-entry:
 			s.kernelEntered(m)
@@ -324,8 +332,12 @@ func (s *Session) ringLost() {
 	s.stopLooks()
 	s.recordRest()
 	err = errors.Join(s.unmap(), undoDead(s.hv, s.ledger, s.info, true))
-	if s.ledger.Has(ledger.OpHold) {
-		s.update(func(st *Status) { st.Held = heldLost })
+	if staysHeld(s.ledger) {
+		if why, paused := s.ledger.GuardPaused(); paused {
+			s.update(func(st *Status) { st.Held = why })
+		} else {
+			s.update(func(st *Status) { st.Held = heldLost })
+		}
 		s.left = s.ledger
 	} else {
 		err = errors.Join(err, s.ledger.Undo(ledger.OpFailClosed), s.ledger.Close())

@@ -58,7 +58,7 @@ var (
 	descState    = desc("hvi_domain_state", "The state of the domain's protection; 1 for the state it is in, other states have no series.", append(slices.Clone(ofDomain), "state")...)
 	descAsked    = desc("hvi_domain_protection_asked", "Whether the domain's policy asks for protection (1), or is broken so that it can't be told (1), or doesn't (0).", ofDomain...)
 	descProtects = desc("hvi_domain_protected", "Whether every guard that was asked for is armed (1) or not (0).", ofDomain...)
-	descHeld     = desc("hvi_domain_held", "Whether hvi keeps the domain paused (1) or not (0): it was saved or migrated and may yet run on, or it must not run without protection.", ofDomain...)
+	descHeld     = desc("hvi_domain_held", "Whether hvi keeps the domain paused (1) or not (0): it was saved or migrated and may yet run on, it must not run without protection, or a guard has paused it.", ofDomain...)
 	descAttached = desc("hvi_domain_attached_timestamp_seconds", "When hvi attached to the domain, in seconds since 1970; absent while it is not attached.", ofDomain...)
 	descEvents   = desc("hvi_ring_events_total", "Requests of Xen answered on the domain's monitor ring.", ofDomain...)
 	descStray    = desc("hvi_ring_stray_events_total", "Requests on the monitor ring that no guard had asked for.", ofDomain...)

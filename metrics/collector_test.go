@@ -97,7 +97,7 @@ hvi_declarations 9
 # HELP hvi_domain_attached_timestamp_seconds When hvi attached to the domain, in seconds since 1970; absent while it is not attached.
 # TYPE hvi_domain_attached_timestamp_seconds gauge
 hvi_domain_attached_timestamp_seconds{domain="web",uuid="2afdc6e7-4864-4a2c-9dcf-67c4e1ddc1c8"} 1.8000000005e+09
-# HELP hvi_domain_held Whether hvi keeps the domain paused (1) or not (0): it was saved or migrated and may yet run on, or it must not run without protection.
+# HELP hvi_domain_held Whether hvi keeps the domain paused (1) or not (0): it was saved or migrated and may yet run on, it must not run without protection, or a guard has paused it.
 # TYPE hvi_domain_held gauge
 hvi_domain_held{domain="db",uuid="9f0a5c1e-0001-4b7e-8a44-5a0d3c2b1a09"} 1
 hvi_domain_held{domain="web",uuid="2afdc6e7-4864-4a2c-9dcf-67c4e1ddc1c8"} 0

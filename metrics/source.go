@@ -36,7 +36,8 @@ type Domain struct {
 	// "captured", "default" and so on.
 	PolicyFrom string
 	// Held says that hvi keeps the domain paused beyond its start: while it is
-	// suspended, or for want of protection that it must not run without.
+	// suspended, for want of protection that it must not run without, or because a
+	// guard has paused it.
 	Held bool
 	// AttachedAt is when the session began whose counts follow; zero if there
 	// was none. With ID and UUID it tells one session from the next.
@@ -52,7 +53,7 @@ type Domain struct {
 // Guard is one guard of a domain.
 type Guard struct {
 	Name string
-	// Action is what the policy sets: "off", "alert" or "block".
+	// Action is what the policy sets, in its words: "block".
 	Action string
 	// State is "pending", "armed", "off", "unavailable", "degraded" or "scanning".
 	State string

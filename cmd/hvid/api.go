@@ -215,6 +215,25 @@ func (a *api) Detach(ctx context.Context, dom control.DomainRef) (control.Domain
 	return a.Domain(ctx, dom)
 }
 
+// Resume has a domain run on that a guard has paused.
+func (a *api) Resume(ctx context.Context, dom control.DomainRef) (control.DomainStatus, error) {
+	err := a.engine.Resume(ctx, xen.DomID(dom.ID))
+	switch {
+	case errors.Is(err, engine.ErrNotPaused):
+		p := &control.Problem{Code: control.CodeConflict, What: "no guard has paused the domain", Where: where(dom), Err: err}
+		if st, e := a.Domain(ctx, dom); e == nil && st.Held != "" {
+			p.What += "; hvid holds it for another reason: " + st.Held
+			p.Fix = "run: hvictl attach " + dom.UUID + ", or to let it run without protection: hvictl detach " + dom.UUID
+		}
+		return control.DomainStatus{}, p
+	case errors.Is(err, engine.ErrBusy):
+		return control.DomainStatus{}, busy(err, where(dom))
+	case err != nil:
+		return control.DomainStatus{}, err
+	}
+	return a.Domain(ctx, dom)
+}
+
 // SetBreakpoint puts a hidden breakpoint into a domain's kernel, or takes it away.
 func (a *api) SetBreakpoint(ctx context.Context, dom control.DomainRef, symbol string, on bool) (control.DomainStatus, error) {
 	err := a.engine.SetBreakpoint(ctx, xen.DomID(dom.ID), symbol, on)
@@ -311,7 +330,7 @@ func domainStatus(st engine.Status) control.DomainStatus {
 		AttachedAt: st.AttachedAt, PolicySource: st.PolicySource, PolicyFrom: control.PolicyFrom(st.PolicyFrom),
 		RequireAttach: st.Policy.RequireAttach, Held: st.Held,
 		Counters: control.Counters{
-			RingEvents: st.Events, RecordsLost: st.Unrecorded, Stepped: st.Stepped, Emulated: st.Emulated, Restored: st.Restored,
+			RingEvents: st.Events, RingBusy: st.Served, RingPeak: st.RingPeak, RecordsLost: st.Unrecorded, Stepped: st.Stepped, Emulated: st.Emulated, Restored: st.Restored,
 			ShadowReads: st.Hidden.Reads, ShadowWrites: st.Hidden.Writes, Concealed: st.Hidden.Concealed, GuestBreakpoints: st.Hidden.Returned,
 		},
 		Views: views(st.Views),

@@ -18,6 +18,10 @@ const (
 	// and may yet run on, which Xen does not announce. A protected domain
 	// stands still until it is seen.
 	rescanPeriod = 100 * time.Millisecond
+	// rescanAfter is for how long after an event of any domain a look is taken
+	// whether one waits. With nothing going on there is nothing to look for, and a
+	// host that is idle stays so.
+	rescanAfter = 30 * time.Second
 	// updatePeriod is how often is looked whether xl config-update has given a
 	// domain another config, where nobody tells of it.
 	updatePeriod = 10 * time.Second
@@ -48,6 +52,13 @@ func (f *follower) follow(ctx context.Context, served <-chan error) error {
 	}()
 	rescan := time.NewTicker(rescanPeriod)
 	defer rescan.Stop()
+	rescanning, until := true, time.Now().Add(rescanAfter)
+	wake := func() {
+		if until = time.Now().Add(rescanAfter); !rescanning {
+			rescanning = true
+			rescan.Reset(rescanPeriod)
+		}
+	}
 	update := time.NewTicker(updatePeriod)
 	defer update.Stop()
 	prune := time.NewTicker(prunePeriod)
@@ -66,8 +77,14 @@ func (f *follower) follow(ctx context.Context, served <-chan error) error {
 		case <-rescan.C:
 			if f.engine.Waiting() {
 				f.watcher.Rescan()
+			} else if time.Now().After(until) {
+				rescanning = false
+				rescan.Stop()
 			}
 		case <-update.C:
+			if f.engine.Waiting() {
+				wake()
+			}
 			for _, st := range f.engine.Status() {
 				f.registry.ConfigUpdated(st.Info.ID, st.Info.UUID)
 			}
@@ -84,6 +101,7 @@ func (f *follower) follow(ctx context.Context, served <-chan error) error {
 				}
 				return fmt.Errorf("watch the domains: %w", f.watcher.Err())
 			}
+			wake()
 			f.handle(ev)
 		}
 	}

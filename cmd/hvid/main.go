@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -84,7 +85,8 @@ func recoverLeft(ctx context.Context, opt cli.Options, out io.Writer) error {
 func heldAfter(done []engine.Recovered) (held []control.RestartDomain) {
 	for _, r := range done {
 		if r.Held {
-			held = append(held, control.RestartDomain{ID: uint16(r.Domain), UUID: r.UUID.String(), Held: "its policy requires protection, and hvid ended"})
+			why := cmp.Or(r.Why, "its policy requires protection, and hvid ended")
+			held = append(held, control.RestartDomain{ID: uint16(r.Domain), UUID: r.UUID.String(), Held: why})
 		}
 	}
 	return held

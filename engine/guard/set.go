@@ -35,7 +35,14 @@ type Armed struct {
 	// Allowed counts those that an exception permits, which are no violations.
 	// Unrecorded counts violations for which the queue had no room.
 	Passed, Violations, Blocked, Allowed, Unrecorded atomic.Uint64
+
+	// stop says that there was a violation for which the domain is to be stopped.
+	stop atomic.Bool
 }
+
+// TakeStop reports whether there was a violation since the last time for which the
+// domain is to be stopped, as the action says.
+func (a *Armed) TakeStop() bool { return a.stop.Swap(false) }
 
 // Set is the guards armed for one domain. It is built before the first event
 // can arrive and immutable but for its counters.
@@ -72,6 +79,7 @@ type Set struct {
 	// scratch is the ring thread's, so that evidence needs no heap.
 	scratch    Evidence
 	queue      chan Evidence
+	stops      chan struct{} // capacity one
 	unrecorded atomic.Uint64
 	stray      atomic.Uint64
 }
@@ -89,6 +97,7 @@ func NewSet(t *Target, mem guest.Memory, actions map[policy.GuardName]policy.Act
 		parts:  make(map[x86.GFN][]part),
 		msrs:   make(map[uint32]uint8),
 		queue:  make(chan Evidence, queueLen),
+		stops:  make(chan struct{}, 1),
 		gone:   make(chan GoneFrame, queueLen),
 	}
 	var errs []error
@@ -245,6 +254,9 @@ func (s *Set) Armed() []*Armed { return s.armed }
 // Violations delivers the evidence of each violation, in order.
 func (s *Set) Violations() <-chan Evidence { return s.queue }
 
+// Stops delivers when there is an armed guard of which TakeStop reports true.
+func (s *Set) Stops() <-chan struct{} { return s.stops }
+
 // Unrecorded returns how many violations were acted upon but found no room in
 // the queue of evidence.
 func (s *Set) Unrecorded() uint64 { return s.unrecorded.Load() }
@@ -368,13 +380,22 @@ func (s *Set) violation(a *Armed, ev *vmevent.Event, page x86.VirtAddr) vmevent.
 		return verdict
 	}
 	a.Violations.Add(1)
-	if a.Action == policy.ActionBlock {
-		action = policy.ActionBlock
+	if a.Action.Prevents() {
+		action = a.Action
 		a.Blocked.Add(1)
 		if ev.Reason == vmevent.ReasonMemAccess {
 			verdict = vmevent.Discard
 		} else {
 			verdict = vmevent.Deny
+		}
+	}
+	if a.Action.Stops() {
+		// Before the evidence: who gets that finds the demand. It has a place of its
+		// own, which a flood of other violations does not fill.
+		a.stop.Store(true)
+		select {
+		case s.stops <- struct{}{}:
+		default:
 		}
 	}
 	s.scratch.Action = action

@@ -410,6 +410,47 @@ func TestStormIsBounded(t *testing.T) {
 	}
 }
 
+// TestStopIsDemanded: a violation for which the domain is to be stopped is answered
+// as one that is blocked, and is told also when a flood of others has filled the queue.
+func TestStopIsDemanded(t *testing.T) {
+	for _, stop := range []policy.Action{policy.ActionPause, policy.ActionShutdown} {
+		f := arm(t, map[policy.GuardName]policy.Action{policy.GuardKernelText: policy.ActionAlert, policy.GuardSyscallEntry: stop})
+		for range 1000 {
+			f.set.HandleEvent(f.write(0x1000, module))
+		}
+		select {
+		case <-f.set.Stops():
+			t.Errorf("%s: demanded for what is only reported", stop)
+		default:
+		}
+		kept := len(f.set.Violations())
+		evil := msr(f, x86.MSRLSTAR, uint64(module))
+		for range 2 {
+			if v := f.set.HandleEvent(evil); v != vmevent.Deny {
+				t.Errorf("%s: verdict %#x", stop, v)
+			}
+		}
+		select {
+		case <-f.set.Stops():
+		default:
+			t.Errorf("%s: not demanded", stop)
+		}
+		if n := len(f.set.Violations()); n != kept {
+			t.Fatalf("the queue had room: %d, then %d", kept, n)
+		}
+		text, entry := f.set.Armed()[0], f.set.Armed()[1]
+		if text.TakeStop() || !entry.TakeStop() || entry.TakeStop() {
+			t.Errorf("%s: not demanded once, by the guard that asks for it", stop)
+		}
+		if n := entry.Blocked.Load(); n != 2 {
+			t.Errorf("%s: %d blocked, want 2", stop, n)
+		}
+		if n := testing.AllocsPerRun(100, func() { f.set.HandleEvent(evil) }); n != 0 {
+			t.Errorf("%s: %v allocations", stop, n)
+		}
+	}
+}
+
 // TestUnpreparedGuard checks that a guard which cannot be prepared is named,
 // and does not keep the others from being armed.
 func TestUnpreparedGuard(t *testing.T) {

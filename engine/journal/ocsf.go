@@ -21,9 +21,10 @@ const (
 	ocsfActionAllowed      = 1
 	ocsfActionDenied       = 2
 	ocsfDispositionBlocked = 2
-	// Detected is what was seen afterwards, Alert what was reported and not blocked.
+	// Logged is what is no violation, Detected what was seen afterwards, Alert what was reported and not blocked.
 	ocsfDispositionDetected = 15
 	ocsfDispositionAlert    = 19
+	ocsfDispositionLogged   = 17
 )
 
 // OCSF returns the record as a Detection Finding of OCSF, ready for JSON: what OCSF
@@ -44,10 +45,12 @@ func (r *Record) OCSF() map[string]any {
 		evidence["actor"] = object{"process": r.Process.ocsf()}
 	}
 	action, actionID, disposition, dispositionID := "Allowed", ocsfActionAllowed, "Alert", ocsfDispositionAlert
-	switch r.Action {
-	case Blocked:
+	switch {
+	case r.prevented():
 		action, actionID, disposition, dispositionID = "Denied", ocsfActionDenied, "Blocked", ocsfDispositionBlocked
-	case Found:
+	case r.Action == Noted:
+		disposition, dispositionID = "Logged", ocsfDispositionLogged
+	case r.Late():
 		disposition, dispositionID = "Detected", ocsfDispositionDetected
 	}
 	sev := r.severity()
@@ -57,7 +60,7 @@ func (r *Record) OCSF() map[string]any {
 		"activity_id": ocsfCreate, "activity_name": "Create", "type_uid": ocsfDetectionFinding*100 + ocsfCreate, "type_name": "Detection Finding: Create",
 		// OCSF's words are ours with a capital, and its numbers begin at 1.
 		"severity_id": slices.Index(Severities(), sev) + 1, "severity": strings.ToUpper(string(sev[:1])) + string(sev[1:]),
-		"status_id": ocsfStatusNew, "status": "New", "is_alert": true,
+		"status_id": ocsfStatusNew, "status": "New", "is_alert": r.Action != Noted,
 		"action_id": actionID, "action": action, "disposition_id": dispositionID, "disposition": disposition,
 		"time": r.Time.UnixMilli(), "message": r.Summary(),
 		"metadata": object{"version": OCSFVersion, "uid": r.ID, "profiles": []string{"host", "security_control"}, "product": object{"name": "hvi", "vendor_name": "hvi"}},

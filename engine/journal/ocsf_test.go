@@ -26,6 +26,21 @@ func TestOCSF(t *testing.T) {
 			Process: Process{PID: 1, TGID: 1, Comm: "init"},
 			Target:  Target{Kind: TargetCR, CR: &CRTarget{Name: "CR4"}},
 		},
+		"paused": {
+			Schema: Schema, ID: "69fe2b1d7c3a-4", Time: at, Domain: domain, Guard: "idt", Action: Paused, Prevented: true, Severity: Critical, Mode: "enforce",
+			Process: Process{PID: 1, TGID: 1, Comm: "init"},
+			Target:  Target{Kind: TargetMSR, MSR: &MSRTarget{Index: 1}},
+		},
+		"shut-down": {
+			Schema: Schema, ID: "69fe2b1d7c3a-5", Time: at, Domain: domain, Guard: "creds", Action: ShutDown, Severity: Critical, Mode: "enforce",
+			Process: Process{Unknown: "it was found afterwards"},
+			Target:  Target{Kind: TargetObject, Object: &ObjectTarget{Check: "creds", Name: "x", What: "y"}},
+		},
+		"noted": {
+			Schema: Schema, ID: "69fe2b1d7c3a-6", Time: at, Domain: domain, Guard: "modules", Action: Noted, Severity: Informational, Mode: "observe",
+			Process: Process{Unknown: "it was found afterwards"},
+			Target:  Target{Kind: TargetModule, Module: &ModuleTarget{Name: "loop", Change: ModuleUnloaded, Base: 1, Size: 2}},
+		},
 		// Of before there were severities, and of a kernel that is not known.
 		"found": {
 			Schema: Schema, ID: "69fe2b1d7c3a-3", Time: at, Domain: Domain{UUID: domain.UUID, Name: "web1"}, Guard: "creds", Action: Found, Mode: "enforce",

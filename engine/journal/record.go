@@ -52,10 +52,17 @@ const (
 	Blocked Action = "blocked"
 	// Found: the violation took place unseen, and was found afterwards.
 	Found Action = "found"
+	// Paused: the violation was reported, and the domain paused for it. Whether it took
+	// place, Record.Prevented says.
+	Paused Action = "paused"
+	// ShutDown: likewise, and the domain was shut down.
+	ShutDown Action = "shut-down"
+	// Noted: it is no violation. It was noticed some time afterwards.
+	Noted Action = "noted"
 )
 
 // Actions returns the actions there are.
-func Actions() []Action { return []Action{Alerted, Blocked, Found} }
+func Actions() []Action { return []Action{Alerted, Blocked, Found, Paused, ShutDown, Noted} }
 
 // TargetKind says what a violation was aimed at.
 type TargetKind string
@@ -70,6 +77,8 @@ const (
 	// TargetObject: something that the guest's kernel keeps, which is not as it
 	// should be.
 	TargetObject TargetKind = "object"
+	// TargetModule: a kernel module that was loaded or unloaded, which is no violation.
+	TargetModule TargetKind = "module"
 )
 
 // Record is one security event: a violation of what a guard protects. Its JSON
@@ -89,6 +98,9 @@ type Record struct {
 	// Guard is the name of the guard as written in a policy, "kernel-text".
 	Guard  string `json:"guard"`
 	Action Action `json:"action"`
+	// Prevented says, where Action is Paused or ShutDown, that the violation did not
+	// take place; where it is not set the violation was found afterwards.
+	Prevented bool `json:"prevented,omitempty"`
 	// Severity says how much it matters. Append sets it where it is empty; records of
 	// before there were any have none.
 	Severity Severity `json:"severity,omitempty"`
@@ -207,6 +219,7 @@ type Target struct {
 	MSR    *MSRTarget    `json:"msr,omitempty"`
 	CR     *CRTarget     `json:"cr,omitempty"`
 	Object *ObjectTarget `json:"object,omitempty"`
+	Module *ModuleTarget `json:"module,omitempty"`
 }
 
 // String returns the target as people read it: a symbol with its address, or
@@ -225,6 +238,8 @@ func (t Target) String() string {
 		return printable.Text(t.CR.Name).String()
 	case t.Object != nil:
 		return fmt.Sprintf("%s: %s", t.Object.Name, t.Object.What)
+	case t.Module != nil:
+		return t.Module.String()
 	}
 	return "an unknown target"
 }
@@ -269,6 +284,43 @@ type ObjectTarget struct {
 	What printable.Text `json:"what"`
 	// Leads is where it leads, nil where that is no matter.
 	Leads *Location `json:"leads,omitempty"`
+}
+
+// ModuleChange is what has become of a module.
+type ModuleChange string
+
+// What can become of one.
+const (
+	ModuleLoaded   ModuleChange = "loaded"
+	ModuleUnloaded ModuleChange = "unloaded"
+)
+
+// ModuleTarget is a kernel module that was loaded or unloaded. All of it is what the
+// guest's kernel says.
+type ModuleTarget struct {
+	Name   printable.Text `json:"name"`
+	Change ModuleChange   `json:"change"`
+	// Base is where its code begins, Size what all of it takes, in bytes.
+	Base x86.VirtAddr `json:"base"`
+	Size uint64       `json:"size"`
+	// SHA256 is that of its code as it lay in memory when it was seen first: relocated
+	// to its address, and patched by the kernel. It is left out of one that was loaded
+	// before hvi looked, or that could not be read.
+	SHA256 HexBytes `json:"sha256,omitempty"`
+	// Taints are the letters of /proc/modules, "OE".
+	Taints string `json:"taints,omitempty"`
+}
+
+// String returns "module loop loaded at 0xffffffffc0200000, 20480 bytes, taints OE".
+func (t *ModuleTarget) String() string {
+	s := fmt.Sprintf("module %s %s at %s, %d bytes", t.Name, printable.Text(t.Change), t.Base, t.Size)
+	if t.Taints != "" {
+		s += ", taints " + printable.Text(t.Taints).String()
+	}
+	if len(t.SHA256) > 0 {
+		s += fmt.Sprintf(", sha256 %x", []byte(t.SHA256))
+	}
+	return s
 }
 
 // CRTarget is a control register.
@@ -374,12 +426,12 @@ func (b *HexBytes) UnmarshalText(t []byte) error {
 // program reads the fields.
 func (r *Record) Summary() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s: %s %s: ", r.Domain.Name, printable.Text(r.Guard), printable.Text(r.Action))
+	fmt.Fprintf(&b, "%s: %s %s: ", r.Domain.Name, printable.Text(r.Guard), r.done())
 	if n := r.Detail.Suppressed; n > 0 {
 		fmt.Fprintf(&b, "%d more violations within a second, too many to record each", n)
 		return b.String()
 	}
-	if r.Target.Kind == TargetObject {
+	if r.Target.Kind == TargetObject || r.Target.Kind == TargetModule {
 		b.WriteString(r.Target.String())
 		return b.String()
 	}
@@ -394,7 +446,7 @@ func (r *Record) Summary() string {
 	if r.Before.known() || r.Attempted.known() {
 		fmt.Fprintf(&b, ", %s -> %s", r.Before, r.Attempted)
 	}
-	if r.Action == Found {
+	if r.Late() {
 		return b.String() // nobody saw who did it
 	}
 	fmt.Fprintf(&b, ", by %s", r.Process)
@@ -403,6 +455,33 @@ func (r *Record) Summary() string {
 		fmt.Fprintf(&b, ", and %d more like it", n)
 	}
 	return b.String()
+}
+
+// stopped reports whether the domain was stopped for the violation.
+func (r *Record) stopped() bool { return r.Action == Paused || r.Action == ShutDown }
+
+// prevented reports whether the violation did not take place.
+func (r *Record) prevented() bool { return r.Action == Blocked || r.stopped() && r.Prevented }
+
+// Late reports whether it was found or noted afterwards, when nobody could see any
+// more who did it.
+func (r *Record) Late() bool {
+	return r.Action == Found || r.Action == Noted || r.stopped() && !r.Prevented
+}
+
+// done is what was done, in words.
+func (r *Record) done() string {
+	if !r.stopped() {
+		return printable.Text(r.Action).String()
+	}
+	did, then := Found, "paused the domain"
+	if r.Prevented {
+		did = Blocked
+	}
+	if r.Action == ShutDown {
+		then = "shut the domain down"
+	}
+	return string(did) + " and " + then
 }
 
 // String returns `"insmod" (pid 412)`, or that the process is not known.

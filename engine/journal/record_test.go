@@ -59,6 +59,25 @@ func crRecord() Record {
 	return r
 }
 
+// moduleRecord is one of a module that was loaded.
+func moduleRecord() Record {
+	r := crRecord()
+	r.Guard, r.Action, r.Severity, r.RIP = "modules", Noted, Informational, Location{}
+	r.Process.Unknown = "it was found afterwards"
+	r.Target = Target{Kind: TargetModule, Module: &ModuleTarget{
+		Name: "loop", Change: ModuleLoaded, Base: 0xffffffffc0200000, Size: 20480, SHA256: HexBytes{0xe3, 0xb0}, Taints: "OE",
+	}}
+	r.Before, r.Attempted = Unknown("it was found afterwards"), Unknown("it was found afterwards")
+	return r
+}
+
+// stoppedRecord is one for which the domain was stopped.
+func stoppedRecord(a Action, prevented bool) Record {
+	r := crRecord()
+	r.Action, r.Prevented = a, prevented
+	return r
+}
+
 // eferRecord is a write to EFER.
 func eferRecord() Record {
 	r := crRecord()
@@ -69,7 +88,7 @@ func eferRecord() Record {
 
 // TestRecordJSON pins the public schema.
 func TestRecordJSON(t *testing.T) {
-	for name, r := range map[string]Record{"memory": memoryRecord(), "msr": msrRecord(), "cr": crRecord(), "efer": eferRecord()} {
+	for name, r := range map[string]Record{"memory": memoryRecord(), "msr": msrRecord(), "cr": crRecord(), "efer": eferRecord(), "paused": stoppedRecord(Paused, true), "module": moduleRecord()} {
 		t.Run(name, func(t *testing.T) {
 			line, err := marshal(r)
 			if err != nil {
@@ -118,6 +137,9 @@ func TestSummary(t *testing.T) {
 		{"cr", `web1: cr blocked: write to CR4 that clears SMEP and SMAP, 0x3006f0 -> 0x6f0, by an unknown process (the guest's kernel is not identified) at 0xffffffffc0001040, vCPU 0`, crRecord()},
 		{"efer", `web1: cr blocked: write to MSR EFER (0xc0000080) that clears NXE, 0xd01 -> 0x501, by an unknown process (the guest's kernel is not identified) at 0xffffffffc0001040, vCPU 0`, eferRecord()},
 		{"physical", `web1: kernel-text blocked: execution of physical 0x1002012, by "insmod" (pid 412) at evil_init+0x24 [evil] (0xffffffffc0001024), vCPU 1`, physical},
+		{"paused", `web1: cr blocked and paused the domain: write to CR4 that clears SMEP and SMAP, 0x3006f0 -> 0x6f0, by an unknown process (the guest's kernel is not identified) at 0xffffffffc0001040, vCPU 0`, stoppedRecord(Paused, true)},
+		{"shut down, found", `web1: cr found and shut the domain down: write to CR4 that clears SMEP and SMAP, 0x3006f0 -> 0x6f0`, stoppedRecord(ShutDown, false)},
+		{"module", `web1: modules noted: module loop loaded at 0xffffffffc0200000, 20480 bytes, taints OE, sha256 e3b0`, moduleRecord()},
 		{"empty", `: kernel-text alerted: write to an unknown target, by "" (pid 0) at 0x0, vCPU 0`, Record{Guard: "kernel-text", Action: Alerted}},
 	} {
 		if got := tc.r.Summary(); got != tc.want {

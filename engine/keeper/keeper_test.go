@@ -86,6 +86,7 @@ func playKeeper(dir string) error {
 	if err != nil {
 		return err
 	}
+	keeper.Harden(slog.New(slog.DiscardHandler))
 	if err := keeper.DropCapabilities(); err != nil {
 		if !errors.Is(err, syscall.ENOTSUP) {
 			return err
@@ -355,5 +356,51 @@ func TestNotStarted(t *testing.T) {
 	}
 	if err := k.Close(true); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestMemory holds a keeper's memory against its program: that is in memory and stays
+// there, and little else is.
+func TestMemory(t *testing.T) {
+	t.Parallel()
+	h := start(t)
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps", h.keeper))
+	if err != nil {
+		t.Fatal(err)
+	}
+	program, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var of string
+	var size, rss, locked, total int
+	for line := range strings.Lines(string(b)) {
+		f := strings.Fields(line)
+		switch {
+		case len(f) > 4 && strings.Contains(f[0], "-"):
+			of = f[len(f)-1]
+		case f[0] == "Size:" && of == program:
+			n, _ := strconv.Atoi(f[1])
+			size += n
+		case f[0] == "Rss:":
+			n, _ := strconv.Atoi(f[1])
+			total += n
+			if of == program {
+				rss += n
+			}
+		case f[0] == "Locked:" && of == program:
+			n, _ := strconv.Atoi(f[1])
+			locked += n
+		}
+	}
+	if size == 0 || rss != size {
+		t.Errorf("%d of the program's %d KiB are in memory", rss, size)
+	}
+	if locked == 0 {
+		t.Skip("memory can't be locked here")
+	}
+	const most = 16 << 10 // besides the program, KiB
+	if total-rss > most {
+		t.Errorf("%d KiB besides its program", total-rss)
 	}
 }

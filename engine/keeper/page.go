@@ -15,11 +15,11 @@ import (
 // hands, may stand still before the keeper takes over. A ring thread answers within
 // microseconds, and waits 100 ms at most for a vCPU to leave its processor
 // (vmevent). With the time that recovery takes, a guest runs again within a second.
-const DefaultBudget = 500 * time.Millisecond
+const DefaultBudget = 400 * time.Millisecond
 
 // looks is how many looks without a change make a budget. One more comes before
 // them, at which the change was still seen.
-const looks = 4
+const looks = 2
 
 // What lies where in the shared memory. Each word has a cache line of its own:
 // what one ring thread writes is not slowed down by another's.

@@ -77,7 +77,7 @@ func Serve(d Duty) error {
 // no page of it is taken away, and the kernel looks elsewhere for whom to end. Both
 // need rights that it may not have; it works without, too.
 func Harden(log *slog.Logger) {
-	if err := syscall.Mlockall(syscall.MCL_CURRENT | syscall.MCL_FUTURE); err != nil {
+	if err := lockMemory(); err != nil {
 		log.Warn("the keeper's memory is not locked", "err", err)
 	}
 	const least = -1000

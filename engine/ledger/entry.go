@@ -6,8 +6,8 @@ import (
 )
 
 // formatVersion is the version of the file format: the first line's "v". Files of
-// the first version are read, too: nothing in them has another meaning.
-const formatVersion, firstVersion = 2, 1
+// the versions since the first are read, too: nothing in them has another meaning.
+const formatVersion, firstVersion = 3, 1
 
 // MonitorOp says which event to monitor.
 type MonitorOp = mutate.MonitorOp
@@ -24,6 +24,10 @@ const (
 	// before hvi is attached to it. Recovery leaves it, unless it is asked for
 	// more. Its undo is unpausedomain.
 	OpHold Op = "hold"
+	// OpGuardPause is such a reference that was taken because a guard's action is to
+	// pause the domain, or to shut it down. It outlives hvid, as OpHold does, and
+	// being attached to does not end it: an admin does. Its undo is unpausedomain.
+	OpGuardPause Op = "guard-pause"
 	// OpFailClosed changes nothing in Xen. It says that the domain may not run
 	// when hvid fails: recovery leaves it held, unless it is asked for more.
 	OpFailClosed Op = "fail-closed"
@@ -77,6 +81,8 @@ const (
 	// phaseSettled when it is certain again that there is one; see Settle.
 	phaseUndoing phase = "undoing"
 	phaseSettled phase = "settled"
+	// phaseExplained has a better Why of an entry that is outstanding.
+	phaseExplained phase = "explained"
 )
 
 // Entry is one mutation, with all that its undo needs.
@@ -92,6 +98,8 @@ type Entry struct {
 	// Others says that somebody else had paused the domain before the first of
 	// the pause references that are outstanding together.
 	Others bool `json:"others,omitempty"`
+	// Why is what OpGuardPause was taken for, in words for people.
+	Why string `json:"why,omitempty"`
 	// Access is what OpAccess permits.
 	Access xen.Access `json:"access,omitempty"`
 	// Monitor is what OpMonitor asked for.

@@ -53,6 +53,7 @@ type Mutator interface {
 	SetMaxPages(dom xen.DomID, pages uint64) error
 	ReturnMaxPages(dom xen.DomID, set, was uint64) error
 	InjectEvent(xen.DomID, mutate.Event) error
+	ShutDown(dom xen.DomID, reason uint32) error
 }
 
 // FileName returns the name of a domain's ledger in its directory.
@@ -178,8 +179,8 @@ func parse(data []byte) (*Ledger, error) {
 		}
 		switch {
 		case first:
-			if ln.V != formatVersion && ln.V != firstVersion {
-				return nil, fmt.Errorf("format version %d, want %d", ln.V, formatVersion)
+			if ln.V < firstVersion || ln.V > formatVersion {
+				return nil, fmt.Errorf("format version %d, want one from %d to %d", ln.V, firstVersion, formatVersion)
 			}
 			if ln.Domain == nil {
 				return nil, errors.New("line 1: no domid")
@@ -199,6 +200,12 @@ func parse(data []byte) (*Ledger, error) {
 			l.open = append(l.open, *ln.Entry)
 			l.seq = max(l.seq, ln.Entry.Seq)
 		case ln.Phase == phaseUndoing, ln.Phase == phaseSettled:
+		case ln.Phase == phaseExplained:
+			for i := range l.open {
+				if l.open[i].Seq == ln.Entry.Seq {
+					l.open[i].Why = ln.Entry.Why
+				}
+			}
 		case ln.Phase == phaseUndone:
 			seq := ln.Entry.Seq
 			l.open = slices.DeleteFunc(l.open, func(e Entry) bool { return e.Seq == seq })
@@ -236,11 +243,11 @@ func (l *Ledger) Has(op Op) bool {
 }
 
 // Pause takes one reference on the domain's pause count.
-func (l *Ledger) Pause() error { return l.pause(OpPause) }
+func (l *Ledger) Pause() error { return l.pause(Entry{Op: OpPause}) }
 
 // Hold takes one reference on the domain's pause count that is to stay when hvid
 // ends.
-func (l *Ledger) Hold() error { return l.pause(OpHold) }
+func (l *Ledger) Hold() error { return l.pause(Entry{Op: OpHold}) }
 
 // FailClosed notes that the domain may not run when hvid fails, until
 // Undo(OpFailClosed).
@@ -426,6 +433,11 @@ func (l *Ledger) ReturnBreakpoint(vcpu uint32, insnLen uint8) error {
 	return l.xen.InjectEvent(l.domain, mutate.Event{VCPU: int(vcpu), Vector: vector, Type: abi.DMOpEventSWExc, InsnLen: insnLen})
 }
 
+// ShutDown stops a domain for good, so that its toolstack does with it what its
+// configuration says of a guest that has crashed. Nothing undoes that. If there are
+// doubts whether it was done, it may be done again.
+func (l *Ledger) ShutDown() error { return l.xen.ShutDown(l.domain, abi.ShutdownCrash) }
+
 // Undo undoes every outstanding mutation of the given kinds, newest first. It
 // does not stop at a failure; what failed stays outstanding and can be undone
 // again.
@@ -499,7 +511,7 @@ func (l *Ledger) undoNewest(op Op) error {
 func (l *Ledger) undo(e Entry) error {
 	var err error
 	switch e.Op {
-	case OpPause, OpHold:
+	case OpPause, OpHold, OpGuardPause:
 		// An entry that can't be written must not keep a guest from running.
 		_ = l.write(line{Phase: phaseUndoing, Entry: &Entry{Seq: e.Seq, Op: e.Op}})
 		err = l.xen.Unpause(l.domain)
@@ -557,7 +569,7 @@ func neverWas(op Op, err error) bool {
 	case OpAccess:
 		// Without a listener Xen lifts a restriction at the first violation.
 		return errors.Is(err, xen.ErrNoRing)
-	case OpPause, OpHold:
+	case OpPause, OpHold, OpGuardPause:
 		return errors.Is(err, syscall.EINVAL) // nobody holds a pause
 	case OpRing:
 		return errors.Is(err, xen.ErrNoRing)

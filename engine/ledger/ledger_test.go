@@ -72,6 +72,7 @@ func (c *calls) SetMaxPages(d xen.DomID, n uint64) error { return c.do("max %d",
 func (c *calls) ReturnMaxPages(d xen.DomID, set, was uint64) error {
 	return c.do("max %d back to %d", set, was)
 }
+func (c *calls) ShutDown(d xen.DomID, reason uint32) error { return c.do("shut down for %d", reason) }
 func (c *calls) InjectEvent(d xen.DomID, e mutate.Event) error {
 	return c.do("inject %d of %d bytes into %d", e.Vector, e.InsnLen, e.VCPU)
 }
@@ -380,7 +381,8 @@ func TestTornFile(t *testing.T) {
 		{"undone", head + pause + `{"phase":"undone","entry":{"seq":1,"op":"pause"}}` + "\n", 0, false},
 		{"damaged middle", head + "garbage\n" + pause, 0, true},
 		{"earlier version", `{"v":1,"domid":5,"uuid":"01020304-0000-0000-0000-000000000000"}` + "\n" + pause, 1, false},
-		{"later version", `{"v":3,"domid":5,"uuid":"01020304-0000-0000-0000-000000000000"}` + "\n", 0, true},
+		{"later version", `{"v":4,"domid":5,"uuid":"01020304-0000-0000-0000-000000000000"}` + "\n", 0, true},
+		{"explained", head + `{"phase":"intent","entry":{"seq":1,"op":"guard-pause","why":"a"}}` + "\n" + `{"phase":"explained","entry":{"seq":1,"op":"guard-pause","why":"b"}}` + "\n", 1, false},
 		{"no entry", head + `{"phase":"intent"}` + "\n", 0, true},
 		{"too many steps", head + `{"phase":"intent","entry":{"seq":1,"op":"steps","count":4294967296}}` + "\n", 0, true},
 		{"unknown phase", head + `{"phase":"maybe","entry":{"seq":1,"op":"pause"}}` + "\n", 0, true},
@@ -402,6 +404,40 @@ func TestTornFile(t *testing.T) {
 				t.Errorf("%d ledgers, %v; want one with %d outstanding", len(all), err, c.open)
 			}
 		})
+	}
+}
+
+// TestGuardPause: the reference is taken once, with a reason that is kept, is undone
+// by its own name alone, and needs no undo for a domain that is shut down.
+func TestGuardPause(t *testing.T) {
+	dir, c := t.TempDir(), &calls{}
+	l := open(t, dir, c)
+	for i, err := range []error{
+		l.Pause(), l.Explain("too early"), l.GuardPause("guard idt paused it"), l.GuardPause("again"),
+		l.Explain("guard idt paused it, event 1"), l.ShutDown(), l.Undo(ledger.OpPause, ledger.OpHold), l.Leave(),
+	} {
+		if err != nil {
+			t.Fatalf("step %d: %v", i, err)
+		}
+	}
+	if want := []string{"pause 5", "pause 5", "shut down for 3", "unpause 5"}; !slices.Equal(c.made, want) {
+		t.Errorf("calls %q, want %q", c.made, want)
+	}
+	l, err := ledger.Reopen(dir, 5, uuid, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if why, paused := l.GuardPaused(); !paused || why != "guard idt paused it, event 1" || len(l.Outstanding()) != 1 {
+		t.Errorf("paused %v: %q, of %v", paused, why, l.Outstanding())
+	}
+	if err := errors.Join(l.Settle(), l.Undo(ledger.OpGuardPause), l.Close()); err != nil {
+		t.Error(err)
+	}
+	if n := len(c.made); n != 5 || c.made[4] != "unpause 5" {
+		t.Errorf("calls %q", c.made)
+	}
+	if _, paused := l.GuardPaused(); paused {
+		t.Error("it is paused still")
 	}
 }
 

@@ -11,11 +11,44 @@ import (
 const maxPauses = 255
 
 // isPause reports whether an entry is a reference on the domain's pause count.
-func (e *Entry) isPause() bool { return e.Op == OpPause || e.Op == OpHold }
+func (e *Entry) isPause() bool {
+	return e.Op == OpPause || e.Op == OpHold || e.Op == OpGuardPause
+}
+
+// GuardPause takes one reference on the domain's pause count that is to stay until an
+// admin says otherwise. why is for people. It does nothing where there is one.
+func (l *Ledger) GuardPause(why string) error {
+	if l.Has(OpGuardPause) {
+		return nil
+	}
+	return l.pause(Entry{Op: OpGuardPause, Why: why})
+}
+
+// Explain says better why the domain is paused by [Ledger.GuardPause], of which there
+// need not be one.
+func (l *Ledger) Explain(why string) error {
+	for i := range l.open {
+		if e := &l.open[i]; e.Op == OpGuardPause && e.Why != why {
+			e.Why = why
+			return l.write(line{Phase: phaseExplained, Entry: &Entry{Seq: e.Seq, Op: e.Op, Why: why}})
+		}
+	}
+	return nil
+}
+
+// GuardPaused returns why the domain is paused by [Ledger.GuardPause]; false if it
+// is not.
+func (l *Ledger) GuardPaused() (why string, paused bool) {
+	for _, e := range l.open {
+		if e.Op == OpGuardPause {
+			return e.Why, true
+		}
+	}
+	return "", false
+}
 
 // pause takes a reference and notes whether it is the only one.
-func (l *Ledger) pause(op Op) error {
-	e := Entry{Op: op}
+func (l *Ledger) pause(e Entry) error {
 	if n, others := l.pauses(); n > 0 {
 		e.Others = others
 	} else {
@@ -75,7 +108,7 @@ func (l *Ledger) Settle() error {
 			return err
 		}
 		l.uncertain = 0
-		return l.pause(e.Op)
+		return l.pause(Entry{Op: e.Op, Why: e.Why})
 	case want > 1:
 		err = l.setPauses(want)
 	}

@@ -216,8 +216,8 @@ func (b *Builder) Build() (Spec, error) {
 	}
 	if b.spec.Mode == ModeObserve {
 		for _, g := range b.spec.Guards {
-			if g.Action == ActionBlock {
-				errs = append(errs, blockUnderObserve(g))
+			if g.Action.Prevents() {
+				errs = append(errs, preventsUnderObserve(g))
 			}
 		}
 	}

@@ -52,14 +52,23 @@ type Guard struct {
 	Observe, Enforce Action
 	// Finds says that the guard finds violations afterwards, and so can't block.
 	Finds bool
+	// Over says that the guest has stopped by itself when there is a violation, and so
+	// can't be stopped.
+	Over bool
 }
 
 // Permits returns an error for an action that the guard can't take.
 func (g Guard) Permits(a Action) error {
-	if g.Finds && a == ActionBlock {
+	switch {
+	case g.Over && a.Prevents():
+		return &Error{
+			What: "guard", Value: string(g.Name), Reason: "is set to " + a.String() + ", but the guest has stopped when it tells of that",
+			Hint: "set it to alert",
+		}
+	case g.Finds && a == ActionBlock:
 		return &Error{
 			What: "guard", Value: string(g.Name), Reason: "is set to block, but it finds afterwards what has taken place",
-			Hint: "set it to alert",
+			Hint: "set it to alert, or to pause or shutdown, which stop the guest when something is found",
 		}
 	}
 	return nil
@@ -173,6 +182,7 @@ var guards = []Guard{
 		Observe: ActionAlert,
 		Enforce: ActionAlert,
 		Finds:   true,
+		Over:    true,
 	},
 }
 

@@ -55,7 +55,7 @@ func TestWordsRoundTrip(t *testing.T) {
 	for m := range ModeEnforce + 1 {
 		check(m.String(), m, func(b []byte) (any, error) { var v Mode; err := v.UnmarshalText(b); return v, err })
 	}
-	for a := range ActionBlock + 1 {
+	for a := range ActionShutdown + 1 {
 		check(a.String(), a, func(b []byte) (any, error) { var v Action; err := v.UnmarshalText(b); return v, err })
 	}
 	check("release", Release, func(b []byte) (any, error) { var v EngineFailure; err := v.UnmarshalText(b); return v, err })
@@ -187,6 +187,12 @@ func TestBuildErrors(t *testing.T) {
 			[]string{`g.cfg:2: unknown policy preset "linux-servr"; did you mean "linux-server"? (known: default, linux-observe, linux-server, linux-strict)`}},
 		{"block under observe", func(b *Builder) { b.Mode("observe", at(1)); b.GuardAssignment("kernel-text=block", at(2)) },
 			[]string{`g.cfg:2: guard "kernel-text" is set to block, but mode observe never blocks; use mode "enforce"`}},
+		{"pause under observe", func(b *Builder) { b.Mode("observe", at(1)); b.GuardAssignment("creds=pause", at(2)) },
+			[]string{`g.cfg:2: guard "creds" is set to pause, but mode observe never pauses a guest; use mode "enforce"`}},
+		{"shutdown under observe", func(b *Builder) { b.Mode("observe", at(1)); b.GuardAssignment("cr=shutdown", at(2)) },
+			[]string{`g.cfg:2: guard "cr" is set to shutdown, but mode observe never shuts a guest down; use mode "enforce"`}},
+		{"a guest that has stopped", func(b *Builder) { b.Mode("enforce", at(1)); b.Guard("panic", "pause", at(2)) },
+			[]string{`g.cfg:2: guard "panic" is set to pause, but the guest has stopped when it tells of that; set it to alert`}},
 		{"no action", func(b *Builder) { b.Mode("observe", at(1)); b.GuardAssignment("kernel-text", at(2)) },
 			[]string{`g.cfg:2: guard setting "kernel-text" is not of the form name=action; for example kernel-text=alert`}},
 		{"empty setting", func(b *Builder) { b.Mode("observe", at(1)); b.GuardAssignment("", at(2)) },
@@ -283,6 +289,8 @@ func TestValidate(t *testing.T) {
 		{"preset", Spec{Preset: "x"}, "unknown policy preset"},
 		{"guard", Spec{Guards: []GuardSetting{{Name: "nope"}}}, "unknown guard"},
 		{"action", Spec{Guards: []GuardSetting{{Name: GuardKernelText, Action: 7}}}, "action"},
+		{"a guard that can't block, and pauses", Spec{Mode: ModeEnforce, Guards: []GuardSetting{{Name: GuardCredentials, Action: ActionPause}}}, ""},
+		{"observe and shutdown", Spec{Mode: ModeObserve, Guards: []GuardSetting{{Name: GuardKernelText, Action: ActionShutdown}}}, "never shuts"},
 		{"a guard that can't block", Spec{Mode: ModeEnforce, Guards: []GuardSetting{{Name: GuardCredentials, Action: ActionBlock}}}, "afterwards"},
 		{"twice", Spec{Guards: []GuardSetting{{Name: GuardKernelText}, {Name: GuardKernelText}}}, "is set twice"},
 		{"require_attach", Spec{Mode: ModeObserve, RequireAttach: true}, ""},
@@ -320,6 +328,8 @@ func TestEffective(t *testing.T) {
 		{"observe, one off", Spec{Mode: ModeObserve, Guards: set(GuardSyscallEntry, ActionOff)}, ActionAlert, ActionOff, "default of mode observe", "g.cfg:5"},
 		{"off wins over guards", Spec{Guards: set(GuardKernelText, ActionBlock)}, ActionOff, ActionOff, "default of mode off", "default of mode off"},
 		{"never blocks under observe", Spec{Mode: ModeObserve, Guards: set(GuardKernelText, ActionBlock)}, ActionAlert, ActionAlert, "g.cfg:5, where it is block; mode observe never blocks", "default of mode observe"},
+		{"pauses", Spec{Mode: ModeEnforce, Guards: set(GuardKernelText, ActionPause)}, ActionPause, ActionBlock, "g.cfg:5", "default of mode enforce"},
+		{"never shuts down under observe", Spec{Mode: ModeObserve, Guards: set(GuardKernelText, ActionShutdown)}, ActionAlert, ActionAlert, "g.cfg:5, where it is shutdown; mode observe never shuts a guest down", "default of mode observe"},
 		{"a mode outside the type does nothing", Spec{Mode: 9, Guards: set(GuardKernelText, ActionBlock)}, ActionOff, ActionOff, "default of mode mode(9)", "default of mode mode(9)"},
 	}
 	for _, tt := range tests {
@@ -443,7 +453,7 @@ func FuzzBuilder(f *testing.F) {
 			t.Error("a mode was given and nothing is declared")
 		}
 		for _, g := range s.Effective().Guards {
-			if s.Mode != ModeEnforce && g.Action == ActionBlock {
+			if s.Mode != ModeEnforce && g.Action.Prevents() {
 				t.Errorf("mode %v blocks %s", s.Mode, g.Name)
 			}
 		}

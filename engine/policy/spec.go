@@ -133,8 +133,8 @@ func (s Spec) Validate() error {
 	}
 	errs = append(errs, checkGuards(s.Guards)...)
 	for _, g := range s.Guards {
-		if s.Mode == ModeObserve && g.Action == ActionBlock {
-			add(blockUnderObserve(g))
+		if s.Mode == ModeObserve && g.Action.Prevents() {
+			add(preventsUnderObserve(g))
 		}
 	}
 	return errors.Join(errs...)
@@ -192,12 +192,12 @@ func setTwice(name GuardName, first, second Origin) *Error {
 	return e
 }
 
-func blockUnderObserve(g GuardSetting) *Error {
+func preventsUnderObserve(g GuardSetting) *Error {
 	return &Error{
 		Origin: g.Origin,
 		What:   "guard",
 		Value:  string(g.Name),
-		Reason: "is set to block, but mode observe never blocks",
+		Reason: "is set to " + g.Action.String() + ", but " + g.Action.never(),
 		Hint:   `use mode "enforce", or set the guard to alert`,
 	}
 }
@@ -226,7 +226,7 @@ type Effective struct {
 }
 
 // Effective resolves the spec: one entry for every known guard, in the order of
-// [Guards]. Under mode off every guard is off; under observe none blocks, even
+// [Guards]. Under mode off every guard is off; under observe each reports at most, even
 // in a Spec that [Spec.Validate] would refuse.
 func (s Spec) Effective() Effective {
 	e := Effective{
@@ -274,9 +274,9 @@ func (eg *EffectiveGuard) apply(m Mode, settings []GuardSetting, from string) {
 // set gives the guard an action, as far as the mode lets it.
 func (eg *EffectiveGuard) set(m Mode, a Action, at Origin, from string) {
 	eg.Action, eg.Origin, eg.From = a, at, from
-	if m == ModeObserve && a > ActionAlert {
+	if m == ModeObserve && a.Prevents() {
 		eg.Action = ActionAlert
-		eg.From += ", where it is " + a.String() + "; mode observe never blocks"
+		eg.From += ", where it is " + a.String() + "; " + a.never()
 	}
 }
 

@@ -70,9 +70,32 @@ const (
 	ActionAlert
 	// ActionBlock records the violation and prevents it; the guest runs on.
 	ActionBlock
+	// ActionPause does what ActionBlock does, as far as the guard can, and pauses the
+	// domain until an admin has it run on.
+	ActionPause
+	// ActionShutdown does what ActionPause does, and then stops the domain for good:
+	// its toolstack takes it for crashed.
+	ActionShutdown
 )
 
-var actionWords = []string{ActionOff: "off", ActionAlert: "alert", ActionBlock: "block"}
+var actionWords = []string{ActionOff: "off", ActionAlert: "alert", ActionBlock: "block", ActionPause: "pause", ActionShutdown: "shutdown"}
+
+// Prevents reports whether a violation is prevented, where the guard can.
+func (a Action) Prevents() bool { return a >= ActionBlock }
+
+// Stops reports whether the domain is stopped: paused, or shut down.
+func (a Action) Stops() bool { return a >= ActionPause }
+
+// never says what mode observe does not do, of an action that prevents.
+func (a Action) never() string {
+	switch a {
+	case ActionPause:
+		return "mode observe never pauses a guest"
+	case ActionShutdown:
+		return "mode observe never shuts a guest down"
+	}
+	return "mode observe never blocks"
+}
 
 // Actions returns every action's word, in the order of their strength.
 func Actions() []string { return slices.Clone(actionWords) }
@@ -81,7 +104,7 @@ func Actions() []string { return slices.Clone(actionWords) }
 func (a Action) String() string { return word(actionWords, a, "action") }
 
 // MarshalText implements [encoding.TextMarshaler]. It fails for a value that is
-// none of the three actions.
+// none of the actions.
 func (a Action) MarshalText() ([]byte, error) { return marshalWord(actionWords, a, "action") }
 
 // UnmarshalText implements [encoding.TextUnmarshaler]; it accepts what

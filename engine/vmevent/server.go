@@ -51,6 +51,10 @@ type Stats struct {
 	Malformed uint64
 	// Held is the number of requests now waiting for Release.
 	Held int
+	// Served is about how long the ring thread has worked for its guest, and Peak
+	// how many requests were found at once at most.
+	Served time.Duration
+	Peak   int
 	// Unsettled counts denials that were given although Xen was not seen to
 	// be ready for them, so that the write may have landed.
 	Unsettled uint64
@@ -67,6 +71,11 @@ type Server struct {
 	counts [numReasons]atomic.Uint64
 	held   atomic.Int32
 	late   atomic.Uint64
+	// served counts nanoseconds of the batches that are timed, of which batches
+	// knows; peak is the largest.
+	served  atomic.Int64
+	batches uint
+	peak    atomic.Int32
 	// attention is set when another goroutine left something in mailbox.
 	attention atomic.Bool
 	mailbox   struct {
@@ -144,6 +153,7 @@ func (s *Server) ForgetSteps() {
 // Stats returns the counters.
 func (s *Server) Stats() Stats {
 	st := Stats{Events: make(map[Reason]uint64), Malformed: s.ring.Malformed(), Held: int(s.held.Load()), Unsettled: s.late.Load()}
+	st.Served, st.Peak = s.Served()
 	for i := range s.counts {
 		if n := s.counts[i].Load(); n != 0 {
 			st.Events[Reason(i)] = n
@@ -151,6 +161,16 @@ func (s *Server) Stats() Stats {
 		}
 	}
 	return st
+}
+
+// timedBatch is which batch of requests is timed: each one would cost a clock's
+// reading of what Xen and the guest wait for.
+const timedBatch = 8
+
+// Served returns about how long the ring thread has worked for its guest, and how
+// many requests it found at once at most.
+func (s *Server) Served() (time.Duration, int) {
+	return timedBatch * time.Duration(s.served.Load()), int(s.peak.Load())
 }
 
 // Total returns the number of requests read so far.
@@ -184,7 +204,14 @@ func (s *Server) serve() error {
 // drain answers all requests there are and notifies Xen once per batch.
 func (s *Server) drain(ev *Event) error {
 	for {
+		var began time.Time
+		n := int32(0)
 		for s.ring.Next(ev) {
+			if n++; n == 1 {
+				if s.batches++; s.batches%timedBatch == 0 {
+					began = time.Now()
+				}
+			}
 			s.counts[min(ev.Reason, numReasons-1)].Add(1)
 			s.pulse.Add(2)
 			v := s.handler.HandleEvent(ev)
@@ -199,6 +226,12 @@ func (s *Server) drain(ev *Event) error {
 		}
 		if err := s.source.Notify(); err != nil {
 			return fmt.Errorf("notify Xen of responses on the monitor ring: %w", err)
+		}
+		if n > s.peak.Load() {
+			s.peak.Store(n)
+		}
+		if !began.IsZero() {
+			s.served.Add(int64(time.Since(began)))
 		}
 	}
 }

@@ -44,3 +44,26 @@ func AcquireSlot(ctx context.Context, cache string, wait func()) (release func()
 		}
 	}
 }
+
+// Place is one of the host's places for a machine, kept for several that run one
+// after the other: where others wait for places, each of them would have to wait
+// for its turn. The zero Place is not taken yet. It is not safe for concurrent use.
+type Place struct {
+	release func()
+}
+
+// Take takes the place as [AcquireSlot] does, unless it is taken already.
+func (p *Place) Take(ctx context.Context, cache string, wait func()) (err error) {
+	if p.release == nil {
+		p.release, err = AcquireSlot(ctx, cache, wait)
+	}
+	return err
+}
+
+// Close gives the place back, if it was taken.
+func (p *Place) Close() {
+	if p.release != nil {
+		p.release()
+		p.release = nil
+	}
+}

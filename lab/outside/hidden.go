@@ -48,6 +48,8 @@ func hidden(t *scenario.T, env Env, list []attack, kernels ...string) error {
 	if err != nil {
 		return err
 	}
+	env, giveBack := env.keepPlace()
+	defer giveBack()
 	var errs []error
 	for _, name := range kernels {
 		k, ok := image.FindKernel(name)

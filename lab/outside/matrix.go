@@ -69,6 +69,8 @@ type row struct {
 
 // matrix compares one kernel after the other.
 func matrix(t *scenario.T, env Env, list []specimen.Variant) error {
+	env, giveBack := env.keepPlace()
+	defer giveBack()
 	var errs []error
 	for _, v := range list {
 		h, err := env.build(t)

@@ -2,6 +2,7 @@ package outside
 
 import (
 	"github.com/xen-hvi/hvi/lab/image"
+	"github.com/xen-hvi/hvi/lab/machine"
 	"github.com/xen-hvi/hvi/lab/scenario"
 	"github.com/xen-hvi/hvi/lab/specimen"
 )
@@ -10,6 +11,15 @@ import (
 // is run.
 type Env struct {
 	Builder *image.Builder
+	// place is where a scenario makes its specimens, see keepPlace.
+	place *machine.Place
+}
+
+// keepPlace returns an Env whose specimens are made in one place, which is kept from
+// the first that is made until it is given back.
+func (e Env) keepPlace() (kept Env, giveBack func()) {
+	e.place = &machine.Place{}
+	return e, e.place.Close
 }
 
 // Scenarios returns them all, sorted by name. Their emulator is
@@ -33,6 +43,6 @@ func Scenarios(env Env) []scenario.Scenario {
 
 // specimen makes one and tells how the guest is doing.
 func (e Env) specimen(t *scenario.T, v specimen.Variant) (specimen.Specimen, error) {
-	m := specimen.Maker{Builder: e.Builder, Show: func(line string) { t.Logf("%v| %s", v, line) }}
+	m := specimen.Maker{Builder: e.Builder, Place: e.place, Show: func(line string) { t.Logf("%v| %s", v, line) }}
 	return m.Make(t.Context(), v)
 }

@@ -49,6 +49,9 @@ func volatility(t *scenario.T, env Env, kernels ...string) error {
 	if err != nil {
 		return err
 	}
+	env, giveBack := env.keepPlace()
+	defer giveBack()
+	var list []specimen.Specimen
 	for _, name := range kernels {
 		k, ok := image.FindKernel(name)
 		if !ok {
@@ -58,12 +61,16 @@ func volatility(t *scenario.T, env Env, kernels ...string) error {
 		if err != nil {
 			return err
 		}
+		list = append(list, s)
+	}
+	giveBack() // Volatility takes its time
+	for _, s := range list {
 		dir, err := t.TempDir()
 		if err != nil {
 			return err
 		}
 		if err := volatilityReads(t, h, vol{program, dir, filepath.Join(dir, "symbols")}, s); err != nil {
-			return fmt.Errorf("%s: %w", name, err)
+			return fmt.Errorf("%v: %w", s.Variant, err)
 		}
 	}
 	return nil

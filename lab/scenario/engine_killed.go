@@ -48,6 +48,9 @@ const (
 // maxStall bounds how long the guest may stand still while there is a keeper.
 const maxStall = time.Second
 
+// maxKeeperMemory bounds the keeper's memory, in KiB: its program, and little else.
+const maxKeeperMemory = 40 << 10
+
 // killing is a way for hvid and its keeper to end.
 type killing struct {
 	name string
@@ -113,6 +116,7 @@ func engineKilled(t *T, rounds int, storm string, whole control.State) error {
 		for _, what := range []string{"VmRSS", "VmLck"} {
 			if n, err := field(string(status), what+":"); err == nil {
 				t.Fact("keeper_"+what+"_kbytes", n)
+				t.Check(what != "VmRSS" || n <= maxKeeperMemory, "the keeper's %s is %d KiB", what, n)
 			}
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -87,8 +88,15 @@ func guardStatus(st control.DomainStatus, name string) control.GuardStatus {
 	return control.GuardStatus{}
 }
 
-// Events returns the guest's security events, oldest first.
+// Events returns the guest's security events, oldest first, without those that are
+// no violations.
 func (g *Guest) Events() ([]journal.Record, error) {
+	all, err := g.Records()
+	return slices.DeleteFunc(all, func(r journal.Record) bool { return r.Action == journal.Noted }), err
+}
+
+// Records returns all that is recorded of the guest, oldest first.
+func (g *Guest) Records() ([]journal.Record, error) {
 	out, err := g.t.Exec("hvictl", "-o", "json", "events", "-n", "0", "--domain", g.UUID)
 	if err != nil {
 		return nil, err

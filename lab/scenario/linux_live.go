@@ -449,10 +449,9 @@ func (l *live) hidden() error {
 
 // Exit codes of hvictl, those of check first.
 const (
-	exitClean     = 0
-	exitFindings  = 10
-	exitUnchecked = 11
-	exitImage     = 12 // of hvictl inspect: nothing to look into
+	exitClean    = 0
+	exitFindings = 10
+	exitImage    = 12 // of hvictl inspect: nothing to look into
 )
 
 // verdict asks hvictl for one.

@@ -176,6 +176,9 @@ func (g *Guest) modulesAreGuarded() error {
 	if err != nil {
 		return err
 	}
+	if err := g.modulesAreNoted(code); err != nil {
+		return err
+	}
 	was, is := guardStatus(before, "modules"), guardStatus(st, "modules")
 	t.Fact("passed."+g.Name, is.Passed-was.Passed)
 	t.Check(is.Events == was.Events && is.State == control.GuardArmed, "and none of it is an alarm: %d, %s %s", is.Events-was.Events, is.State, is.Reason)
@@ -183,4 +186,26 @@ func (g *Guest) modulesAreGuarded() error {
 		return err
 	}
 	return g.lifeGoesOn()
+}
+
+// modulesAreNoted checks what was recorded of the module that was loaded and unloaded.
+func (g *Guest) modulesAreNoted(code string) error {
+	t := g.t
+	all, err := g.Records()
+	if err != nil {
+		return err
+	}
+	var changes []journal.ModuleChange
+	for _, r := range all {
+		m := r.Target.Module
+		if m == nil || m.Name != "loop" {
+			continue
+		}
+		changes = append(changes, m.Change)
+		t.Fact(fmt.Sprintf("event.%s.%s", m.Change, g.Name), r)
+		t.Check(r.Guard == "modules" && r.Action == journal.Noted && r.Severity == journal.Informational && m.Base.String() == code && len(m.SHA256) == 32,
+			"it is noted where it lies, %s, and what its code is: %s", code, r.Summary())
+	}
+	t.Check(slices.Equal(changes, []journal.ModuleChange{journal.ModuleLoaded, journal.ModuleUnloaded}), "once when it came and once when it went: %v", changes)
+	return nil
 }

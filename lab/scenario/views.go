@@ -181,6 +181,34 @@ func (g *Guest) observed(mode string, each uint64) error {
 	return nil
 }
 
+// tops has hvictl show what the guest does while its kernel patches itself.
+func (g *Guest) tops() error {
+	t := g.t
+	if _, err := g.Run("(i=0; while [ $i -lt 200 ]; do echo 1 >/proc/sys/kernel/sched_schedstats; echo 0 >/proc/sys/kernel/sched_schedstats; i=$((i+1)); done) & echo $! >/tmp/patching"); err != nil {
+		return err
+	}
+	var s struct {
+		Domains []struct {
+			Name         string
+			Events, Busy float64
+			RingPeak     int `json:"ring_peak"`
+			Guards       []struct {
+				Name   string
+				Passed float64
+			}
+		}
+	}
+	if err := t.HVICtl(&s, "top", "-n", "1", "-d", "1s"); err != nil {
+		return err
+	}
+	t.Fact("top", s)
+	ok := len(s.Domains) == 1 && s.Domains[0].Name == g.Name && s.Domains[0].Events > 0 && s.Domains[0].Busy > 0 && s.Domains[0].Busy < 1 && s.Domains[0].RingPeak > 0 &&
+		len(s.Domains[0].Guards) == 1 && s.Domains[0].Guards[0].Name == "kernel-text" && s.Domains[0].Guards[0].Passed > 0
+	t.Check(ok, "hvictl top shows the guest and its guard: %+v", s)
+	_, err := g.Run("kill $(cat /tmp/patching); cat /proc/sys/kernel/sched_schedstats >/dev/null; echo 0 >/proc/sys/kernel/sched_schedstats")
+	return err
+}
+
 // restores changes a guarded frame in the host's view, whereupon Xen drops its
 // restriction in the guest's, and waits until hvid has put it in force again.
 func (g *Guest) restores(h *xen.Host, st control.DomainStatus) error {
@@ -268,6 +296,9 @@ func guardedInView(t *T) error {
 		return err
 	}
 	if err := g.restores(h, st); err != nil {
+		return err
+	}
+	if err := g.tops(); err != nil {
 		return err
 	}
 	// Each turn of a repeated instruction is a write, and a step, of its own.

@@ -56,7 +56,7 @@ func (m Maker) Start(ctx context.Context, v Variant) (*Live, error) {
 		return nil, err
 	}
 	l := &Live{Variant: v, Release: w.Release}
-	if l.release, err = machine.AcquireSlot(ctx, m.Builder.CacheDir, func() { m.show("waiting for another lab's machine to end") }); err != nil {
+	if l.release, err = m.place(ctx); err != nil {
 		return nil, err
 	}
 	fail := func(err error) (*Live, error) {

@@ -139,6 +139,17 @@ type Maker struct {
 	Show func(line string)
 	// LiME gives guests that are started what [Live.LiME] needs.
 	LiME bool
+	// Place, where set, is the one that machines are made in, one at a time.
+	Place *machine.Place
+}
+
+// place takes a place for a machine.
+func (m Maker) place(ctx context.Context) (release func(), err error) {
+	wait := func() { m.show("waiting for another lab's machine to end") }
+	if m.Place != nil {
+		return func() {}, m.Place.Take(ctx, m.Builder.CacheDir, wait)
+	}
+	return machine.AcquireSlot(ctx, m.Builder.CacheDir, wait)
 }
 
 // keepUnused is how long specimens stay that no one asks for. Each change of the
@@ -170,7 +181,7 @@ func (m Maker) Make(ctx context.Context, v Variant) (Specimen, error) {
 
 // take boots the guest and fills dir.
 func (m Maker) take(ctx context.Context, dir string, v Variant, w image.Witness, q image.QEMU) error {
-	release, err := machine.AcquireSlot(ctx, m.Builder.CacheDir, func() { m.show("waiting for another lab's machine to end") })
+	release, err := m.place(ctx)
 	if err != nil {
 		return err
 	}

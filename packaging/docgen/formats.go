@@ -12,14 +12,16 @@ import (
 
 var modeMeanings = map[policy.Mode]string{
 	policy.ModeOff:     "The domain is not introspected.",
-	policy.ModeObserve: "The guards report what they see and let it happen. Nothing is ever blocked. A switch that is on (`1`, `yes`, `true`, `on`) means this mode.",
-	policy.ModeEnforce: "The guards may block.",
+	policy.ModeObserve: "The guards report what they see and let it happen. Nothing is ever blocked, and no domain stopped. A switch that is on (`1`, `yes`, `true`, `on`) means this mode.",
+	policy.ModeEnforce: "The guards may block, and stop the domain.",
 }
 
 var actionMeanings = map[policy.Action]string{
-	policy.ActionOff:   "The guard is not armed.",
-	policy.ActionAlert: "A violation is reported and let happen.",
-	policy.ActionBlock: "A violation is reported and prevented; the guest runs on. Under `observe` it is an error to set this for one domain.",
+	policy.ActionOff:      "The guard is not armed.",
+	policy.ActionAlert:    "A violation is reported and let happen.",
+	policy.ActionPause:    "A violation is reported, prevented where the guard can, and the domain is paused: it stays so, also when hvid ends, until `hvictl resume`. Not under `observe`.",
+	policy.ActionShutdown: "As `pause`, and then the domain is shut down as if its guest had crashed: its toolstack does what `on_crash` says. Not under `observe`.",
+	policy.ActionBlock:    "A violation is reported and prevented; the guest runs on. Under `observe` it is an error to set this for one domain.",
 }
 
 // vocabulary writes the words that every declaration is made of.

@@ -115,7 +115,7 @@ func (a *app) exceptionsFor(cmd *cobra.Command, id journal.ID, processes, any []
 	if err != nil {
 		return nil, err
 	}
-	if r.Guard == "" {
+	if r.Guard == "" || r.Action == journal.Noted {
 		return nil, usage(cmd, "event "+string(id)+" is no violation of a guard")
 	}
 	e, err := control.ExceptionOf(r, leave)

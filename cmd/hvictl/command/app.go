@@ -29,8 +29,10 @@ type app struct {
 	colour      bool
 	// progress says that what takes long may show so, on errOut.
 	progress bool
-	now      func() time.Time
-	zone     *time.Location
+	// screen says that out is a terminal, which can be cleared.
+	screen bool
+	now    func() time.Time
+	zone   *time.Location
 	// host is what doctor examines without hvid.
 	host hostcheck.Options
 	// xl is the program.
@@ -111,7 +113,7 @@ guests from outside. Guests are named by domid, name or UUID.`,
 	root.AddGroup(&cobra.Group{ID: groupProtection, Title: "Protection:"}, &cobra.Group{ID: groupGuest, Title: "Looking into a guest:"})
 	for _, c := range []*cobra.Command{
 		a.allowCommand(), a.attachCommand(), a.breakpointCommand(), a.createCommand(), a.detachCommand(), a.doctorCommand(), a.eventsCommand(), a.exceptionsCommand(), a.guardsCommand(),
-		a.listCommand(), a.policyCommand(), a.setCommand(), a.statusCommand(), a.viewsCommand(),
+		a.listCommand(), a.policyCommand(), a.resumeCommand(), a.setCommand(), a.statusCommand(), a.topCommand(), a.viewsCommand(),
 	} {
 		c.GroupID = groupProtection
 		root.AddCommand(c)

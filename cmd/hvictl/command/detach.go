@@ -11,7 +11,8 @@ func (a *app) detachCommand() *cobra.Command {
 		Use:   "detach DOM",
 		Short: "End the protection of a domain",
 		Long: `End the protection of a domain, which goes on running. When the command has
-ended well, nothing of hvi is left in Xen for this domain.
+ended well, nothing of hvi is left in Xen for this domain, but that one which a
+guard has paused stays paused: hvictl resume lets it run on.
 
 Only root may detach.`,
 		Example:           `  hvictl detach web1`,

@@ -200,7 +200,11 @@ func (a *app) event(it journal.Item) error {
 	}
 	r := it.Record
 	c := cell{r.Summary(), yellow}
-	if r.Action != journal.Alerted {
+	switch r.Action {
+	case journal.Alerted:
+	case journal.Noted:
+		c.colour = plain
+	default:
 		c.colour = red
 	}
 	_, err := fmt.Fprintf(a.out, "%s  %s  %s\n", r.Time.In(a.zone).Format("2006-01-02 15:04:05.000"), safe(string(r.ID)), a.paint(c))

@@ -91,7 +91,7 @@ func exitCodesTopic() *cobra.Command {
   8    policy check found something wrong with a file
   9    doctor --warnings found nothing worse than a warning
   10   check found something in the guest
-  11   check found nothing, but not every check could be made
+  11   check found nothing, but a check failed, or none could be made
   12   inspect: the file is missing, empty, truncated, no memory image that
        hvi reads, or has no Linux kernel in it
   130  interrupted; events -f, which ends no other way, ends with 0

@@ -90,6 +90,11 @@ func (e *fakeEngine) Detach(_ context.Context, dom control.DomainRef) (control.D
 	return d, err
 }
 
+func (e *fakeEngine) Resume(_ context.Context, dom control.DomainRef) (control.DomainStatus, error) {
+	e.asked = fmt.Sprintf("resume %d", dom.ID)
+	return e.get(dom)
+}
+
 func (e *fakeEngine) SetBreakpoint(_ context.Context, dom control.DomainRef, symbol string, on bool) (control.DomainStatus, error) {
 	e.asked = fmt.Sprintf("breakpoint %d %s %v", dom.ID, symbol, on)
 	d, err := e.get(dom)
@@ -327,6 +332,7 @@ func TestOutput(t *testing.T) {
 		{"breakpoint-clear", []string{"breakpoint", "clear", "web1", "do_filp_open"}, 0},
 		{"attach", []string{"attach", "web1"}, 0},
 		{"detach", []string{"detach", "web1"}, 0},
+		{"resume", []string{"resume", "web1"}, 0},
 		{"detach-json", []string{"detach", "web1", "-o", "json"}, 0},
 		{"doctor", []string{"doctor"}, exitDoctor},
 		{"doctor-json", []string{"doctor", "-o", "json"}, exitDoctor},

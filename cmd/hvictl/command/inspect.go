@@ -40,7 +40,7 @@ It is told by its content, unless --format says otherwise. The commands are thos
 What can't be told is said on standard error. A file that can't be read as a
 memory image, or has no Linux kernel in it, is exit code 12; one that this user
 may not read is 5. check has exit codes of its own: 10 if it found something, 11
-if nothing was found but not all could be checked.`,
+if nothing was found but a check failed, or none could be made.`,
 		Example: `  xl dump-core web1 web1.core && hvictl inspect web1.core ps
   hvictl inspect web1.core maps 812
   hvictl inspect web1.core check -o json | jq .findings`,

@@ -100,6 +100,7 @@ func TestStrangeNames(t *testing.T) {
 			{[]string{"status"}, ""},
 			{[]string{"attach"}, fmt.Sprintf("attach %d ", 100+i)},
 			{[]string{"detach"}, fmt.Sprintf("detach %d", 100+i)},
+			{[]string{"resume"}, fmt.Sprintf("resume %d", 100+i)},
 			{[]string{"policy", "show"}, "policy " + name},
 			{[]string{"set", "--mode", "off"}, "set " + name},
 			{[]string{"policy", "export"}, ""},

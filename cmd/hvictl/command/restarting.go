@@ -56,7 +56,7 @@ func (a *app) restarting(err error, show func([]control.DomainStatus) error) err
 		}
 	}
 	if len(held) > 0 {
-		q.What += "; " + count(len(held), "domain was", "domains were") + " left paused, since the policy requires protection: " + names(held)
+		q.What += "; " + count(len(held), "domain was", "domains were") + " left paused, since the policy requires protection or a guard has paused it: " + names(held)
 		q.Fix = "start hvid: systemctl start hvid; or let what is paused run unprotected: hvid recover"
 	}
 	return &q

@@ -22,7 +22,7 @@ func New() *cobra.Command { return terminal().root() }
 func terminal() *app {
 	return &app{
 		in: os.Stdin, out: os.Stdout, errOut: os.Stderr,
-		colour: wantsColour(os.Stdout, os.Getenv), progress: isTerminal(os.Stderr),
+		colour: wantsColour(os.Stdout, os.Getenv), progress: isTerminal(os.Stderr), screen: isTerminal(os.Stdout),
 		now: time.Now, zone: time.Local,
 		host: hostcheck.Options{Files: new(config.Files), UnitChanged: hostcheck.Systemctl("systemctl")}, xl: "xl",
 	}

@@ -11,9 +11,10 @@ import (
 var checkView = view{
 	kind: inspect.Check,
 	long: `Every check is made once. Each compares what the kernel keeps in one place with
-what it keeps in another, and where its hooks lead. The exit code is 0 if all
-checks were made and found nothing, 10 if one found something, and 11 if nothing
-was found but a check could not be made, which the table says why.`,
+what it keeps in another, and where its hooks lead. The exit code is 0 if nothing
+was found, 10 if a check found something, and 11 if nothing was found but a check
+failed, or none could be made. One that this kernel or this kind of memory image
+does not allow is unavailable, which the table says why, and changes no exit code.`,
 	example: `  hvictl check web1
   hvictl check web1 -o json | jq -r '.findings[] | .object + ": " + .detail'`,
 	show: func(a *app, _ inspect.Args, answer any) error {
@@ -27,7 +28,7 @@ func (a *app) verdict(v *report.Verdict) {
 	var rows [][]cell
 	for _, c := range v.Checks {
 		about := c.Means
-		if c.Status == report.CheckUnavailable {
+		if c.Why != "" && c.Status != report.CheckFound {
 			about = c.Why
 		}
 		rows = append(rows, []cell{text(c.Name), outcome(c.Status), number(c.Examined), text(about)})
@@ -40,19 +41,20 @@ func (a *app) verdict(v *report.Verdict) {
 			fmt.Fprintf(a.out, "  at %v, %s\n", f.Place.Addr, a.paint(place(*f.Place)))
 		}
 	}
-	unmade := 0
+	of := map[report.CheckStatus]int{}
 	for _, c := range v.Checks {
-		if c.Status == report.CheckUnavailable {
-			unmade++
-		}
+		of[c.Status]++
 	}
+	unavailable := count(of[report.CheckUnavailable], "check is", "checks are") + " unavailable"
 	switch {
 	case len(v.Findings) > 0:
 		fmt.Fprintln(a.out, a.paint(cell{text: count(len(v.Findings), "finding", "findings") + ".", colour: red}))
-	case unmade > 0:
-		fmt.Fprintln(a.out, a.paint(cell{text: fmt.Sprintf("Nothing found, but %s could not be made.", count(unmade, "check", "checks")), colour: yellow}))
+	case of[report.CheckFailed] > 0:
+		fmt.Fprintln(a.out, a.paint(cell{text: "Nothing found, but " + count(of[report.CheckFailed], "check", "checks") + " failed.", colour: yellow}))
 	case !v.Clean:
-		fmt.Fprintln(a.out, a.paint(cell{text: "Nothing found, but the reading is not complete.", colour: yellow}))
+		fmt.Fprintln(a.out, a.paint(cell{text: "Nothing was checked: " + unavailable + ".", colour: yellow}))
+	case of[report.CheckUnavailable] > 0:
+		fmt.Fprintln(a.out, a.paint(cell{text: "Nothing found; " + unavailable + ".", colour: green}))
 	default:
 		fmt.Fprintln(a.out, a.paint(cell{text: "Clean.", colour: green}))
 	}
@@ -78,7 +80,7 @@ func verdictError(v *report.Verdict) error {
 	case len(v.Findings) > 0:
 		return &control.Problem{Code: codeFindings, What: "the guest is not clean"}
 	case !v.Clean:
-		return &control.Problem{Code: codeUnchecked, What: "not every check could be made"}
+		return &control.Problem{Code: codeUnchecked, What: "a check failed, or none could be made"}
 	}
 	return nil
 }

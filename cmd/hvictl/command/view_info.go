@@ -12,8 +12,9 @@ import (
 var infoView = view{
 	kind: inspect.Info,
 	long: `The kernel is found by the registers of the virtual processors; its symbols and
-types are its own. For each processor: what it runs, its control registers and
-where system calls enter. An entry that leads to no code of the kernel is red.`,
+types are its own. For each processor: what it runs, its control registers, where
+system calls enter, the bases of FS and GS and the MSRs of system calls. An entry that
+leads to no code of the kernel is red. Memory images have no MSRs.`,
 	example: `  hvictl info web1
   hvictl info web1 -o json | jq -r .release`,
 	show: func(a *app, _ inspect.Args, answer any) error {
@@ -81,9 +82,34 @@ func (a *app) cpuTable(cpus []report.CPU) {
 			at = text(c.RIP.Addr.String())
 		}
 		rows = append(rows, []cell{
-			number(c.ID), text(mode), text(strings.TrimSpace(task)), at, place(c.LSTAR),
-			text(c.CR0.String()), text(c.CR3.String()), text(c.CR4.String()), text(c.EFER.String()),
+			number(c.ID), text(mode), text(strings.TrimSpace(task)), at, entryPlace(c.LSTAR),
+			text(c.CR0.String()), text(c.CR3.String()), text(c.CR4.String()), setMSR(c.EFER),
 		})
 	}
 	a.table(a.out, "", []string{"CPU", "MODE", "TASK", "AT", "SYSCALL ENTRY", "CR0", "CR3", "CR4", "EFER"}, rows)
+	fmt.Fprintln(a.out)
+	rows = nil
+	for _, c := range cpus {
+		rows = append(rows, []cell{
+			number(c.ID), text(c.FSBase.String()), text(c.GSBase.String()), text(c.KernelGSBase.String()),
+			setMSR(c.STAR), setMSR(c.SFMask), entryPlace(c.CSTAR), entryPlace(c.SysenterEIP),
+		})
+	}
+	a.table(a.out, "", []string{"CPU", "FS BASE", "GS BASE", "KERNEL GS BASE", "STAR", "SFMASK", "CSTAR", "SYSENTER ENTRY"}, rows)
+}
+
+// setMSR is an MSR that is 0 only where it is unknown, or not set up.
+func setMSR(v report.Hex) cell {
+	if v == 0 {
+		return text("-")
+	}
+	return text(v.String())
+}
+
+// entryPlace is where an entry leads, which not every processor has.
+func entryPlace(p report.Place) cell {
+	if p.Addr == 0 {
+		return text("-")
+	}
+	return place(p)
 }

@@ -59,6 +59,8 @@ func (g *fakeGuest) Info() (report.Info, error) {
 			{
 				ID: 0, PID: 812, Comm: g.text("nginx"), Task: 0xffff888003a40000, RIP: g.place("do_idle", report.InKernel), LSTAR: g.place("entry_SYSCALL_64", report.InKernel),
 				CR0: 0x80050033, CR3: 0x3a40000, CR4: 0x3606f0, EFER: 0xd01,
+				FSBase: 0x7f0012340740, GSBase: 0xffff88807dc00000, STAR: 0x23001000000000, SFMask: 0x257fd5,
+				CSTAR: g.place("entry_SYSCALL_compat", report.InKernel), SysenterEIP: g.place("entry_SYSENTER_compat", report.InKernel),
 			},
 			{ID: 1, User: true, RIP: report.Place{Addr: 0x7f0012345678, In: report.InUnknown}, LSTAR: report.Place{Addr: 0xffffffffc0de0000, In: report.InUnknown}},
 		},
@@ -157,8 +159,8 @@ func (g *fakeGuest) Log() (report.List[report.LogRecord], error) {
 func (g *fakeGuest) Check() (report.Verdict, error) { return g.verdict, nil }
 
 func foundVerdict() report.Verdict {
-	v := uncheckedVerdict()
-	v.Checks[1].Status, v.Checks[1].Why = report.CheckFound, ""
+	v := cleanVerdict()
+	v.Clean, v.Checks[1].Status = false, report.CheckFound
 	v.Findings = []report.Finding{
 		{Check: "hidden-modules", Object: "module evil", Detail: "in memory, but not in the list", Place: &report.Place{Addr: 0xffffffffc0200000, In: report.InUnknown}},
 		{Check: "hidden-modules", Object: "module evil2", Detail: "in sysfs, but not in the list"},
@@ -166,20 +168,37 @@ func foundVerdict() report.Verdict {
 	return v
 }
 
-func uncheckedVerdict() report.Verdict {
+func cleanVerdict() report.Verdict {
 	return report.Verdict{
+		Clean: true,
 		Checks: []report.Check{
 			{Name: "hidden-processes", Means: "a process hides from ps", Status: report.CheckClean, Examined: 112},
-			{Name: "hidden-modules", Means: "a module hides from lsmod", Status: report.CheckUnavailable, Why: "no sysfs in this kernel", Examined: 0},
+			{Name: "hidden-modules", Means: "a module hides from lsmod", Status: report.CheckClean, Examined: 0},
 		},
 		Findings: []report.Finding{},
 	}
 }
 
-func cleanVerdict() report.Verdict {
-	v := uncheckedVerdict()
-	v.Clean = true
-	v.Checks[1].Status, v.Checks[1].Why = report.CheckClean, ""
+// unavailableVerdict has one check that the kernel doesn't allow, and
+// uncheckedVerdict allows none.
+func unavailableVerdict() report.Verdict {
+	v := cleanVerdict()
+	v.Checks[1].Status, v.Checks[1].Why = report.CheckUnavailable, "no sysfs in this kernel"
+	return v
+}
+
+func uncheckedVerdict() report.Verdict {
+	v := unavailableVerdict()
+	v.Clean = false
+	v.Checks[0].Status, v.Checks[0].Why, v.Checks[0].Examined = report.CheckUnavailable, "no types in this kernel", 0
+	return v
+}
+
+// failedVerdict has one check that could not be carried through.
+func failedVerdict() report.Verdict {
+	v := unavailableVerdict()
+	v.Clean = false
+	v.Checks[0].Status, v.Checks[0].Why = report.CheckFailed, "tasks: more than 65536 entries"
 	return v
 }
 
@@ -338,6 +357,8 @@ func TestCheckExitCodes(t *testing.T) {
 	}{
 		{"check-clean", cleanVerdict(), exitOK},
 		{"check-found", foundVerdict(), exitFindings},
+		{"check-unavailable", unavailableVerdict(), exitOK},
+		{"check-failed", failedVerdict(), exitUnchecked},
 		{"check-unchecked", uncheckedVerdict(), exitUnchecked},
 	} {
 		for _, format := range []format{formatTable, formatJSON} {

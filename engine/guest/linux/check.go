@@ -17,7 +17,7 @@ type check struct {
 	// name is the check's, means one sentence on what a finding would mean.
 	name, means string
 	// run counts what it compared and returns what it found. An ErrUnsupported
-	// says that it can't be made of this kernel.
+	// says that it can't be made of this kernel, or of this image.
 	run func(r *Reader) (examined int, findings []report.Finding, err error)
 }
 
@@ -46,6 +46,7 @@ func (r *Reader) CheckNamed(names ...string) (report.Verdict, error) {
 func (r *Reader) make(checks []check) (report.Verdict, error) {
 	out := report.Verdict{Clean: true, Checks: []report.Check{}, Findings: []report.Finding{}}
 	err := r.reading(&out.Reading, func() error {
+		made := false
 		for _, c := range checks {
 			one := report.Check{Name: c.name, Means: c.means, Status: report.CheckClean}
 			examined, findings, err := c.run(r)
@@ -62,8 +63,10 @@ func (r *Reader) make(checks []check) (report.Verdict, error) {
 			for i := range findings {
 				findings[i].Check = c.name
 			}
+			made = made || one.Status != report.CheckUnavailable
 			out.Checks, out.Findings = append(out.Checks, one), append(out.Findings, findings...)
 		}
+		out.Clean = out.Clean && made
 		return nil
 	})
 	return out, err

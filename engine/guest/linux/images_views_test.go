@@ -420,6 +420,19 @@ func TestImageInfo(t *testing.T) {
 			t.Fatalf("%d processors, want %d", len(info.CPUs), len(img.Regs))
 		}
 		for i, c := range info.CPUs {
+			want := img.Regs[i]
+			for what, v := range map[string][2]uint64{
+				"FS base": {uint64(c.FSBase), want.FSBase}, "GS base": {uint64(c.GSBase), want.GSBase}, "kernel GS base": {uint64(c.KernelGSBase), want.KernelGSBase},
+				"STAR": {uint64(c.STAR), want.STAR}, "SFMASK": {uint64(c.SFMask), want.SFMask},
+				"SYSENTER_CS": {uint64(c.SysenterCS), want.SysenterCS}, "SYSENTER_ESP": {uint64(c.SysenterESP), want.SysenterESP},
+			} {
+				if v[0] != v[1] {
+					t.Errorf("%s of CPU %d is %#x, want %#x", what, i, v[0], v[1])
+				}
+			}
+			if c.SFMask == 0 || c.STAR == 0 {
+				t.Errorf("the image has no MSRs to compare: %+v", want)
+			}
 			if c.LSTAR.Symbol != "entry_SYSCALL_64" || c.LSTAR.Offset != 0 || c.LSTAR.In != report.InKernel || uint64(c.CR3) != img.Regs[i].CR3 {
 				t.Errorf("processor %+v", c)
 			}

@@ -81,8 +81,14 @@ func (r *Reader) Info() (report.Info, error) {
 		if len(r.cpus) == 0 {
 			r.missing("processors: no registers")
 		}
+		msrs := false
 		for i := range r.cpus {
 			out.CPUs = append(out.CPUs, r.processor(i))
+			// A Linux that runs has set up both; of a processor that is off they are 0.
+			msrs = msrs || r.cpus[i].EFER != 0 || r.cpus[i].LSTAR != 0
+		}
+		if len(r.cpus) != 0 && !msrs {
+			r.missing("MSRs: a memory image has none")
 		}
 		return nil
 	})
@@ -200,8 +206,10 @@ func (r *Reader) processor(id int) report.CPU {
 	regs := &r.cpus[id]
 	c := report.CPU{
 		ID: id, User: regs.CPL == 3, RIP: r.place(x86.VirtAddr(regs.RIP)),
-		CR0: report.Hex(regs.CR0), CR3: report.Hex(regs.CR3), CR4: report.Hex(regs.CR4), EFER: report.Hex(regs.EFER), STAR: report.Hex(regs.STAR),
-		LSTAR: r.place(x86.VirtAddr(regs.LSTAR)), CSTAR: r.place(x86.VirtAddr(regs.CSTAR)), SysenterEIP: r.place(x86.VirtAddr(regs.SysenterEIP)),
+		CR0: report.Hex(regs.CR0), CR3: report.Hex(regs.CR3), CR4: report.Hex(regs.CR4),
+		FSBase: report.Hex(regs.FSBase), GSBase: report.Hex(regs.GSBase), KernelGSBase: report.Hex(regs.KernelGSBase),
+		EFER: report.Hex(regs.EFER), STAR: report.Hex(regs.STAR), LSTAR: r.place(x86.VirtAddr(regs.LSTAR)), CSTAR: r.place(x86.VirtAddr(regs.CSTAR)), SFMask: report.Hex(regs.SFMask),
+		SysenterCS: report.Hex(regs.SysenterCS), SysenterESP: report.Hex(regs.SysenterESP), SysenterEIP: r.place(x86.VirtAddr(regs.SysenterEIP)),
 		IDTBase: x86.VirtAddr(regs.IDTBase), IDTLimit: regs.IDTLimit, GDTBase: x86.VirtAddr(regs.GDTBase), GDTLimit: regs.GDTLimit,
 	}
 	t, err := r.currentTask(id)

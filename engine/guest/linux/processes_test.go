@@ -450,12 +450,47 @@ func TestUnsupported(t *testing.T) {
 		t.Errorf("info: %+v, %v", info, err)
 	}
 	v, err := r.make(processChecks)
-	if err != nil || !v.Clean {
-		t.Errorf("check: %+v, %v", v, err)
+	if err != nil || v.Clean || len(v.Checks) == 0 {
+		t.Errorf("no check could be made: %+v, %v", v, err)
 	}
 	for _, c := range v.Checks {
 		if c.Status != report.CheckUnavailable || c.Why == "" {
 			t.Errorf("%+v", c)
+		}
+	}
+}
+
+// TestInfoRegisters: each processor's MSRs and bases are told, and that a memory image
+// has no MSRs.
+func TestInfoRegisters(t *testing.T) {
+	p, r := processGuest(t, 3)
+	regs := p.Regs[0]
+	regs.EFER, regs.FSBase, regs.KernelGSBase = 0xd01, 1, 3
+	regs.STAR, regs.SFMask, regs.SysenterCS, regs.SysenterESP, regs.SysenterEIP = 4, 5, 6, 7, 8
+	const no = "MSRs: a memory image has none"
+	for _, tc := range []struct {
+		name    string
+		cpus    []x86.Registers
+		missing bool
+	}{
+		{"all", []x86.Registers{regs}, false},
+		{"one that is off", []x86.Registers{{}, regs}, false},
+		{"an image", []x86.Registers{{CR3: regs.CR3, CR4: regs.CR4, GSBase: regs.GSBase}}, true},
+	} {
+		info, err := r.k.NewReader(tc.cpus).Info()
+		if err != nil || len(info.CPUs) != len(tc.cpus) || slices.Contains(info.Reading.Incomplete, no) != tc.missing {
+			t.Errorf("%s: %+v, %v", tc.name, info, err)
+			continue
+		}
+		for i, c := range info.CPUs {
+			got := [...]uint64{
+				uint64(c.EFER), uint64(c.FSBase), uint64(c.GSBase), uint64(c.KernelGSBase), uint64(c.STAR), uint64(c.SFMask),
+				uint64(c.SysenterCS), uint64(c.SysenterESP), uint64(c.SysenterEIP.Addr), uint64(c.LSTAR.Addr),
+			}
+			w := tc.cpus[i]
+			if want := [...]uint64{w.EFER, w.FSBase, w.GSBase, w.KernelGSBase, w.STAR, w.SFMask, w.SysenterCS, w.SysenterESP, w.SysenterEIP, w.LSTAR}; got != want {
+				t.Errorf("%s: CPU %d is told as %#x, want %#x", tc.name, i, got, want)
+			}
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/xen-hvi/hvi/engine/guest"
 	"github.com/xen-hvi/hvi/engine/x86"
 )
 
@@ -104,13 +105,31 @@ func (p *profile) fits(k *digestKey, r *imageReader, base x86.VirtAddr) bool {
 	if at := p.tables.baseAt; at != 0 && r.checkBase(base, base+x86.VirtAddr(at)) != nil {
 		return false
 	}
+	for _, q := range append(p.tables.pieces[:], p.btf) {
+		if q.size != 0 && !r.holds(base+x86.VirtAddr(q.at), int(q.size)) {
+			return false
+		}
+	}
+	var room chan [5][]byte
+	if p.sym == nil {
+		room = make(chan [5][]byte, 1)
+		go func() { room <- p.tables.room() }()
+	}
 	window := make([]byte, digestWindow)
-	d := k.tableDigest(&p.tables)
+	if p.btf.size != 0 {
+		d := k.digester("BTF")
+		if d.guest(r.fill, base+x86.VirtAddr(p.btf.at), int(p.btf.size), window) != nil || d.digest() != p.btfSum {
+			return false
+		}
+	}
 	var copies [5][]byte
+	if room != nil {
+		copies = <-room
+	}
+	d := k.tableDigest(&p.tables)
 	for i, piece := range p.tables.pieces {
 		buf := window
-		if p.sym == nil {
-			copies[i] = make([]byte, piece.size)
+		if room != nil {
 			buf = copies[i]
 		}
 		if d.guest(r.fill, base+x86.VirtAddr(piece.at), int(piece.size), buf) != nil {
@@ -120,16 +139,25 @@ func (p *profile) fits(k *digestKey, r *imageReader, base x86.VirtAddr) bool {
 	if d.digest() != p.sum {
 		return false
 	}
-	if p.btf.size != 0 {
-		d = k.digester("BTF")
-		if d.guest(r.fill, base+x86.VirtAddr(p.btf.at), int(p.btf.size), window) != nil || d.digest() != p.btfSum {
-			return false
-		}
-	}
 	if p.sym == nil {
 		p.sym = p.symbols(&copies)
 	}
 	return p.sym != nil
+}
+
+// room is memory for a copy of each piece, 4 MB in all. A process that has just
+// started gets it from its system page by page, as it is written to first, which can
+// take as long as all the rest of fits. So it is made, and each of its pages written
+// to, on a goroutine, while the type information is summed.
+func (t *tablePlaces) room() (copies [5][]byte) {
+	for i, piece := range t.pieces {
+		b := make([]byte, piece.size)
+		for at := 0; at < len(b); at += guest.Page4K {
+			b[at] = 0
+		}
+		copies[i] = b
+	}
+	return copies
 }
 
 // symbols makes the table again from copies of its pieces, which become part of it.
@@ -211,15 +239,23 @@ func (k *Kernel) makeProfile(entry x86.VirtAddr) *profile {
 	return p
 }
 
-// fill copies from the image into buf.
-func (r *imageReader) fill(va x86.VirtAddr, buf []byte) error {
+// holds reports whether n bytes at va are in one stretch of the image.
+func (r *imageReader) holds(va x86.VirtAddr, n int) bool {
 	for _, e := range r.extents {
-		if e.contains(va) && uint64(len(buf)) <= uint64(e.end-va) {
-			if !r.spend(len(buf)) {
-				return errTooMuch
-			}
-			return r.as.Read(va, buf)
+		if e.contains(va) && uint64(n) <= uint64(e.end-va) {
+			return true
 		}
 	}
-	return fmt.Errorf("%d bytes at %v: %w", len(buf), va, errOutsideImage)
+	return false
+}
+
+// fill copies from the image into buf.
+func (r *imageReader) fill(va x86.VirtAddr, buf []byte) error {
+	if !r.holds(va, len(buf)) {
+		return fmt.Errorf("%d bytes at %v: %w", len(buf), va, errOutsideImage)
+	}
+	if !r.spend(len(buf)) {
+		return errTooMuch
+	}
+	return r.as.Read(va, buf)
 }

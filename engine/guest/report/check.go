@@ -3,8 +3,9 @@ package report
 // Verdict is the outcome of all checks of a guest's kernel.
 type Verdict struct {
 	Reading Reading `json:"reading"`
-	// Clean says that no check found anything and none failed. A check that is
-	// unavailable does not make a guest unclean, but says nothing for it either.
+	// Clean says that no check found anything, none failed, and at least one was
+	// made. A check that is unavailable does not make a guest unclean, but says
+	// nothing for it either.
 	Clean    bool      `json:"clean"`
 	Checks   []Check   `json:"checks"`
 	Findings []Finding `json:"findings"`
@@ -31,7 +32,7 @@ type CheckStatus string
 const (
 	CheckClean CheckStatus = "clean"
 	CheckFound CheckStatus = "found"
-	// CheckUnavailable: it can't be made of this kernel.
+	// CheckUnavailable: it can't be made of this kernel, or of this kind of image.
 	CheckUnavailable CheckStatus = "unavailable"
 	// CheckFailed: it could not be carried through because what was read
 	// contradicts itself, which a guest can do on purpose.

@@ -74,19 +74,29 @@ type CPU struct {
 	Task x86.VirtAddr `json:"task"`
 
 	RIP Place `json:"rip"`
-	// Control registers, entry points and table registers.
-	CR0         Hex          `json:"cr0"`
-	CR3         Hex          `json:"cr3"`
-	CR4         Hex          `json:"cr4"`
-	EFER        Hex          `json:"efer"`
-	STAR        Hex          `json:"star"`
-	LSTAR       Place        `json:"lstar"`
-	CSTAR       Place        `json:"cstar"`
-	SysenterEIP Place        `json:"sysenter_eip"`
-	IDTBase     x86.VirtAddr `json:"idt_base"`
-	IDTLimit    uint32       `json:"idt_limit"`
-	GDTBase     x86.VirtAddr `json:"gdt_base"`
-	GDTLimit    uint32       `json:"gdt_limit"`
+	// Control registers, and where FS and GS begin: KernelGSBase is what SWAPGS
+	// would exchange with GSBase, so in kernel mode it is the process's.
+	CR0          Hex `json:"cr0"`
+	CR3          Hex `json:"cr3"`
+	CR4          Hex `json:"cr4"`
+	FSBase       Hex `json:"fs_base"`
+	GSBase       Hex `json:"gs_base"`
+	KernelGSBase Hex `json:"kernel_gs_base"`
+	// MSRs: EFER, and those of SYSCALL and SYSENTER. Where the source has no MSRs,
+	// as memory images have none, they are 0, and the reading is incomplete.
+	EFER        Hex   `json:"efer"`
+	STAR        Hex   `json:"star"`
+	LSTAR       Place `json:"lstar"`
+	CSTAR       Place `json:"cstar"`
+	SFMask      Hex   `json:"sfmask"`
+	SysenterCS  Hex   `json:"sysenter_cs"`
+	SysenterESP Hex   `json:"sysenter_esp"`
+	SysenterEIP Place `json:"sysenter_eip"`
+	// Table registers.
+	IDTBase  x86.VirtAddr `json:"idt_base"`
+	IDTLimit uint32       `json:"idt_limit"`
+	GDTBase  x86.VirtAddr `json:"gdt_base"`
+	GDTLimit uint32       `json:"gdt_limit"`
 }
 
 // LogRecord is a message of the kernel's log.

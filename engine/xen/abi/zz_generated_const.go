@@ -232,13 +232,14 @@ const (
 
 // Device model operations and the event types they inject.
 const (
-	DMOpInjectEventCmd = 13 // XEN_DMOP_inject_event
-	DMOpEventExtInt    = 0  // XEN_DMOP_EVENT_ext_int
-	DMOpEventNMI       = 2  // XEN_DMOP_EVENT_nmi
-	DMOpEventHWExc     = 3  // XEN_DMOP_EVENT_hw_exc
-	DMOpEventSWInt     = 4  // XEN_DMOP_EVENT_sw_int
-	DMOpEventPriSWExc  = 5  // XEN_DMOP_EVENT_pri_sw_exc
-	DMOpEventSWExc     = 6  // XEN_DMOP_EVENT_sw_exc
+	DMOpInjectEventCmd    = 13 // XEN_DMOP_inject_event
+	DMOpRemoteShutdownCmd = 16 // XEN_DMOP_remote_shutdown
+	DMOpEventExtInt       = 0  // XEN_DMOP_EVENT_ext_int
+	DMOpEventNMI          = 2  // XEN_DMOP_EVENT_nmi
+	DMOpEventHWExc        = 3  // XEN_DMOP_EVENT_hw_exc
+	DMOpEventSWInt        = 4  // XEN_DMOP_EVENT_sw_int
+	DMOpEventPriSWExc     = 5  // XEN_DMOP_EVENT_pri_sw_exc
+	DMOpEventSWExc        = 6  // XEN_DMOP_EVENT_sw_exc
 )
 
 // Types of saved HVM records.

@@ -184,6 +184,8 @@ func TestBytes(t *testing.T) {
 		{name: "inject", call: func() error {
 			return m.InjectEvent(dom, mutate.Event{VCPU: 2, Vector: 14, Type: 3, HasErrorCode: true, ErrorCode: 6, CR2: 0x1122334455667788})
 		}, op: 41, arg0: dom, want: "0d000000 00000000 02000000 0e 03 00 00 06000000 00000000 8877665544332211"},
+		{name: "shut down", call: func() error { return m.ShutDown(dom, abi.ShutdownCrash) }, op: 41, arg0: dom,
+			want: "10000000 00000000 03000000 00000000 0000000000000000 0000000000000000"},
 	} {
 		c.got, c.op, c.arg0 = nil, 0, 0
 		if err := tc.call(); err != nil {

@@ -397,6 +397,31 @@ func TestInjectEvent(t *testing.T) {
 	})
 }
 
+func TestShutDown(t *testing.T) {
+	eachRelease(t, func(t *testing.T, r xen.Release) {
+		hv, _, m := open(t, xentest.Config{Release: r})
+		d := hv.AddDomain(xentest.Spec{ID: 1, Type: xen.PVH})
+		check(t, "shut down", m.ShutDown(1, abi.ShutdownCrash))
+		check(t, "again, for another reason", m.ShutDown(1, abi.ShutdownPoweroff))
+		if why, down := d.IsShutDown(); !down || why != abi.ShutdownCrash {
+			t.Errorf("down %v, for %d", down, why)
+		}
+		latched := hv.AddDomain(xentest.Spec{ID: 2, Type: xen.HVM})
+		latched.Announce(abi.ShutdownSuspend)
+		check(t, "shut down", m.ShutDown(2, abi.ShutdownCrash))
+		if why, down := latched.IsShutDown(); !down || why != abi.ShutdownSuspend {
+			t.Errorf("down %v, for %d: the guest's own reason goes first", down, why)
+		}
+		hv.AddDomain(xentest.Spec{ID: 3, Type: xen.PV})
+		if err := m.ShutDown(3, abi.ShutdownCrash); !errors.Is(err, unix.EINVAL) {
+			t.Errorf("a PV domain: %v", err)
+		}
+		if err := m.ShutDown(9, abi.ShutdownCrash); !errors.Is(err, xen.ErrNoDomain) {
+			t.Errorf("no domain: %v", err)
+		}
+	})
+}
+
 func TestSetMemAccess(t *testing.T) {
 	eachRelease(t, func(t *testing.T, r xen.Release) {
 		hv, _, m := open(t, xentest.Config{Release: r})

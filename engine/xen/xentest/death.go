@@ -41,7 +41,7 @@ var changing = map[string]bool{
 	"memory_op(populate_physmap)": true, "memory_op(decrease_reservation)": true,
 	"mem_access(set)": true, "hvm_op(set_param altp2m)": true,
 	"altp2m(set_domain_state)": true, "altp2m(create_p2m)": true, "altp2m(switch_p2m)": true,
-	"altp2m(set_mem_access_multi)": true, "altp2m(change_gfn)": true,
+	"altp2m(set_mem_access_multi)": true, "altp2m(change_gfn)": true, "dm_op(remote_shutdown)": true,
 }
 
 // Arrange has the process die that opened the fake last. The channel is closed when

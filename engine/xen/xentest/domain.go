@@ -67,6 +67,7 @@ type Domain struct {
 	state          lifeState
 	shutdown       bool
 	shutdownReason uint8
+	announced      *uint8
 	pauses         int
 	mappedPages    int
 	vcpus          []*vcpu
@@ -474,7 +475,30 @@ func (d *Domain) Clean() []string {
 // Shutdown makes the guest stop, for one of abi.Shutdown*.
 func (d *Domain) Shutdown(reason uint8) {
 	defer d.lock()()
-	d.shutdown, d.shutdownReason = true, reason
+	d.shutDown(uint32(reason))
+}
+
+// Announce has the guest say for what reason it will shut down, whoever does it.
+func (d *Domain) Announce(reason uint8) {
+	defer d.lock()()
+	d.announced = &reason
+}
+
+// shutDown does what domain_shutdown does: the reason that was first stays.
+func (d *Domain) shutDown(reason uint32) {
+	if d.shutdown {
+		return
+	}
+	d.shutdown, d.shutdownReason = true, uint8(reason)
+	if d.announced != nil {
+		d.shutdownReason = *d.announced
+	}
+}
+
+// IsShutDown reports whether the domain has shut down, and for what.
+func (d *Domain) IsShutDown() (reason uint8, down bool) {
+	defer d.lock()()
+	return d.shutdownReason, d.shutdown
 }
 
 // Kill destroys the domain. It stays, dying, while mappings hold its pages,

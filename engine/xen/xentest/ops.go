@@ -883,22 +883,35 @@ func (d *Domain) altP2M(c *caller, cmd uint32, p handle) error {
 	return unix.EOPNOTSUPP
 }
 
+var dmOpNames = map[uint32]string{
+	abi.DMOpInjectEventCmd:    "dm_op(inject_event)",
+	abi.DMOpRemoteShutdownCmd: "dm_op(remote_shutdown)",
+}
+
 func (h *Hypervisor) dmOp(id xen.DomID, p handle) error {
 	l := h.layout
-	if err := h.begin("dm_op(inject_event)", id); err != nil {
-		return err
-	}
 	if len(p.b) < l.DMOp.Size {
 		return unix.EFAULT
+	}
+	cmd := p.u32(l.DMOp.Op)
+	if err := h.begin(dmOpNames[cmd], id); err != nil {
+		return err
 	}
 	d, err := h.live(id)
 	if err != nil {
 		return err
 	}
-	if p.u32(l.DMOp.Op) != abi.DMOpInjectEventCmd || !d.hvm() {
+	u := handle{p.c, p.b[l.DMOp.U:]}
+	switch {
+	case !d.hvm():
+		return unix.EINVAL
+	case cmd == abi.DMOpRemoteShutdownCmd:
+		d.shutDown(u.u32(l.DMOpRemoteShutdown.Reason))
+		return nil
+	case cmd != abi.DMOpInjectEventCmd:
 		return unix.EINVAL
 	}
-	u, f := handle{p.c, p.b[l.DMOp.U:]}, &l.DMOpInjectEvent
+	f := &l.DMOpInjectEvent
 	i := u.u32(f.VCPUID)
 	if i >= uint32(len(d.vcpus)) {
 		return unix.EINVAL

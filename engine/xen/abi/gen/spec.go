@@ -332,6 +332,13 @@ var structs = []structSpec{
 		},
 	},
 	{
+		name: "DMOpRemoteShutdown", xen: "struct xen_dm_op_remote_shutdown", sized: true,
+		doc: "is XEN_DMOP_remote_shutdown.",
+		fields: []fieldSpec{
+			{"Reason", "reason", 4, "Shutdown*"},
+		},
+	},
+	{
 		name: "HVMSaveDescriptor", xen: "struct hvm_save_descriptor", sized: true,
 		doc: "precedes each record of a whole saved HVM context.",
 		fields: []fieldSpec{
@@ -707,6 +714,7 @@ var constants = []constGroup{
 	}},
 	{"Device model operations and the event types they inject.", []constSpec{
 		{"DMOpInjectEventCmd", "XEN_DMOP_inject_event"},
+		{"DMOpRemoteShutdownCmd", "XEN_DMOP_remote_shutdown"},
 		{"DMOpEventExtInt", "XEN_DMOP_EVENT_ext_int"},
 		{"DMOpEventNMI", "XEN_DMOP_EVENT_nmi"},
 		{"DMOpEventHWExc", "XEN_DMOP_EVENT_hw_exc"},

@@ -1,0 +1,203 @@
+package scenario
+
+import (
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/xen-hvi/hvi/control"
+	"github.com/xen-hvi/hvi/engine/journal"
+)
+
+func init() {
+	Register(Scenario{
+		Name:     "violation-actions",
+		Brief:    "An attack has the guest paused, also while hvid dies, until hvictl resume; another has it shut down",
+		Emulator: Bochs,
+		Timeout:  30 * time.Minute,
+		Run:      violationActions,
+	})
+}
+
+const (
+	// stopLimit is how long it may take until a guest is seen to be paused.
+	stopLimit = 10 * time.Second
+	// standsStill is for how long one that is paused is watched.
+	standsStill = 2 * time.Second
+)
+
+func violationActions(t *T) error {
+	hvid, err := t.StartHVID()
+	if err != nil {
+		return err
+	}
+	c := enforce
+	// What has crashed goes, what has powered off would stay.
+	c.Lines = []string{`introspection = "enforce"`, `introspection_guards = [ "syscall-table=pause", "kernel-text=shutdown" ]`, preserve, `on_crash = "destroy"`}
+	g, st, err := t.protectedGuest(c, control.StateProtecting)
+	if err != nil {
+		return err
+	}
+	t.Check(st.Tier == control.TierViews, "its tier is views: %s %s", st.Tier, st.TierReason)
+	at, err := g.dataAddresses()
+	if err != nil {
+		return err
+	}
+	attacked, err := g.isPaused(Attack{Mode: "text", Symbol: at["sys_call_table"]})
+	if err != nil {
+		return err
+	}
+	if err := g.resumed(attacked); err != nil {
+		return err
+	}
+
+	// Again, and hvid dies meanwhile, in one way and the other.
+	if attacked, err = g.isPaused(Attack{Mode: "alias", Symbol: at["sys_call_table"]}); err != nil {
+		return err
+	}
+	for _, end := range []struct {
+		how string
+		do  func() error
+	}{
+		{"is killed", func() error { return hvid.Signal(syscall.SIGKILL) }},
+		{"is stopped", func() error { return hvid.Stop(hvidLimit) }},
+	} {
+		if err := end.do(); err != nil {
+			return err
+		}
+		if err := g.standsStill("while hvid " + end.how); err != nil {
+			return err
+		}
+		if hvid, err = t.StartHVID(); err != nil {
+			return err
+		}
+		if st, err = g.WaitState(protectLimit, control.StateProtecting); err != nil {
+			return err
+		}
+		t.Check(strings.Contains(st.Held, "guard syscall-table paused it, event "), "the next hvid, after one that %s, says why the guest is held: %q", end.how, st.Held)
+		if err := g.standsStill("with the next hvid"); err != nil {
+			return err
+		}
+	}
+	if err := g.resumed(attacked); err != nil {
+		return err
+	}
+	if err := g.lifeGoesOn(); err != nil {
+		return err
+	}
+	return g.isShutDown(Attack{Mode: "text", Symbol: victim})
+}
+
+// attempt is an attack under way: the guest may not answer for long.
+type attempt struct {
+	verdict Verdict
+	err     error
+}
+
+// attackAside attacks without waiting for the verdict.
+func (g *Guest) attackAside(a Attack) <-chan attempt {
+	done := make(chan attempt, 1)
+	go func() {
+		v, err := g.Attack(a)
+		done <- attempt{v, err}
+	}()
+	return done
+}
+
+// isPaused makes an attack for which the guest is to be paused.
+func (g *Guest) isPaused(a Attack) (<-chan attempt, error) {
+	t := g.t
+	before, err := g.Events()
+	if err != nil {
+		return nil, err
+	}
+	attacked := g.attackAside(a)
+	events, err := g.eventsAfter(before, stopLimit, "the attack is reported")
+	if err != nil {
+		return nil, err
+	}
+	r := events[0]
+	t.Fact("event."+a.Mode, r)
+	t.Check(len(events) == 1 && r.Guard == "syscall-table" && r.Action == journal.Paused && r.Prevented, "as blocked, with the domain paused: %d records, %s", len(events), r.Summary())
+	t.Check(r.RIP.Module == "pwn" && r.Process.Comm == "insmod", "and who it was: %s, %+v", r.RIP, r.Process)
+	st, err := g.Status()
+	if err != nil {
+		return nil, err
+	}
+	t.Check(strings.Contains(st.Held, "guard syscall-table paused it, event "+string(r.ID)+";"), "hvictl status says so, and which event it was: %q", st.Held)
+	return attacked, g.standsStill("after the attack")
+}
+
+// standsStill checks that the guest is paused, and stays so for a while.
+func (g *Guest) standsStill(when string) error {
+	t := g.t
+	err := t.Stays(standsStill, "the guest stands still "+when, func() (bool, error) { return t.paused(g.ID) })
+	t.Check(err == nil, "the guest stands still %s: %v", when, err)
+	return err
+}
+
+// resumed has the guest run on, and wants the attack to have failed. An answer that
+// the attacker's processor had not acted upon when hvid ended is lost: then it tries
+// again, and meets the guards of the next hvid.
+func (g *Guest) resumed(attacked <-chan attempt) error {
+	t := g.t
+	times := 0
+	var done attempt
+	err := t.Eventually(stopLimit, "the attacker goes on", func() (bool, error) {
+		select {
+		case done = <-attacked:
+			return true, done.err
+		default:
+		}
+		st, err := g.Status()
+		if err != nil || st.Held == "" {
+			return false, err
+		}
+		times++
+		var now control.DomainStatus
+		if err := t.HVICtl(&now, "resume", strconv.Itoa(g.ID)); err != nil {
+			return false, err
+		}
+		return false, nil
+	})
+	if err != nil {
+		return err
+	}
+	t.Check(times == 1 || times == 2, "hvictl resume lets it run on: called %d times", times)
+	v := done.verdict
+	t.Check(!v.Written && v.After == v.Before, "and the attack has failed: before %#x, tried %#x, after %#x", v.Before, v.Tried, v.After)
+	st, err := g.Status()
+	if err != nil {
+		return err
+	}
+	t.Check(st.Held == "" && st.State == control.StateProtecting, "it is protected and not held any more: %s, %q", st.State, st.Held)
+	return nil
+}
+
+// isShutDown makes an attack for which the guest is to be shut down.
+func (g *Guest) isShutDown(a Attack) error {
+	t := g.t
+	before, err := g.Events()
+	if err != nil {
+		return err
+	}
+	g.attackAside(a) // nobody will answer
+	events, err := g.eventsAfter(before, stopLimit, "the attack is reported")
+	if err != nil {
+		return err
+	}
+	r := events[0]
+	t.Fact("event.shutdown", r)
+	t.Check(r.Guard == "kernel-text" && r.Action == journal.ShutDown && r.Prevented, "as blocked, with the domain shut down: %s", r.Summary())
+	if err := g.WaitGone(shutLimit); err != nil {
+		return err
+	}
+	t.Check(true, "its toolstack has done what on_crash says")
+	all, err := g.Events()
+	if err != nil {
+		return err
+	}
+	t.Check(len(all) == len(before)+len(events) && len(events) == 1, "and there is no other record, as of a panic: %d", len(all)-len(before))
+	return g.nothingLeft()
+}
