@@ -9,6 +9,7 @@
  */
 #include <poll.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -62,6 +63,8 @@ int main(int argc, char **argv)
 	while (scanf("%lu %lu", &first, &count) == 2)
 		for (unsigned long gfn = first; gfn < first + count; gfn++)
 			must(xc_altp2m_set_mem_access(xc, dom, view, gfn, XENMEM_access_rx), "xc_altp2m_set_mem_access");
+	/* Without it Xen ends no step (hvm_monitor_debug). */
+	must(xc_monitor_singlestep(xc, dom, true), "xc_monitor_singlestep");
 	must(xc_altp2m_switch_to_view(xc, dom, view), "xc_altp2m_switch_to_view");
 	puts("ready");
 	fflush(stdout);
@@ -106,6 +109,7 @@ int main(int argc, char **argv)
 		}
 	}
 	must(xc_altp2m_switch_to_view(xc, dom, 0), "xc_altp2m_switch_to_view");
+	must(xc_monitor_singlestep(xc, dom, false), "xc_monitor_singlestep");
 	must(xc_altp2m_destroy_view(xc, dom, view), "xc_altp2m_destroy_view");
 	must(xc_altp2m_set_domain_state(xc, dom, 0), "xc_altp2m_set_domain_state");
 	must(xc_monitor_disable(xc, dom), "xc_monitor_disable");
