@@ -75,6 +75,8 @@ type Engine struct {
 	changed chan struct{} // closed and replaced when a domain comes in
 	closing bool
 	closed  chan struct{} // when closing begins
+	// watcher samples how the guests run, and asks Xen for that until closed.
+	watcher sync.WaitGroup
 
 	attaches, attachFailures atomic.Uint64
 	attachTime               atomic.Int64
@@ -138,7 +140,7 @@ func New(opt Options) *Engine {
 		opt: opt, domains: make(map[xen.DomID]*domain), changed: make(chan struct{}), closed: make(chan struct{}),
 		readers: make(chan struct{}, maxReaders),
 	}
-	go e.watchActivity()
+	e.watcher.Go(e.watchActivity)
 	return e
 }
 
@@ -673,15 +675,25 @@ func (d *domain) isDecided() bool {
 	}
 }
 
+// lock takes a domain for what is to be done to it: the caller unlocks busy. The error
+// matches xen.ErrNoDomain, or ErrBusy and ctx's.
+func (e *Engine) lock(ctx context.Context, id xen.DomID) (*domain, error) {
+	d := e.byID(id)
+	if d == nil {
+		return nil, fmt.Errorf("domain %d: %w", id, xen.ErrNoDomain)
+	}
+	if err := d.busy.lockWithin(ctx); err != nil {
+		return nil, fmt.Errorf("domain %d: %w", id, err)
+	}
+	return d, nil
+}
+
 // Attach protects a domain as asked for by hand. ctx bounds the wait for what
 // else is done to the domain; see ErrBusy.
 func (e *Engine) Attach(ctx context.Context, id xen.DomID, decl Declaration) error {
-	d := e.byID(id)
-	if d == nil {
-		return fmt.Errorf("domain %d: %w", id, xen.ErrNoDomain)
-	}
-	if err := d.busy.lockWithin(ctx); err != nil {
-		return fmt.Errorf("domain %d: %w", id, err)
+	d, err := e.lock(ctx, id)
+	if err != nil {
+		return err
 	}
 	defer d.busy.Unlock()
 	if s := d.current(); s != nil && !s.ended() {
@@ -707,12 +719,9 @@ func (e *Engine) Attach(ctx context.Context, id xen.DomID, decl Declaration) err
 // held because hvi could not attach is let go; one that a guard has paused is not, see
 // Resume. ctx is as for Attach.
 func (e *Engine) Detach(ctx context.Context, id xen.DomID) error {
-	d := e.byID(id)
-	if d == nil {
-		return fmt.Errorf("domain %d: %w", id, xen.ErrNoDomain)
-	}
-	if err := d.busy.lockWithin(ctx); err != nil {
-		return fmt.Errorf("domain %d: %w", id, err)
+	d, err := e.lock(ctx, id)
+	if err != nil {
+		return err
 	}
 	defer d.busy.Unlock()
 	d.resume = nil
@@ -724,7 +733,7 @@ func (e *Engine) Detach(ctx context.Context, id xen.DomID) error {
 	if s == nil || s.ended() {
 		return fmt.Errorf("domain %d: %w", id, ErrNotAttached)
 	}
-	err := s.Detach()
+	err = s.Detach()
 	d.adopt()
 	return err
 }
@@ -779,5 +788,6 @@ func (e *Engine) Close() error {
 		})
 	}
 	wg.Wait()
+	e.watcher.Wait()
 	return errors.Join(errs...)
 }
