@@ -56,9 +56,8 @@ type Options struct {
 	// the engine. It may be nil.
 	Ended func(Status)
 	// Quiet is how long the processors of a guest may run in a second, together, for
-	// it to be quiet: 5 ms where nothing else is wanted. A kernel's own timers take
-	// about one; to start a program takes several, and to load a module more. With 0
-	// no guest is.
+	// it to be quiet; with 0 no guest is. A kernel's own timers take about a
+	// millisecond; to start a program takes several, and to load a module more.
 	Quiet time.Duration
 	// Pulse gives a ring thread what it tells of itself by, see
 	// [vmevent.NewServer], and what gives that back. It is nil where nobody
