@@ -95,7 +95,7 @@ var keys = []Key{
 	{Name: "default.mode", Kind: "string", Default: `"off"`, Values: []string{"off", "observe", "enforce"},
 		Meaning: "How far introspection goes: not at all, watch and report, or block as well."},
 	{Name: "default.policy", Kind: "string", Default: `"default"`,
-		Meaning: "The policy to start from: default, or the name of a file in " + DefaultDir + "/" + PoliciesDir + " without its ending."},
+		Meaning: "The policy to start from: a built-in one, which hvictl policy list shows, or the name of a file in " + DefaultDir + "/" + PoliciesDir + " without its ending."},
 	{Name: "default.require_attach", Kind: "boolean", Default: `false`,
 		Meaning: "Whether such domains may run only while they are protected: one that hvid cannot attach to does not start. Not with mode off."},
 	{Name: "default.on_engine_failure", Kind: "string", Default: `"release"`, Values: []string{"release", "pause"},

@@ -43,7 +43,8 @@
 // # Events
 //
 // GET /v1/events takes follow=1, domain, guard, action, severity (at least), id,
-// since and until (RFC 3339), after (the ID of an event) and limit (the newest so many; without it all that match). With
+// since and until (RFC 3339), after (the ID of an event) and limit (the newest so
+// many; without it all that match). With
 // follow the answer goes on with events as they happen, and history is only
 // sent where limit, since or after asks for it. Each line is an object with a
 // member "type": "event" is a [journal.Record]; "missed" says that a reader was

@@ -529,12 +529,9 @@ func (s *Session) showBreakpoints() {
 // SetBreakpoint puts a hidden breakpoint into a domain's kernel, or takes it away
 // where on is false. ctx is as for Attach.
 func (e *Engine) SetBreakpoint(ctx context.Context, id xen.DomID, symbol string, on bool) error {
-	d := e.byID(id)
-	if d == nil {
-		return fmt.Errorf("domain %d: %w", id, xen.ErrNoDomain)
-	}
-	if err := d.busy.lockWithin(ctx); err != nil {
-		return fmt.Errorf("domain %d: %w", id, err)
+	d, err := e.lock(ctx, id)
+	if err != nil {
+		return err
 	}
 	defer d.busy.Unlock()
 	s := d.current()

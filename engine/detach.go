@@ -33,10 +33,11 @@ func (s *Session) detach(hold bool) error {
 // moment: first what makes events, then, with the domain running, the answers
 // to those under way are given time to be acted upon, then the ring, last the
 // pause references. It does not stop at an error, ends the session and leaves
-// it in the given state. With hold the domain does not run in between if it is
-// held, and one pause reference is kept, with what is to be done when hvid fails the
-// only entry of a ledger that is then left open, for whoever decides over the domain: see [Session.takeLedger].
-// So is one that a guard has taken, in any case.
+// it in the given state. With hold the domain does not run in between if it is held,
+// and one pause reference is kept: beside the word on what is to be done when hvid
+// fails it is the only entry of a ledger that is then left open, for whoever decides
+// over the domain, see [Session.takeLedger]. So is one that a guard has taken, in any
+// case.
 func (s *Session) withdraw(final State, hold bool) error {
 	if s.finished {
 		return nil

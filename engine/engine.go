@@ -56,9 +56,8 @@ type Options struct {
 	// the engine. It may be nil.
 	Ended func(Status)
 	// Quiet is how long the processors of a guest may run in a second, together, for
-	// it to be quiet: 5 ms where nothing else is wanted. A kernel's own timers take
-	// about one; to start a program takes several, and to load a module more. With 0
-	// no guest is.
+	// it to be quiet; with 0 no guest is. A kernel's own timers take about a
+	// millisecond; to start a program takes several, and to load a module more.
 	Quiet time.Duration
 	// Pulse gives a ring thread what it tells of itself by, see
 	// [vmevent.NewServer], and what gives that back. It is nil where nobody
@@ -75,6 +74,8 @@ type Engine struct {
 	changed chan struct{} // closed and replaced when a domain comes in
 	closing bool
 	closed  chan struct{} // when closing begins
+	// watcher samples how the guests run, and asks Xen for that until closed.
+	watcher sync.WaitGroup
 
 	attaches, attachFailures atomic.Uint64
 	attachTime               atomic.Int64
@@ -138,7 +139,7 @@ func New(opt Options) *Engine {
 		opt: opt, domains: make(map[xen.DomID]*domain), changed: make(chan struct{}), closed: make(chan struct{}),
 		readers: make(chan struct{}, maxReaders),
 	}
-	go e.watchActivity()
+	e.watcher.Go(e.watchActivity)
 	return e
 }
 
@@ -673,15 +674,25 @@ func (d *domain) isDecided() bool {
 	}
 }
 
+// lock takes a domain for what is to be done to it: the caller unlocks busy. The error
+// matches xen.ErrNoDomain, or ErrBusy and ctx's.
+func (e *Engine) lock(ctx context.Context, id xen.DomID) (*domain, error) {
+	d := e.byID(id)
+	if d == nil {
+		return nil, fmt.Errorf("domain %d: %w", id, xen.ErrNoDomain)
+	}
+	if err := d.busy.lockWithin(ctx); err != nil {
+		return nil, fmt.Errorf("domain %d: %w", id, err)
+	}
+	return d, nil
+}
+
 // Attach protects a domain as asked for by hand. ctx bounds the wait for what
 // else is done to the domain; see ErrBusy.
 func (e *Engine) Attach(ctx context.Context, id xen.DomID, decl Declaration) error {
-	d := e.byID(id)
-	if d == nil {
-		return fmt.Errorf("domain %d: %w", id, xen.ErrNoDomain)
-	}
-	if err := d.busy.lockWithin(ctx); err != nil {
-		return fmt.Errorf("domain %d: %w", id, err)
+	d, err := e.lock(ctx, id)
+	if err != nil {
+		return err
 	}
 	defer d.busy.Unlock()
 	if s := d.current(); s != nil && !s.ended() {
@@ -707,12 +718,9 @@ func (e *Engine) Attach(ctx context.Context, id xen.DomID, decl Declaration) err
 // held because hvi could not attach is let go; one that a guard has paused is not, see
 // Resume. ctx is as for Attach.
 func (e *Engine) Detach(ctx context.Context, id xen.DomID) error {
-	d := e.byID(id)
-	if d == nil {
-		return fmt.Errorf("domain %d: %w", id, xen.ErrNoDomain)
-	}
-	if err := d.busy.lockWithin(ctx); err != nil {
-		return fmt.Errorf("domain %d: %w", id, err)
+	d, err := e.lock(ctx, id)
+	if err != nil {
+		return err
 	}
 	defer d.busy.Unlock()
 	d.resume = nil
@@ -724,7 +732,7 @@ func (e *Engine) Detach(ctx context.Context, id xen.DomID) error {
 	if s == nil || s.ended() {
 		return fmt.Errorf("domain %d: %w", id, ErrNotAttached)
 	}
-	err := s.Detach()
+	err = s.Detach()
 	d.adopt()
 	return err
 }
@@ -779,5 +787,6 @@ func (e *Engine) Close() error {
 		})
 	}
 	wg.Wait()
+	e.watcher.Wait()
 	return errors.Join(errs...)
 }

@@ -198,12 +198,9 @@ var ErrNotPaused = errors.New("no guard has paused the domain")
 // Resume has a domain run on that a guard has paused. What else holds it is not
 // touched. ctx is as for Attach.
 func (e *Engine) Resume(ctx context.Context, id xen.DomID) error {
-	d := e.byID(id)
-	if d == nil {
-		return fmt.Errorf("domain %d: %w", id, xen.ErrNoDomain)
-	}
-	if err := d.busy.lockWithin(ctx); err != nil {
-		return fmt.Errorf("domain %d: %w", id, err)
+	d, err := e.lock(ctx, id)
+	if err != nil {
+		return err
 	}
 	defer d.busy.Unlock()
 	if s := d.current(); s != nil && !s.ended() {

@@ -46,7 +46,7 @@ func run(ctx context.Context, opt settings) (err error) {
 	if err != nil {
 		return err
 	}
-	undone := false
+	undone := true // nothing is changed yet
 	defer func() { err = errors.Join(err, guard.Close(undone)) }()
 	lock, err := lockLedgers(ctx, opt)
 	if err != nil {
@@ -55,7 +55,12 @@ func run(ctx context.Context, opt settings) (err error) {
 	defer func() { err = errors.Join(err, lock.Release()) }()
 
 	hv, mutator := engine.OnXen(host), mutate.New(host)
-	if _, err := engine.Recover(hv, mutator, opt.ledgerDir, false, opt.log); err != nil {
+	undone = false
+	if _, err := engine.Recover(hv, mutator, opt.ledgerDir, false, opt.log); err == nil {
+		// A start that fails before it attaches to anything is no failure of a hvid
+		// that did, which the keeper would tell the next one.
+		undone = true
+	} else {
 		opt.log.Error("what an earlier hvid left could not all be undone; hvid goes on with the other domains", "err", err)
 	}
 	store, err := xenstore.Open()
@@ -89,6 +94,7 @@ func run(ctx context.Context, opt settings) (err error) {
 	kernels, closeKernels := knownKernels(opt)
 	defer closeKernels()
 	var shown atomic.Pointer[metrics.Server]
+	undone = false
 	e := engine.New(engine.Options{
 		Hypervisor: hv, Mutator: mutator, LedgerDir: opt.ledgerDir,
 		Recorder: events, Resolve: resolver(reg), Log: opt.log, Identify: kernels, Permitted: exceptions.For, Pulse: guard.Ring, Quiet: opt.Looks.Quiet,

@@ -31,8 +31,8 @@ const (
 	// idleSettles is how long guests are left alone first.
 	idleSettles = 30 * time.Second
 	// maxIdlePerGuest bounds what one more idle guest may cost hvid, in instructions
-	// a second: a tenth of a thousandth of a processor that does a billion in a
-	// second and a half, of which ten guests get a thousandth.
+	// a second: a ten-thousandth of a processor that carries out three billion, so
+	// that ten guests come to a thousandth of it.
 	maxIdlePerGuest = 300_000
 	// maxIdleMemory bounds hvid's memory with them, in KiB.
 	maxIdleMemory = 40 << 10

@@ -163,7 +163,7 @@ func sampleOf(before, now []control.DomainStatus, from, to time.Time) topSample 
 	return s
 }
 
-// clearScreen is what a terminal does it at.
+// clearScreen moves to the first place and erases what follows (ECMA-48).
 const clearScreen = "\x1b[H\x1b[2J"
 
 func (a *app) showTop(s topSample, n int) error {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -234,6 +235,44 @@ func TestCacheSumsWhatWasParsed(t *testing.T) {
 		}
 		if fits(newDigestKey([]byte("another"))) {
 			t.Errorf("%s: a sum made with another key fits", name)
+		}
+	}
+}
+
+// A profile with a place that the guest's image doesn't have doesn't fit, and no memory
+// is taken for copies of its pieces.
+func TestProfileOutside(t *testing.T) {
+	g := linuxtest.New(linuxtest.Config{})
+	r := &imageReader{as: g.AddressSpace(), extents: []extent{{g.Base, g.Base + linuxtest.ImageSize}}}
+	s, err := r.findKallsyms(g.Base, g.Base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := ownKey()
+	s.buildIndex(key.names)
+	good := profile{tables: s.src.places(g.Base), index: s.index}
+	good.sum = key.sumTables(&good.tables, s.src)
+	if p := good; !p.fits(key, r, g.Base) {
+		t.Fatal("the guest's memory does not fit its own profile")
+	}
+	for i := range len(good.tables.pieces) + 1 {
+		for _, to := range []place{{1 << 29, 16}, {0, maxPiece}, {linuxtest.ImageSize - 8, 16}, {1<<32 - 8, 16}} {
+			p := good
+			if i < len(p.tables.pieces) {
+				p.tables.pieces[i] = to
+			} else {
+				p.btf = to
+			}
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			fits := p.fits(key, r, g.Base)
+			runtime.ReadMemStats(&after)
+			if fits || p.sym != nil {
+				t.Errorf("piece %d at %#x, %d bytes: it fits", i, to.at, to.size)
+			}
+			if n := after.TotalAlloc - before.TotalAlloc; n > 1<<20 {
+				t.Errorf("piece %d at %#x, %d bytes: %d bytes were allocated", i, to.at, to.size, n)
+			}
 		}
 	}
 }

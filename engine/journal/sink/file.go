@@ -23,9 +23,6 @@ const (
 	FormatOCSF Format = "ocsf"
 )
 
-// Formats returns the words.
-func Formats() []string { return []string{string(FormatHVI), string(FormatOCSF)} }
-
 // file appends lines to a file, for a shipper to take from there.
 type file struct {
 	path   string
