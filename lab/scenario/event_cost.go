@@ -57,11 +57,14 @@ func eventCost(t *T) error {
 	if err := os.WriteFile(list, []byte(frames.String()), 0o600); err != nil {
 		return err
 	}
-	if _, err := t.Sh(fmt.Sprintf("nice -n -15 listener %d <%s >%s 2>&1 & echo $! >%[3]s.pid", g.ID, list, out)); err != nil {
+	if _, err := t.Sh(fmt.Sprintf("listener %d <%s >%s 2>&1 & echo $! >%[3]s.pid", g.ID, list, out)); err != nil {
 		return err
 	}
 	err = t.Eventually(protectLimit, "the listener is ready", func() (bool, error) {
 		b, err := os.ReadFile(out)
+		if err == nil && string(b) != "" && string(b) != "ready\n" {
+			return false, fmt.Errorf("the listener says %q", b)
+		}
 		return string(b) == "ready\n", err
 	})
 	if err != nil {

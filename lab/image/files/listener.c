@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #include <xenctrl.h>
 #include <xenevtchn.h>
@@ -50,6 +51,8 @@ int main(int argc, char **argv)
 	if (!dom || !xc || !ec)
 		must(-1, "listener DOMID");
 	signal(SIGTERM, on_term);
+	/* hvid's. */
+	must(setpriority(PRIO_PROCESS, 0, -15), "setpriority");
 	void *page = xc_monitor_enable(xc, dom, &remote);
 	if (!page)
 		must(-1, "xc_monitor_enable");
