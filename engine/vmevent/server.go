@@ -3,7 +3,6 @@ package vmevent
 import (
 	"errors"
 	"fmt"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -105,11 +104,8 @@ func NewServer(ring *Ring, source Source, cpus Processors, handler Handler, puls
 	return &Server{ring: ring, source: source, cpus: cpus, handler: handler, pulse: pulse, done: make(chan struct{})}
 }
 
-// Run serves the ring on the calling goroutine, locked to its OS thread, until
-// Stop. Before it returns it answers everything that is pending or held.
+// Run serves the ring on the calling goroutine until Stop. Before it returns it answers everything that is pending or held.
 func (s *Server) Run() error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	defer close(s.done)
 	s.err = s.serve()
 	return s.err

@@ -1,8 +1,10 @@
 package xen
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -12,17 +14,28 @@ import (
 
 // EventChannel is the local end of a channel to another domain, or to Xen in
 // its name: the monitor ring's bell.
+//
+// Who waits is parked by the runtime, and no thread with it: a thread that blocks in
+// the kernel has another one woken to watch it, for each event anew.
 type EventChannel struct {
 	host *Host
 	dom  DomID
 	port hypercall.EventPort
-	wake int // eventfd
+	file *os.File // a duplicate of the port's descriptor, which the runtime watches
+	conn interface {
+		Read(func(fd uintptr) bool) error
+	}
 
-	fds  [2]unix.PollFd // these three are Wait's
-	buf  [4]byte
-	word [8]byte
+	// These are Wait's: take as a value, what it found, and whether the file has a
+	// deadline that Wait has set.
+	ready func(fd uintptr) bool
+	fired bool
+	err   error
+	armed bool
+	buf   [4]byte
 
-	gate *hypercall.Gate
+	woken atomic.Bool
+	gate  *hypercall.Gate
 }
 
 // BindInterdomain binds a local port to a domain's unbound port, such as the
@@ -36,15 +49,34 @@ func (h *Host) BindInterdomain(dom DomID, remotePort uint32) (*EventChannel, err
 	if err != nil {
 		return nil, opError(h.release, op, dom, err, fmt.Sprintf("port %d", remotePort))
 	}
-	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
-	if err != nil {
-		_ = port.Close()
-		return nil, os.NewSyscallError("eventfd", err)
+	e := &EventChannel{host: h, dom: dom, port: port, gate: hypercall.NewGate()}
+	e.ready = func(uintptr) bool {
+		e.fired, e.err = e.take()
+		return e.fired || e.err != nil
 	}
-	e := &EventChannel{host: h, dom: dom, port: port, wake: wake, gate: hypercall.NewGate()}
-	e.fds[0] = unix.PollFd{Fd: int32(port.FD()), Events: unix.POLLIN}
-	e.fds[1] = unix.PollFd{Fd: int32(wake), Events: unix.POLLIN}
+	if err := e.watch(); err != nil {
+		_ = port.Close()
+		return nil, err
+	}
 	return e, nil
+}
+
+// watch has the runtime watch the port.
+func (e *EventChannel) watch() error {
+	fd, err := unix.FcntlInt(uintptr(e.port.FD()), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("dup", err)
+	}
+	e.file = os.NewFile(uintptr(fd), "event channel")
+	e.conn, err = e.file.SyscallConn()
+	if err == nil {
+		// It fails if the runtime can't.
+		err = e.file.SetReadDeadline(time.Time{})
+	}
+	if err != nil {
+		_ = e.file.Close()
+	}
+	return err
 }
 
 // Port returns the local port number.
@@ -52,9 +84,10 @@ func (e *EventChannel) Port() uint32 { return e.port.Port() }
 
 // Wait waits until the channel fires, Wake is called or the timeout passes,
 // and reports whether the channel has fired since the last Wait. A negative
-// timeout is none. It is for one thread at a time, may be a locked one, and
-// does not allocate. A channel that fired is ready to fire again when Wait
-// returns, so what arrives while the caller works is not lost.
+// timeout is none; with another one Wait may return for nothing before it has
+// passed. It is for one goroutine at a time, and does not allocate. A channel that
+// fired is ready to fire again when Wait returns, so what arrives while the caller
+// works is not lost.
 //
 // After Close it fails with ErrClosed.
 func (e *EventChannel) Wait(timeout time.Duration) (fired bool, err error) {
@@ -62,47 +95,64 @@ func (e *EventChannel) Wait(timeout time.Duration) (fired bool, err error) {
 		return false, ErrClosed
 	}
 	defer e.gate.Leave()
-	var deadline time.Time
-	if timeout > 0 {
-		deadline = time.Now().Add(timeout)
+	if timeout == 0 {
+		return e.look()
 	}
 	for {
-		ms := -1
-		if timeout >= 0 {
-			ms = 0
-			if timeout > 0 {
-				// Rounded up: waking early would only wait again.
-				ms = int(max(0, time.Until(deadline)+time.Millisecond-1) / time.Millisecond)
-			}
+		if err := e.arm(timeout); err != nil {
+			return false, e.waitError(err)
 		}
-		e.fds[0].Revents, e.fds[1].Revents = 0, 0
-		n, err := unix.Poll(e.fds[:], ms)
-		if err == unix.EINTR {
-			continue
+		// After the deadline was set: Wake does it the other way round.
+		if e.woken.Load() {
+			return e.look()
 		}
-		if err != nil {
-			return false, e.fail("poll", err)
+		err := e.conn.Read(e.ready)
+		if err == nil {
+			return e.fired, e.err
 		}
-		if e.gate.IsShut() {
-			return false, ErrClosed
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			return false, e.waitError(err)
 		}
-		if n == 0 {
-			return false, nil
+		e.armed = false
+		if timeout > 0 || e.woken.Load() {
+			return e.look()
 		}
-		if e.fds[0].Revents != 0 {
-			// The other descriptor is left for the next call.
-			return e.consume()
-		}
-		if _, err := unix.Read(e.wake, e.word[:]); err != nil && err != unix.EAGAIN && err != unix.EINTR {
-			return false, e.fail("wake", err)
-		}
-		return false, nil
 	}
 }
 
-// consume reads the port that fired and unmasks it.
-func (e *EventChannel) consume() (bool, error) {
-	n, err := unix.Read(e.port.FD(), e.buf[:])
+// look is Wait without waiting: an event comes before a wake.
+func (e *EventChannel) look() (bool, error) {
+	fired, err := e.take()
+	if !fired && err == nil {
+		e.woken.Store(false)
+	}
+	return fired, err
+}
+
+// arm bounds the wait that follows. A bound that has not passed stays, since to move
+// it each time would cost more than to wait twice.
+func (e *EventChannel) arm(timeout time.Duration) error {
+	if timeout < 0 {
+		e.armed = false
+		return e.file.SetReadDeadline(time.Time{})
+	}
+	if e.armed {
+		return nil
+	}
+	e.armed = true
+	return e.file.SetReadDeadline(time.Now().Add(timeout))
+}
+
+func (e *EventChannel) waitError(err error) error {
+	if e.gate.IsShut() {
+		return ErrClosed
+	}
+	return e.fail("wait", err)
+}
+
+// take reads the port if it fired, and unmasks it.
+func (e *EventChannel) take() (bool, error) {
+	n, err := hypercall.ReadPort(e.port.FD(), &e.buf)
 	switch {
 	case err == unix.EAGAIN || err == unix.EINTR:
 		return false, nil
@@ -113,7 +163,7 @@ func (e *EventChannel) consume() (bool, error) {
 	}
 	// Unmask before the caller looks at the ring: an event that arrives
 	// after the look then fires anew.
-	if _, err := unix.Write(e.port.FD(), e.buf[:n]); err != nil {
+	if err := hypercall.WritePort(e.port.FD(), &e.buf); err != nil {
 		return false, e.fail("unmask", err)
 	}
 	return true, nil
@@ -125,16 +175,12 @@ func (e *EventChannel) Wake() {
 		return
 	}
 	defer e.gate.Leave()
-	e.ring()
+	e.woken.Store(true)
+	_ = e.file.SetReadDeadline(past) // fails only when it is closed
 }
 
-func (e *EventChannel) ring() {
-	// The counter is full only if it was rung already.
-	_, _ = unix.Write(e.wake, one[:])
-}
-
-// one is what rings an eventfd.
-var one = [8]byte{1}
+// past ends a wait.
+var past = time.Unix(1, 0)
 
 // Notify fires the channel's other end. It does not allocate.
 func (e *EventChannel) Notify() error {
@@ -154,11 +200,9 @@ func (e *EventChannel) Close() error {
 	if !e.gate.Shut() {
 		return nil
 	}
-	e.ring()
+	err := e.file.Close() // ends the wait
 	e.gate.Wait()
-	err := e.port.Close()
-	_ = unix.Close(e.wake)
-	if err != nil {
+	if err := errors.Join(err, e.port.Close()); err != nil {
 		return e.fail("unbind", err)
 	}
 	return nil
