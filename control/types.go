@@ -295,7 +295,7 @@ type Failure struct {
 type Counters struct {
 	// RingEvents is the number of requests answered on the monitor ring.
 	RingEvents uint64 `json:"ring_events"`
-	// RingBusy is about how long hvid's thread for this domain has worked, and
+	// RingBusy is about how long hvid has worked at this domain's requests, and
 	// RingPeak how many requests were waiting at once at most, of the 30 or so that
 	// the ring holds.
 	RingBusy time.Duration `json:"ring_busy_ns"`

@@ -127,7 +127,7 @@ func (s *Session) takeLedger() *ledger.Ledger {
 	return l
 }
 
-// heldMoments takes what the ring thread has reported and nobody has acted on.
+// heldMoments takes what the ring goroutine has reported and nobody has acted on.
 func (s *Session) heldMoments() []moment {
 	var out []moment
 	if s.held != nil {

@@ -59,7 +59,7 @@ type Options struct {
 	// it to be quiet; with 0 no guest is. A kernel's own timers take about a
 	// millisecond; to start a program takes several, and to load a module more.
 	Quiet time.Duration
-	// Pulse gives a ring thread what it tells of itself by, see
+	// Pulse gives a ring goroutine what it tells of itself by, see
 	// [vmevent.NewServer], and what gives that back. It is nil where nobody
 	// watches.
 	Pulse func() (pulse *atomic.Uint64, release func())

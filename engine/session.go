@@ -75,7 +75,7 @@ type Session struct {
 	viewLazy  lazy
 	hidden    hidden // breakpoints
 	finished  bool
-	// newPulse gives the ring thread what it tells of itself by; dropPulse gives
+	// newPulse gives the ring goroutine what it tells of itself by; dropPulse gives
 	// it back.
 	newPulse  func() (*atomic.Uint64, func())
 	pulse     *atomic.Uint64

@@ -137,7 +137,7 @@ type Status struct {
 	// Events counts requests read from the ring, Stray those nobody asked
 	// for, Unrecorded violations acted upon without a record.
 	Events, Stray, Unrecorded uint64
-	// Served is about how long the ring thread has worked for the guest since the
+	// Served is about how long the ring goroutine has worked for the guest since the
 	// session began, and RingPeak how many requests it found at once at most.
 	Served   time.Duration
 	RingPeak int

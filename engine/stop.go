@@ -15,7 +15,7 @@ import (
 )
 
 // A guard's action may be to stop the domain: to pause it, so that somebody can look
-// at it, or to shut it down. The ring thread answers the violation as it would
+// at it, or to shut it down. The ring goroutine answers the violation as it would
 // otherwise and says that there was one; the session's goroutine stops the domain,
 // before it records anything. The pause reference has an entry of its own in the
 // ledger, with the reason, so that neither hvid's end nor its next start lets the

@@ -76,7 +76,7 @@ func ControlRegisters() Guard {
 	}
 }
 
-// crJudge judges writes of CR0, CR4 and EFER. It is the ring thread's.
+// crJudge judges writes of CR0, CR4 and EFER. It is the ring goroutine's.
 type crJudge struct {
 	// cr0, cr4 and efer are the bits that may not be cleared.
 	cr0, cr4, efer uint64

@@ -12,7 +12,7 @@ import (
 )
 
 // Exceptions are the violations that a policy permits in one guest: its words,
-// with the guest's addresses for them. They are asked on the ring thread, for
+// with the guest's addresses for them. They are asked on the ring goroutine, for
 // violations only, and neither allocate nor lock; their number does not matter to
 // an access that is none.
 //
@@ -24,7 +24,7 @@ import (
 type Exceptions struct {
 	kernel *linux.Kernel
 	list   []*permit
-	// scratch is the ring thread's.
+	// scratch is the ring goroutine's.
 	scratch linux.Module
 }
 
@@ -196,7 +196,7 @@ func registerOf(word string) (register, bool) {
 }
 
 // permits reports whether an exception permits the violation, and counts it
-// there. It is the ring thread's; x may be nil.
+// there. It is the ring goroutine's; x may be nil.
 func (x *Exceptions) permits(e *Evidence) bool {
 	if x == nil {
 		return false

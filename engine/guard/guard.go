@@ -70,7 +70,7 @@ type Guard struct {
 	// nil, and Bind is, for a guard that only looks, or whose frames move.
 	Watch func(*Target) (Watch, error)
 	// Bind returns the judge of this guest's events: true means violation.
-	// The judge runs on the ring thread and must not allocate.
+	// The judge runs on the ring goroutine and must not allocate.
 	Bind func(*Target) (func(*vmevent.Event) bool, error)
 	// Scan finds violations afterwards where the platform lacks what the guard
 	// needs; nil for a guard that can't. The guest must be paused while it is

@@ -20,7 +20,7 @@ type Moving struct {
 	// something else by now watched.
 	Every time.Duration
 	// Bind returns the judge of an access to a frame that the kernel mapped at an
-	// address when it was found. It runs on the ring thread and must not allocate.
+	// address when it was found. It runs on the ring goroutine and must not allocate.
 	Bind func(*Target) (func(*vmevent.Event, x86.VirtAddr) MovingVerdict, error)
 }
 

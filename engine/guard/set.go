@@ -76,7 +76,7 @@ type Set struct {
 	// stepped and emulated count the accesses let through, by how.
 	stepped, emulated atomic.Uint64
 
-	// scratch is the ring thread's, so that evidence needs no heap.
+	// scratch is the ring goroutine's, so that evidence needs no heap.
 	scratch    Evidence
 	queue      chan Evidence
 	stops      chan struct{} // capacity one
@@ -271,7 +271,7 @@ func (s *Set) Stepped() uint64 { return s.stepped.Load() }
 // Emulated returns how many accesses were let through by Xen's emulator.
 func (s *Set) Emulated() uint64 { return s.emulated.Load() }
 
-// HandleEvent judges an event on the ring thread.
+// HandleEvent judges an event on the ring goroutine.
 func (s *Set) HandleEvent(ev *vmevent.Event) vmevent.Verdict {
 	if b := s.breakpoints.Load(); b != nil {
 		if v, ok := b.HandleEvent(ev); ok {

@@ -29,7 +29,7 @@ const (
 
 // stored puts what a memory violation was about to store into to, and returns how
 // many bytes it is, 0 where that can't be told. It is [Evidence.Attempted] for the
-// ring thread: it allocates nothing, and knows only the stores that code is
+// ring goroutine: it allocates nothing, and knows only the stores that code is
 // patched with (mov, movnti, xchg, stos, movs). What it returns Attempted returns
 // too.
 func (e *Evidence) stored(to *[maxBytes]byte) int {

@@ -20,7 +20,7 @@
 // # Cost
 //
 // [AddressSpace.Translate], [AddressSpace.Read] and the fixed-size reads
-// allocate nothing when the page is mapped, so they may run on a ring thread.
+// allocate nothing when the page is mapped, so they may run on a ring goroutine.
 // A failing call allocates its error. Whoever translates the same pages again
 // and again keeps a [TLB], and flushes it as its documentation says.
 package guest

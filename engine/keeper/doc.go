@@ -5,7 +5,7 @@
 // would ever give it. So hvid starts a keeper before it attaches to anything
 // ([Start]). That learns of hvid's death from the socket between the two, whose
 // other end the kernel closes, and of its hanging from a page that both have
-// mapped: hvid's heart beats there, and so does each ring thread while it has a
+// mapped: hvid's heart beats there, and so does each ring goroutine while it has a
 // request in its hands. Either way the keeper makes sure that hvid is dead, and
 // then has done what `hvid recover` does, from the ledgers: what a domain may have
 // of ours is written there before it is made, so the keeper knows of every attached

@@ -245,13 +245,13 @@ func TestStopped(t *testing.T) {
 	}
 }
 
-// TestRingHangs has a ring thread stop with a request in its hands, while the rest
+// TestRingHangs has a ring goroutine stop with a request in its hands, while the rest
 // of hvid goes on.
 func TestRingHangs(t *testing.T) {
 	t.Parallel()
 	h := start(t)
 	h.ask("work")
-	if why := h.recovered(); why != "a ring thread stands still with a request in its hands, and was killed" {
+	if why := h.recovered(); why != "a ring goroutine stands still with a request in its hands, and was killed" {
 		t.Errorf("recovered because %q", why)
 	}
 }

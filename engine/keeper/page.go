@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// DefaultBudget is how long hvid, or one of its ring threads with a request in its
-// hands, may stand still before the keeper takes over. A ring thread answers within
+// DefaultBudget is how long hvid, or one of its ring goroutines with a request in its
+// hands, may stand still before the keeper takes over. A ring goroutine answers within
 // microseconds, and waits 100 ms at most for a vCPU to leave its processor
 // (vmevent). With the time that recovery takes, a guest runs again within a second.
 const DefaultBudget = 400 * time.Millisecond
@@ -22,7 +22,7 @@ const DefaultBudget = 400 * time.Millisecond
 const looks = 2
 
 // What lies where in the shared memory. Each word has a cache line of its own:
-// what one ring thread writes is not slowed down by another's.
+// what one ring goroutine writes is not slowed down by another's.
 const (
 	lineSize = 64
 	// offHVID beats as long as hvid lives, offKeeper as long as the keeper does.
@@ -130,10 +130,10 @@ func (w *watch) look() (why string) {
 		return "hvid stands still"
 	}
 	for i := range w.page.ringCount() {
-		// Even is a thread that waits for requests, for as long as it may be.
+		// Even is one that waits for requests, for as long as it may be.
 		now := w.page.pulse(i).Load()
 		if w.rings[i].look(now) >= looks && now&1 != 0 {
-			return "a ring thread stands still with a request in its hands"
+			return "a ring goroutine stands still with a request in its hands"
 		}
 	}
 	return ""

@@ -98,7 +98,7 @@ func Start(opt Options) (*Keeper, error) {
 	return k, nil
 }
 
-// Ring returns what a ring thread tells of itself by, see [vmevent.Server], and
+// Ring returns what a ring goroutine tells of itself by, see [vmevent.Server], and
 // what gives it back.
 func (k *Keeper) Ring() (pulse *atomic.Uint64, release func()) { return k.pulses.take() }
 

@@ -38,7 +38,7 @@ type Breakpoints struct {
 	mu      sync.Mutex
 	scratch []byte
 
-	// Of the ring thread. What is read of an instruction is kept here, so that
+	// Of the ring goroutine. What is read of an instruction is kept here, so that
 	// reading it needs no heap.
 	vcpus []vcpu
 	insn  [2]byte
@@ -46,7 +46,7 @@ type Breakpoints struct {
 	returned, reads, writes, concealed, failed atomic.Uint64
 }
 
-// table is what the ring thread looks up. It is replaced as a whole.
+// table is what the ring goroutine looks up. It is replaced as a whole.
 type table struct {
 	points  map[x86.PhysAddr]*Point
 	pages   map[x86.GFN]*Page // by the guest's frame
@@ -149,7 +149,7 @@ func (b *Breakpoints) change(f func(*table)) {
 	b.table.Store(t)
 }
 
-// HandleEvent answers, on the ring thread, the events that are about shadow pages
+// HandleEvent answers, on the ring goroutine, the events that are about shadow pages
 // and breakpoints alone. It reports false for those that a guard is to judge.
 func (b *Breakpoints) HandleEvent(ev *vmevent.Event) (v vmevent.Verdict, ok bool) {
 	if ev.View == b.running {

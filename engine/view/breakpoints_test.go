@@ -116,7 +116,7 @@ func TestChangedUnderLoad(t *testing.T) {
 	stays := f.set(t, 100)
 	const rounds = 300
 	var wg sync.WaitGroup
-	wg.Go(func() { // the ring thread
+	wg.Go(func() { // the ring goroutine
 		for i := range rounds {
 			f.HandleEvent(hit(stays))
 			f.Pass(&vmevent.Event{Reason: vmevent.ReasonMemAccess, View: running, Mem: vmevent.MemAccess{GFN: code}})

@@ -1,4 +1,4 @@
-// Package view holds what the ring thread has to know of a domain's views: which
+// Package view holds what the ring goroutine has to know of a domain's views: which
 // pages have a copy of ours in the view that the vCPUs run in, and where in it
 // hidden breakpoints stand.
 //
@@ -21,7 +21,7 @@
 // memory, and a write is dropped.
 //
 // The session's goroutine changes a [Breakpoints] and does everything that takes a
-// hypercall; the ring thread asks it about events. It neither allocates nor
+// hypercall; the ring goroutine asks it about events. It neither allocates nor
 // locks for a hit or a read; only where the guest changes a page that has a
 // shadow, which is rare, it takes a lock.
 package view

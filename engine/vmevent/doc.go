@@ -9,6 +9,6 @@
 // server stops.
 //
 // Ownership: the caller owns the ring page and the event channel and closes
-// them after Server.Run has returned. One Server serves one ring on one locked
-// OS thread; that path neither allocates nor locks nor logs.
+// them after Server.Run has returned. One Server serves one ring on one
+// goroutine; that path neither allocates nor locks nor logs.
 package vmevent

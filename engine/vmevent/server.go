@@ -3,6 +3,7 @@ package vmevent
 import (
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,7 +27,7 @@ type Processors interface {
 	VCPURunning(vcpu uint32) (bool, error)
 }
 
-// Handler judges events on the ring thread. It must not block, allocate, lock
+// Handler judges events on the ring goroutine. It must not block, allocate, lock
 // or log on the paths it takes for a healthy guest.
 type Handler interface {
 	HandleEvent(ev *Event) Verdict
@@ -50,7 +51,7 @@ type Stats struct {
 	Malformed uint64
 	// Held is the number of requests now waiting for Release.
 	Held int
-	// Served is about how long the ring thread has worked for its guest, and Peak
+	// Served is about how long the ring goroutine has worked for its guest, and Peak
 	// how many requests were found at once at most.
 	Served time.Duration
 	Peak   int
@@ -83,7 +84,7 @@ type Server struct {
 		noSteps bool
 		stop    bool
 	}
-	waiting []*Event // held requests, owned by the ring thread
+	waiting []*Event // held requests, owned by the ring goroutine
 	done    chan struct{}
 	err     error
 }
@@ -96,7 +97,7 @@ type release struct {
 // NewServer returns a server that has not started. It takes neither ring nor
 // source over: close them after Run has returned.
 //
-// The ring thread tells of itself by pulse, which may lie in memory that another
+// The ring goroutine tells of itself by pulse, which may lie in memory that another
 // process watches: it is odd while there are requests in its hands, and changes
 // with each of them. One that stays odd and the same is a thread that hangs, and
 // with it a vCPU.
@@ -163,7 +164,7 @@ func (s *Server) Stats() Stats {
 // reading of what Xen and the guest wait for.
 const timedBatch = 8
 
-// Served returns about how long the ring thread has worked for its guest, and how
+// Served returns about how long the ring goroutine has worked for its guest, and how
 // many requests it found at once at most.
 func (s *Server) Served() (time.Duration, int) {
 	return timedBatch * time.Duration(s.served.Load()), int(s.peak.Load())
@@ -197,9 +198,18 @@ func (s *Server) serve() error {
 	}
 }
 
+// turnBatches is how many batches are answered before others get a turn: nobody
+// interrupts a goroutine that neither waits nor tells the runtime of its calls.
+const turnBatches = 64
+
 // drain answers all requests there are and notifies Xen once per batch.
 func (s *Server) drain(ev *Event) error {
-	for {
+	for turn := 1; ; turn++ {
+		if turn%turnBatches == 0 {
+			s.pulse.Add(1) // no request is in its hands
+			runtime.Gosched()
+			s.pulse.Add(1)
+		}
 		var began time.Time
 		n := int32(0)
 		for s.ring.Next(ev) {

@@ -2,7 +2,6 @@ package xen_test
 
 import (
 	"errors"
-	"runtime"
 	"testing"
 	"time"
 
@@ -92,7 +91,6 @@ func TestEventChannelWakesWaiter(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		runtime.LockOSThread()
 		for {
 			fired, err := e.Wait(-1)
 			results <- result{fired, err}

@@ -5,7 +5,7 @@
 // Each method makes one change and says what undoes it. None of them
 // remembers anything: after a crash a new process undoes what the old one
 // wrote down. All are safe for concurrent use, and all errors are those of
-// package xen. Methods that the ring's thread calls (SetMemAccess,
+// package xen. Methods that the ring's goroutine calls (SetMemAccess,
 // InjectEvent, SingleStep) do not allocate unless they fail.
 //
 // Some methods have no operation in the ledger yet. Nothing can reach them until

@@ -258,7 +258,7 @@ func (p *port) Port() uint32 { return p.local }
 func (p *port) Notify() error {
 	defer p.d.lock()()
 	if d := p.owner.death; d != nil && d.dead {
-		return unix.EBADF // closed, and a ring thread does not wait for ever
+		return unix.EBADF // closed, and a ring goroutine does not wait for ever
 	}
 	p.d.h.calling = p.owner
 	if err := p.d.h.begin("evtchn(notify)", p.d.spec.ID); err != nil {
