@@ -103,9 +103,10 @@ func (p *pulses) take() (pulse *atomic.Uint64, release func()) {
 
 // watch looks for what stands still.
 type watch struct {
-	page  *page
-	heart stopwatch
-	rings [maxRings]stopwatch
+	page   *page
+	pardon pardon
+	heart  stopwatch
+	rings  [maxRings]stopwatch
 }
 
 // stopwatch counts the looks at which a word had not changed.
@@ -124,17 +125,24 @@ func (s *stopwatch) look(now uint64) (still int) {
 }
 
 // look is to be called once in a budget's looks-th part. It says what has stood
-// still for so many of them, if anything has.
+// still for so many of them, if anything has, and was not kept from running.
 func (w *watch) look() (why string) {
-	if w.heart.look(w.page.hvid().Load()) >= looks {
-		return "hvid stands still"
-	}
+	suspect := w.heart.look(w.page.hvid().Load())
+	why = "hvid stands still"
 	for i := range w.page.ringCount() {
-		// Even is one that waits for requests, for as long as it may be.
 		now := w.page.pulse(i).Load()
-		if w.rings[i].look(now) >= looks && now&1 != 0 {
-			return "a ring goroutine stands still with a request in its hands"
+		// Even is one that waits for requests, for as long as it may be.
+		if still := w.rings[i].look(now); now&1 != 0 && still > suspect {
+			suspect, why = still, "a ring goroutine stands still with a request in its hands"
 		}
+	}
+	switch {
+	case suspect == 0:
+		w.pardon.reset()
+	case suspect < looks:
+		w.pardon.mark()
+	case !w.pardon.due():
+		return why
 	}
 	return ""
 }

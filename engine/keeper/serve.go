@@ -95,7 +95,12 @@ func wait(d Duty, socket *os.File, p *page, hvid *os.Process) (why string, err e
 	if _, err := socket.Write([]byte{sayReady}); err != nil && !errors.Is(err, syscall.EPIPE) {
 		return "", fmt.Errorf("keeper: %w", err)
 	}
-	w := &watch{page: p}
+	w := &watch{page: p, pardon: pardon{enough: budget / looks / 4, queued: func() (time.Duration, bool) {
+		if hvid == nil {
+			return 0, false
+		}
+		return queued(hvid.Pid)
+	}}}
 	why = "hvid died"
 	killed := false
 	said := make([]byte, 1)
