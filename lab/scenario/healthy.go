@@ -26,7 +26,7 @@ func init() {
 	} {
 		Register(Scenario{
 			Name:          s.name,
-			Brief:         "No alarm under linux-strict while a kernel does what admins have it do, one thing after the other and all at once: " + s.on,
+			Brief:         "No alarm under linux-strict while a kernel does its chores, one by one and all at once: " + s.on,
 			Emulator:      Bochs,
 			GuestKernel:   s.kernel,
 			GuestPrograms: []string{"lab/cmd/chores"},
