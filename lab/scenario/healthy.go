@@ -17,7 +17,7 @@ func init() {
 		name, on, kernel string
 		together         time.Duration
 	}{
-		{"healthy", "Debian 12's kernel, 6.1", "", time.Minute},
+		{"healthy", "Debian 12's, 6.1", "", time.Minute},
 		{"healthy-long", "6.1, ten minutes of it", "", 10 * time.Minute},
 		{"healthy-old", "Debian 11's, 5.10", "5.10-cloud", time.Minute},
 		{"healthy-middle", "6.12", "6.12-cloud", time.Minute},
