@@ -12,7 +12,8 @@ VERSION ?=
 # package-libvirt-intel, xl-roads-intel, xl-roads-amd), parts of those
 # (package-units, package-metadata-intel), and what takes long by itself: tiers-amd,
 # package-upgrade, idle, breakpoints with ten times the hits, xl-coredump-whole, attacks with its
-# siblings attacks-next, -access and -amd, looks-intel, looks-amd, slowdown,
+# siblings attacks-next, -access and -amd, healthy with -old, -middle, -next, -long and
+# -next-long, looks-intel, looks-amd, slowdown,
 # engine-killed and engine-killed-amd with ten times the kills,
 # linux-matrix and linux-hidden, which take each kernel's memory, linux-live, which
 # reads a guest that works, without Xen, linux-rest-xen and -next, which

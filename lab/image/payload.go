@@ -22,8 +22,9 @@ var programs = []struct{ pkg, dest string }{
 
 // Payload builds the runner and, unless bare is set, the programs under test,
 // and writes a cpio archive with them and the plan, the names of the scenarios
-// to run, to file.
-func (b *Builder) Payload(ctx context.Context, file string, plan []string, bare bool) error {
+// to run, to file. With commands of this module for guests, it holds an archive
+// of them too, to be put behind a guest's ramdisk.
+func (b *Builder) Payload(ctx context.Context, file string, plan, guest []string, bare bool) error {
 	dir, err := os.MkdirTemp("", "hvi-lab-")
 	if err != nil {
 		return err
@@ -52,8 +53,31 @@ func (b *Builder) Payload(ctx context.Context, file string, plan []string, bare 
 			return err
 		}
 	}
+	if len(guest) > 0 {
+		in, err := b.guestPrograms(ctx, dir, guest)
+		if err != nil {
+			return err
+		}
+		l.text("guest/programs", string(in), 0o644)
+	}
 	l.text("lab/plan", strings.Join(plan, " ")+"\n", 0o644)
 	return l.writeFile(file)
+}
+
+// guestPrograms is an archive of commands of this module, built in a folder.
+func (b *Builder) guestPrograms(ctx context.Context, dir string, pkgs []string) ([]byte, error) {
+	if err := b.Compile(ctx, dir, pkgs...); err != nil {
+		return nil, err
+	}
+	l := newLayer()
+	defer l.close()
+	for _, p := range pkgs {
+		name := filepath.Base(p)
+		if err := l.file("bin/"+name, filepath.Join(dir, name), 0o755); err != nil {
+			return nil, err
+		}
+	}
+	return l.bytes()
 }
 
 // compile builds the runner and, unless bare is set, the programs under test

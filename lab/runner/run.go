@@ -142,10 +142,11 @@ func (r *Runner) boot(ctx context.Context, im image.Images, debian image.Debian,
 		}
 		im.Guest, im.GuestRelease = g.Archive, g.Release
 	}
-	var names []string
+	var names, guest []string
 	bare := true
 	for _, s := range list {
 		names = append(names, s.Name)
+		guest = append(guest, s.GuestPrograms...)
 		bare = bare && s.Bare
 	}
 	var p parts
@@ -154,7 +155,7 @@ func (r *Runner) boot(ctx context.Context, im image.Images, debian image.Debian,
 		err = r.Builder.RunDisk(ctx, im, p.lab, names, bare)
 	} else {
 		p = parts{ramdisk: []string{im.Base, im.Guest, filepath.Join(dir, "payload.cpio")}}
-		err = r.Builder.Payload(ctx, p.ramdisk[2], names, bare)
+		err = r.Builder.Payload(ctx, p.ramdisk[2], names, slices.Compact(guest), bare)
 	}
 	if err != nil {
 		return nil, err

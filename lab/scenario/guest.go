@@ -19,17 +19,18 @@ import (
 
 // Where the control domain's image keeps what guests are made of.
 const (
-	GuestKernel  = "/guest/vmlinux" // an ELF with a PVH entry
-	GuestRamdisk = "/guest/initrd"  // what guestCmdline makes of it, see [Guest.Run]
-	GuestRelease = "/guest/release" // the kernel's uname -r
-	TinyKernel   = "/guest/tiny"    // see [GuestConfig.Kernel]
-	HVMDisk      = "/guest/hvm.img" // what an HVM guest boots from, see lab/image/files/hvm.c
-	guestCmdline = "console=hvc0 nokaslr mitigations=off nopti nomodeset audit=0 apparmor=0 selinux=0 cryptomgr.notests loglevel=5 panic=-1"
-	configDir    = "/etc/xen"       // where a guest's config file goes
-	upMark       = "@@GUEST-UP "    // followed by uname -r
-	bootLimit    = 4 * time.Minute  // emulated; seen: 8 s in Bochs, 20 s in QEMU, 55 s for HVM there
-	commandLimit = 60 * time.Second // for Guest.Run, emulated
-	shutLimit    = 60 * time.Second // for Guest.Shutdown, emulated
+	GuestKernel   = "/guest/vmlinux"  // an ELF with a PVH entry
+	GuestRamdisk  = "/guest/initrd"   // what guestCmdline makes of it, see [Guest.Run]
+	GuestRelease  = "/guest/release"  // the kernel's uname -r
+	guestPrograms = "/guest/programs" // what comes behind the ramdisk, see [Scenario.GuestPrograms]
+	TinyKernel    = "/guest/tiny"     // see [GuestConfig.Kernel]
+	HVMDisk       = "/guest/hvm.img"  // what an HVM guest boots from, see lab/image/files/hvm.c
+	guestCmdline  = "console=hvc0 nokaslr mitigations=off nopti nomodeset audit=0 apparmor=0 selinux=0 cryptomgr.notests loglevel=5 panic=-1"
+	configDir     = "/etc/xen"       // where a guest's config file goes
+	upMark        = "@@GUEST-UP "    // followed by uname -r
+	bootLimit     = 4 * time.Minute  // emulated; seen: 8 s in Bochs, 20 s in QEMU, 55 s for HVM there
+	commandLimit  = 60 * time.Second // for Guest.Run, emulated
+	shutLimit     = 60 * time.Second // for Guest.Shutdown, emulated
 )
 
 // The kernels of [GuestConfig.Kernel].
@@ -51,7 +52,9 @@ type GuestConfig struct {
 	// Type is xl's: "" for "pvh", or "hvm", which needs the system [Debian] with
 	// its device model. An HVM guest starts the same kernel, without the first
 	// half of a boot loader's work; it is to be started by [T.StartGuest].
-	Type       string
+	Type string
+	// Programs says that it has the scenario's GuestPrograms.
+	Programs   bool
 	Memory     int      // MiB
 	VCPUs      int      // more than 1 hangs under Bochs
 	Altp2m     string   // xl's altp2m; "" leaves the line out
@@ -99,7 +102,7 @@ func (c GuestConfig) String() string {
 		line("extra = %q", strings.Join(c.KernelArgs, " "))
 	} else {
 		line("kernel = %q", GuestKernel)
-		line("ramdisk = %q", GuestRamdisk)
+		line("ramdisk = %q", c.ramdisk())
 		line("extra = %q", strings.Join(append([]string{guestCmdline}, c.KernelArgs...), " "))
 	}
 	line("memory = %d", memory)
@@ -119,6 +122,29 @@ func (c GuestConfig) String() string {
 	return b.String()
 }
 
+func (c GuestConfig) ramdisk() string {
+	if c.Programs {
+		return filepath.Join(configDir, c.name()+".initrd")
+	}
+	return GuestRamdisk
+}
+
+// writeRamdisk puts the guest's programs behind the usual ramdisk: the kernel takes
+// one archive after the other.
+func (t *T) writeRamdisk(c GuestConfig) error {
+	var all []byte
+	for _, name := range []string{GuestRamdisk, guestPrograms} {
+		data, err := os.ReadFile(name)
+		if err != nil {
+			return err
+		}
+		all = append(all, data...)
+		all = append(all, make([]byte, -len(all)&3)...)
+	}
+	t.Cleanup(func() { os.Remove(c.ramdisk()) })
+	return os.WriteFile(c.ramdisk(), all, 0o644)
+}
+
 // Guest is a running guest of the scenario's own. It is destroyed after Run if
 // it is still there.
 type Guest struct {
@@ -136,6 +162,11 @@ type Guest struct {
 func (t *T) WriteConfig(c GuestConfig) (string, error) {
 	if c.Type == TypeHVM && c.Text == "" {
 		if err := t.writeHVMFiles(c); err != nil {
+			return "", err
+		}
+	}
+	if c.Programs {
+		if err := t.writeRamdisk(c); err != nil {
 			return "", err
 		}
 	}
@@ -256,7 +287,10 @@ func (e *CommandError) Error() string {
 // Messages of the guest's kernel may be among it. A failed command is a [*CommandError] beside its output; a
 // guest that does not answer in a minute is an error that wraps
 // [context.DeadlineExceeded].
-func (g *Guest) Run(command string) (string, error) {
+func (g *Guest) Run(command string) (string, error) { return g.runWithin(commandLimit, command) }
+
+// runWithin is Run of a command that takes long.
+func (g *Guest) runWithin(limit time.Duration, command string) (string, error) {
 	if strings.ContainsAny(command, "\n\r") {
 		return "", fmt.Errorf("in %s: a command is one line: %q", g.Name, command)
 	}
@@ -270,7 +304,7 @@ func (g *Guest) Run(command string) (string, error) {
 	}
 	var out string
 	var code int
-	err := g.console.wait(g.t.ctx, commandLimit, g.Name+" has answered "+strconv.Quote(command), func(text string) bool {
+	err := g.console.wait(g.t.ctx, limit, g.Name+" has answered "+strconv.Quote(command), func(text string) bool {
 		var ok bool
 		out, code, ok = parseAnswer(text[from:], id)
 		return ok

@@ -56,6 +56,9 @@ type Scenario struct {
 	// GuestKernel names the kernel of the guests it starts, one of lab/image's;
 	// "" is Debian 12's for the cloud. Only scenarios with the same share a boot.
 	GuestKernel string
+	// GuestPrograms are commands of this module that its guests have in /bin, if
+	// they are asked to (see [GuestConfig.Programs]); not with the system Debian.
+	GuestPrograms []string
 	// Bare says that the scenario needs none of the programs under test, so that
 	// it can run where they do not build.
 	Bare bool
