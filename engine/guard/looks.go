@@ -53,6 +53,18 @@ func FunctionPointers() Guard {
 	return Guard{Name: policy.GuardFunctionPointers, Look: &Look{[]string{"lsm-hooks", "ftrace-hooks", "kprobes", "function-pointers"}, DeepLookEvery}}
 }
 
+// ExecutableMemory finds memory that the kernel can execute and that is no code of
+// its own, and code that it can write, by its page tables. Linux makes all else
+// non-executable, and all code read-only, before it starts init, and from then on
+// memory is executable only after it was made read-only. All tables are read each
+// time: some hundreds in a small guest, and where one is changed nothing tells.
+//
+// Code among the modules that belongs to none is [HiddenObjects]'; what is mapped in
+// one process's page tables alone is not seen.
+func ExecutableMemory() Guard {
+	return Guard{Name: policy.GuardKernelExec, Look: &Look{[]string{"executable-memory"}, LookEvery}}
+}
+
 // SegmentTable finds processors with a table of segments that is not the
 // kernel's, and gates in one, through which user space could enter ring 0. Linux
 // writes into the table at each change of process (its TLS segments), so that it

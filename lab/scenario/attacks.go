@@ -87,11 +87,14 @@ var lasting = []attack{
 	{name: "call gate put into the table of segments", guard: "gdt", object: "of the GDT of CPU"},
 	{name: "processor given another table of interrupts", guard: "idt", object: "the IDT of CPU"},
 	{name: "function pointer to a hidden module", guard: "function-pointers", object: "panic_blink"},
+	{name: "page made executable with set_memory_x", guard: "kernel-exec", object: "executable memory in the direct mapping"},
+	{name: "page of vmalloc made executable in its page table", guard: "kernel-exec", object: "executable memory in vmalloc's area"},
+	{name: "kernel code made writable in its page table", guard: "kernel-exec", object: "writable code in the kernel's image"},
 	{name: "kernel function traced by a hidden module", guard: "function-pointers", object: "ftrace"},
 }
 
 // lastingAttacks makes them.
-const lastingAttacks = `insmod /lib/hide.ko task=hidden cred=thief uid=mortal gdt=1 lidt=1 pointer=1 ftrace=` + victim + ` module=1 && ` +
+const lastingAttacks = `insmod /lib/hide.ko task=hidden cred=thief uid=mortal gdt=1 lidt=1 pointer=1 exec=1 nx=1 rwx=` + victim + ` ftrace=` + victim + ` module=1 && ` +
 	`echo /tmp/x >/proc/sys/kernel/modprobe && echo '|/tmp/x' >/proc/sys/kernel/core_pattern && ! grep -q '^hide ' /proc/modules`
 
 // Outcome is what came of an attack in one of the guests: a cell of the table in
