@@ -148,6 +148,13 @@ var abouts = []About{
 		Techniques: []Technique{techRootkit, techEscalation},
 	},
 	{
+		Guard:  GuardEBPF,
+		Server: ActionAlert, ServerWhy: tooLate,
+		Strict: ActionAlert, StrictWhy: asServer,
+		Registers: AbilityFinds, Severity: "medium",
+		Techniques: []Technique{techRootkit, techEscalation},
+	},
+	{
 		Guard:  GuardUsermodeHelper,
 		Server: ActionAlert, ServerWhy: tooLate,
 		Strict: ActionAlert, StrictWhy: asServer,
