@@ -107,3 +107,26 @@ func TestExecutableHostile(t *testing.T) {
 		t.Error("no error of a root that can't be read")
 	}
 }
+
+// FuzzExecutable makes a page table of anything, and finds what a translation finds.
+func FuzzExecutable(f *testing.F) {
+	f.Add([]byte{3, 0, 0x40, 0, 0, 0, 0, 0}, uint8(1))
+	f.Add([]byte{0x83, 0, 0x40, 0, 0, 0, 0, 0, 0x83, 0x10, 0, 0, 0, 0, 0, 0x80}, uint8(2))
+	f.Add([]byte{0x83, 0, 0, 0x40, 0, 0, 0, 0}, uint8(3))
+	f.Add([]byte{0xe3, 0xf0, 0x7f, 0, 0, 0, 0, 0}, uint8(4))
+	f.Fuzz(func(t *testing.T, entries []byte, level uint8) {
+		b := build(4)
+		at := b.Entry(kernelVA, int(level)%4+1) &^ x86.PageMask
+		copy(b.Mem[at:][:x86.PageSize], entries)
+		as := b.AddressSpace()
+		_, err := as.Executable(100, func(va x86.VirtAddr, want guest.Translation) error {
+			if got, err := as.Translate(va); err != nil || got != want || got.NX || !va.KernelHalf() {
+				t.Errorf("%v: %+v, translated %+v, %v", va, want, got, err)
+			}
+			return nil
+		})
+		if err != nil && !errors.Is(err, guest.ErrManyTables) {
+			t.Error(err)
+		}
+	})
+}

@@ -121,12 +121,10 @@ func found(v report.Verdict) report.Verdict {
 	return v
 }
 
-// moduleBuildID finds the build ID that the linker has put into a module: an ELF note
-// of the owner "GNU" and type 3 (NT_GNU_BUILD_ID), in the section .note.gnu.build-id,
-// which lies among the constants. It is what the module says of itself. "" if there is
-// none.
+// moduleBuildID finds the build ID that the linker has put into a module, in the section
+// .note.gnu.build-id, which lies among the constants. It is what the module says of
+// itself. "" if there is none.
 func (r *Reader) moduleBuildID(m *report.Module) string {
-	owner := []byte{4, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 'G', 'N', 'U', 0} // namesz, descsz, type, name
 	for _, a := range m.Regions {
 		if a.Kind != regionROData {
 			continue
@@ -140,14 +138,25 @@ func (r *Reader) moduleBuildID(m *report.Module) string {
 			}
 			n = end
 		}
-		for i := 0; i+len(owner) <= n; i += 4 {
-			size := int(notes[i+4])
-			owner[4] = byte(size)
-			if size == 0 || size > maxBuildID || i+len(owner)+size > n || !bytes.Equal(notes[i:i+len(owner)], owner) {
-				continue
-			}
-			return hex.EncodeToString(notes[i+len(owner):][:size])
+		if id := buildIDIn(notes[:n]); id != "" {
+			return id
 		}
+	}
+	return ""
+}
+
+// buildIDIn finds the first ELF note of the owner "GNU" and of type 3
+// (NT_GNU_BUILD_ID), and returns what it holds, in hexadecimal.
+func buildIDIn(notes []byte) string {
+	head := []byte{4, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 'G', 'N', 'U', 0} // namesz, descsz, type, name
+	for i := 0; i+len(head) < len(notes); i += 4 {
+		size := int(notes[i+4])
+		head[4] = notes[i+4]
+		id := notes[i+len(head):]
+		if size == 0 || size > min(len(id), maxBuildID) || !bytes.Equal(notes[i:i+len(head)], head) {
+			continue
+		}
+		return hex.EncodeToString(id[:size])
 	}
 	return ""
 }

@@ -1,6 +1,8 @@
 package linux
 
 import (
+	"bytes"
+	"encoding/hex"
 	"errors"
 	"slices"
 	"strings"
@@ -128,4 +130,20 @@ func TestImagesJudged(t *testing.T) {
 			}
 		})
 	}
+}
+
+// FuzzBuildID looks for a build ID in anything.
+func FuzzBuildID(f *testing.F) {
+	f.Add([]byte("\x04\x00\x00\x00\x04\x00\x00\x00\x03\x00\x00\x00GNU\x00\x01\xab\xcd\xef"))
+	f.Add([]byte("\x04\x00\x00\x00\x14\x00\x00\x00\x03\x00\x00\x00GNU\x00\x01"))
+	f.Add([]byte("\x04\x00\x00\x00\xff\x00\x00\x00\x03\x00\x00\x00GNU"))
+	f.Fuzz(func(t *testing.T, notes []byte) {
+		id := buildIDIn(notes)
+		if len(id) > 2*maxBuildID {
+			t.Errorf("a build ID of %d digits", len(id))
+		}
+		if raw, err := hex.DecodeString(id); err != nil || !bytes.Contains(notes, raw) {
+			t.Errorf("%q is not there: %v", id, err)
+		}
+	})
 }
