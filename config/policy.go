@@ -54,6 +54,8 @@ func feed(b *policy.Builder, d *document, table []string, known []string) {
 			if strings.HasSuffix(key, wordRequireAttach) || policy.Nearest(key, known) == wordRequireAttach {
 				b.RequireAttachRejected()
 			}
+		case isList(key):
+			feedList(b, s, key)
 		case key == wordMode:
 			if text, ok := s.want(b, kindText); ok {
 				b.Mode(text, s.value.at)
@@ -76,6 +78,34 @@ func feed(b *policy.Builder, d *document, table []string, known []string) {
 			}
 		}
 	}
+}
+
+// listWords are the keys of lists.
+func listWords() []string {
+	var words []string
+	for _, l := range policy.Lists() {
+		words = append(words, string(l.Name))
+	}
+	return words
+}
+
+func isList(key string) bool { return slices.Contains(listWords(), key) }
+
+// feedList gives the builder a list. A string is a list of one.
+func feedList(b *policy.Builder, s setting, key string) {
+	elements := []value{s.value}
+	if s.kind == kindList {
+		elements = s.list
+	}
+	var list []policy.ListElement
+	for _, v := range elements {
+		if v.kind != kindText {
+			b.Fail(&policy.Error{Origin: v.at, What: "element of " + key, Reason: "is " + v.kind.String() + ", but must be " + kindText.String()})
+			return
+		}
+		list = append(list, policy.ListElement{Text: v.text, At: v.at})
+	}
+	b.List(policy.ListName(key), list, s.at)
 }
 
 // want returns the text of a setting that must be one of kinds.
@@ -110,6 +140,9 @@ func unknownKey(what string, s setting, path, known []string) error {
 			e.Hint = hint
 		}
 	}
+	if isList(path[0]) && len(path) == 1 && what == "setting" {
+		e.Reason, e.Nearest, e.Hint = "cannot stand in this file", "", "lists stand in policies, "+DefaultDir+"/"+PoliciesDir+"/NAME.toml, which a domain names"
+	}
 	if path[0] == wordMode || path[0] == wordPolicy {
 		e.Reason, e.Nearest = "cannot be set in a policy; the domain that names it sets it", ""
 	}
@@ -124,7 +157,7 @@ func ParsePolicy(name, source string, data []byte) (policy.Named, error) {
 		return policy.Named{}, err
 	}
 	var b policy.Builder
-	feed(&b, d, nil, []string{wordRequireAttach, wordEngineFailure, wordGuards})
+	feed(&b, d, nil, append([]string{wordRequireAttach, wordEngineFailure, wordGuards}, listWords()...))
 	feedExceptions(&b, d, "domain")
 	return b.BuildNamed(name, policy.Origin{Source: source})
 }

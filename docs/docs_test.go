@@ -516,6 +516,14 @@ func TestVocabulary(t *testing.T) {
 			t.Errorf("policy.md has no row for %s of an exception that says %q", f.Name, f.Meaning)
 		}
 	}
+	for _, l := range policy.Lists() {
+		if !strings.Contains(pol, fmt.Sprintf("| `%s` | `%s` | %s |", l.Name, l.Guard, l.Meaning)) {
+			t.Errorf("policy.md has no row for the list %s that says %q", l.Name, l.Meaning)
+		}
+		if words := "`" + strings.Join(l.Default, "`, `") + "`"; l.Default != nil && !strings.Contains(strings.Join(strings.Fields(pol), " "), words) {
+			t.Errorf("policy.md does not say that %s is %s by default", l.Name, words)
+		}
+	}
 	ev := text(t, "events.md")
 	for _, a := range policy.Abouts() {
 		var techniques []string

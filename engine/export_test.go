@@ -71,7 +71,7 @@ func (e *Engine) LookForTest(id xen.DomID, name policy.GuardName) {
 		for _, g := range guard.All() {
 			if g.Name == name {
 				r := lookResult{guard: name}
-				r.verdict, r.err = lookOnce(context.Background(), s.hv, s.info, s.kernel, g.Look.Checks)
+				r.verdict, r.err = lookOnce(context.Background(), s.hv, s.info, s.kernel, g.Look.Finding(s.policy))
 				s.tell(r)
 			}
 		}

@@ -67,6 +67,7 @@ type lookResult struct {
 // lookDue is a guard that looks, and when it does so next.
 type lookDue struct {
 	guard guard.Guard
+	find  guard.Find
 	at    time.Time
 	lazy  lazy
 }
@@ -77,8 +78,11 @@ func (s *Session) startLooks() {
 	var due []lookDue
 	now := time.Now()
 	for _, g := range guard.All() {
-		if g.Look != nil && s.policy.Action(g.Name) != policy.ActionOff {
-			due = append(due, lookDue{guard: g, at: now.Add(rand.N(s.firstLook))})
+		if g.Look == nil || s.policy.Action(g.Name) == policy.ActionOff {
+			continue
+		}
+		if find := g.Look.Finding(s.policy); find != nil {
+			due = append(due, lookDue{guard: g, find: find, at: now.Add(rand.N(s.firstLook))})
 		}
 	}
 	if len(due) == 0 {
@@ -139,7 +143,7 @@ func look(ctx context.Context, hv Hypervisor, info xen.DomainInfo, k *linux.Kern
 			looks := d.lazy.due(guest, time.Now())
 			r := lookResult{guard: d.guard.Name}
 			if looks {
-				r.verdict, r.err = lookOnce(ctx, hv, info, k, d.guard.Look.Checks)
+				r.verdict, r.err = lookOnce(ctx, hv, info, k, d.find)
 			}
 			j := d.guard.Look.Jitter()
 			d.at = time.Now().Add(d.guard.Look.Every - j + rand.N(2*j))
@@ -158,8 +162,8 @@ func look(ctx context.Context, hv Hypervisor, info xen.DomainInfo, k *linux.Kern
 // errOtherKernel: the guest runs another kernel than the one that was identified.
 var errOtherKernel = errors.New("the guest's processors don't run the kernel that was identified")
 
-// lookOnce makes some checks of a domain's kernel.
-func lookOnce(ctx context.Context, hv Hypervisor, info xen.DomainInfo, k *linux.Kernel, checks []string) (v report.Verdict, err error) {
+// lookOnce looks into a domain's kernel.
+func lookOnce(ctx context.Context, hv Hypervisor, info xen.DomainInfo, k *linux.Kernel, find guard.Find) (v report.Verdict, err error) {
 	mem := newReading(ctx, nil, hv.OpenMemory(info.ID))
 	defer func() { err = errors.Join(err, mem.Close()) }()
 	registers := func() ([]x86.Registers, error) { return registers(hv, info) }
@@ -172,7 +176,7 @@ func lookOnce(ctx context.Context, hv Hypervisor, info xen.DomainInfo, k *linux.
 	}
 	r := k.NewReader(regs)
 	r.Follow(ctx, registers)
-	v, err = r.CheckNamed(checks...)
+	v, err = find(r)
 	// A reader may have left out what it could not read any more.
 	return v, errors.Join(err, mem.stopped())
 }

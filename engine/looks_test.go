@@ -9,6 +9,7 @@ import (
 	"github.com/xen-hvi/hvi/engine/guest/linux/linuxtest"
 	"github.com/xen-hvi/hvi/engine/journal"
 	"github.com/xen-hvi/hvi/engine/policy"
+	"github.com/xen-hvi/hvi/engine/x86"
 	"github.com/xen-hvi/hvi/engine/xen/abi"
 	"github.com/xen-hvi/hvi/engine/xen/xentest"
 )
@@ -192,6 +193,51 @@ func TestLooksByThemselves(t *testing.T) {
 	w.boot()
 	if r := <-w.events.got; r.Guard != "usermode-helper" || r.Action != journal.Found {
 		t.Errorf("record %+v", r)
+	}
+	w.dom.Shutdown(abi.ShutdownPoweroff)
+	w.engine.ShutDown(w.info)
+	w.checkClean(1)
+}
+
+// TestUnlistedModule: a module that the policy does not list is a violation of the guard
+// of modules, beside the note that it was loaded, and is not when the list has it.
+func TestUnlistedModule(t *testing.T) {
+	w := newWorldOf(t, linuxtest.Config{}, xentest.Config{}, xentest.Spec{Pauses: 1})
+	w.guest.Map(moduleBase, w.guest.PhysBase+moduleCode, 3*x86.PageSize, x86.PageSize, 0)
+	listing := func(name string) engine.Declaration {
+		d := declareGuards(t, "modules=alert")
+		at := policy.Origin{Source: "web.toml"}
+		d.Spec.Preset = "web"
+		d.Spec.Named = &policy.Named{Name: "web", Origin: at, Lists: []policy.ListSetting{{Name: policy.ListAllowedModules, Elements: []string{name}, Origin: at}}}
+		return d
+	}
+	w.decl = listing("other")
+	w.copyMemory()
+	w.appear()
+	w.boot()
+	w.loadModule(true)
+	look := func() { w.engine.LookForTest(7, policy.GuardModules) }
+	look()
+	look()
+	if g := w.guardStatus(policy.GuardModules); g.State != engine.GuardArmed || g.Found != 1 || g.Violations != 1 {
+		t.Errorf("%+v", g)
+	}
+	if len(w.events.got) != 1 {
+		t.Fatalf("%d records", len(w.events.got))
+	}
+	r := <-w.events.got
+	if o := r.Target.Object; r.Guard != "modules" || r.Action != journal.Found || o == nil || o.Name != "module victim" || o.Leads.Module != "victim" {
+		t.Errorf("record %+v, %+v", r, r.Target.Object)
+	}
+	if err := w.engine.Apply(t.Context(), w.info, listing("vic*")); err != nil {
+		t.Fatal(err)
+	}
+	look()
+	if g := w.guardStatus(policy.GuardModules); g.Found != 1 {
+		t.Errorf("a listed module: %+v", g)
+	}
+	if len(w.events.got) != 1 || (<-w.events.got).Action != journal.Noted { // that it was loaded
+		t.Error("a listed module is told of")
 	}
 	w.dom.Shutdown(abi.ShutdownPoweroff)
 	w.engine.ShutDown(w.info)

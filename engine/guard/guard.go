@@ -87,6 +87,6 @@ type Guard struct {
 func All() []Guard {
 	return []Guard{
 		KernelText(), Modules(), ReadOnlyData(), ExceptionTable(), SyscallTable(), InterruptTable(), VDSO(),
-		SegmentTable(), SyscallEntry(), ControlRegisters(), FunctionPointers(), UsermodeHelpers(), Credentials(), HiddenObjects(), Panic(),
+		SegmentTable(), SyscallEntry(), ControlRegisters(), FunctionPointers(), ExecutableMemory(), EBPF(), UsermodeHelpers(), Credentials(), HiddenObjects(), Panic(),
 	}
 }

@@ -13,6 +13,6 @@ func InterruptTable() Guard {
 		r, err := k.InterruptTable()
 		return []linux.Range{r}, err
 	})
-	g.Look = &Look{[]string{"interrupt-table"}, LookEvery}
+	g.Look = &Look{Checks: []string{"interrupt-table"}, Every: LookEvery}
 	return g
 }

@@ -53,10 +53,14 @@ const ModulesEvery = 10 * time.Second
 // still watched. The judge of a write sees that by the kernel's list, from which a
 // module is taken before its memory is given back: a frame of no module is let go
 // of. Whoever takes a module off the list, so as to write to it, hides it.
+//
+// If the policy lists modules, one that it does not list is a violation, too, which is
+// looked for on every tier.
 func Modules() Guard {
 	return Guard{
 		Name:  policy.GuardModules,
 		Needs: NeedMemAccess,
+		Look:  &Look{Every: LookEvery, Begin: listedModules},
 		Moving: &Moving{
 			Find:   (*linux.Reader).SealedModuleFrames,
 			Access: xen.AccessRX,

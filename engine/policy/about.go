@@ -141,6 +141,20 @@ var abouts = []About{
 		Techniques: []Technique{techRootkit, techHijack},
 	},
 	{
+		Guard:  GuardKernelExec,
+		Server: ActionAlert, ServerWhy: tooLate,
+		Strict: ActionAlert, StrictWhy: asServer,
+		Registers: AbilityFinds, Severity: "critical",
+		Techniques: []Technique{techRootkit, techEscalation},
+	},
+	{
+		Guard:  GuardEBPF,
+		Server: ActionAlert, ServerWhy: tooLate,
+		Strict: ActionAlert, StrictWhy: asServer,
+		Registers: AbilityFinds, Severity: "medium",
+		Techniques: []Technique{techRootkit, techEscalation},
+	},
+	{
 		Guard:  GuardUsermodeHelper,
 		Server: ActionAlert, ServerWhy: tooLate,
 		Strict: ActionAlert, StrictWhy: asServer,

@@ -1,7 +1,9 @@
 package policy
 
 import (
+	"cmp"
 	"errors"
+	"slices"
 	"strings"
 )
 
@@ -27,6 +29,7 @@ type Builder struct {
 	// exceptions are those added, and where each of an ID was first.
 	exceptions  []Exception
 	exceptionAt map[string]Origin
+	lists       []ListSetting
 	errs        []error
 }
 
@@ -256,8 +259,9 @@ func (b *Builder) BuildNamed(name string, at Origin) (Named, error) {
 	if err := errors.Join(errs...); err != nil {
 		return Named{}, err
 	}
+	slices.SortFunc(b.lists, func(x, y ListSetting) int { return cmp.Compare(listOrder(x.Name), listOrder(y.Name)) })
 	return Named{
-		Name: name, Origin: written(at), Guards: b.spec.Guards, Exceptions: b.exceptions,
+		Name: name, Origin: written(at), Guards: b.spec.Guards, Exceptions: b.exceptions, Lists: b.lists,
 		RequireAttach: b.spec.RequireAttach, RequireAttachAt: b.spec.Origins.RequireAttach,
 		OnEngineFailure: b.spec.OnEngineFailure, OnEngineFailureAt: b.spec.Origins.OnEngineFailure,
 	}, nil

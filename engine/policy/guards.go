@@ -26,6 +26,10 @@ const (
 	GuardSegmentTable GuardName = "gdt"
 	// GuardFunctionPointers watches pointers to code in writable memory.
 	GuardFunctionPointers GuardName = "function-pointers"
+	// GuardKernelExec watches what memory the kernel can execute.
+	GuardKernelExec GuardName = "kernel-exec"
+	// GuardEBPF watches which eBPF programs are loaded.
+	GuardEBPF GuardName = "ebpf"
 	// GuardUsermodeHelper watches which programs the kernel starts by itself.
 	GuardUsermodeHelper GuardName = "usermode-helper"
 	// GuardCredentials watches what processes are allowed.
@@ -151,6 +155,20 @@ var guards = []Guard{
 	{
 		Name:    GuardFunctionPointers,
 		Meaning: "no pointer in the kernel's writable memory leads to code that belongs to nobody",
+		Observe: ActionAlert,
+		Enforce: ActionAlert,
+		Finds:   true,
+	},
+	{
+		Name:    GuardKernelExec,
+		Meaning: "the kernel can execute its own code alone, and write none of it",
+		Observe: ActionAlert,
+		Enforce: ActionAlert,
+		Finds:   true,
+	},
+	{
+		Name:    GuardEBPF,
+		Meaning: "no eBPF program of a type that the policy forbids is loaded; if it says nothing, of those that trace",
 		Observe: ActionAlert,
 		Enforce: ActionAlert,
 		Finds:   true,

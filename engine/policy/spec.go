@@ -91,7 +91,7 @@ func (s Spec) SameIntent(t Spec) bool {
 		return false
 	}
 	a, b := s.Effective(), t.Effective()
-	return a.Mode == b.Mode && a.RequireAttach == b.RequireAttach && slices.EqualFunc(a.Exceptions, b.Exceptions, func(x, y Exception) bool {
+	return a.Mode == b.Mode && a.RequireAttach == b.RequireAttach && sameLists(a.Lists, b.Lists) && slices.EqualFunc(a.Exceptions, b.Exceptions, func(x, y Exception) bool {
 		return x.ID() == y.ID() && x.Expires.Equal(y.Expires)
 	}) && slices.EqualFunc(a.Guards, b.Guards, func(x, y EffectiveGuard) bool {
 		return x.Name == y.Name && x.Action == y.Action
@@ -222,7 +222,9 @@ type Effective struct {
 	Guards          []EffectiveGuard `json:"guards"`
 	// Exceptions are those of the named policy.
 	Exceptions []Exception `json:"exceptions,omitempty"`
-	Origins    Origins     `json:"origins,omitzero"`
+	// Lists are those that the named policy has set; see [Effective.List].
+	Lists   []ListSetting `json:"lists,omitempty"`
+	Origins Origins       `json:"origins,omitzero"`
 }
 
 // Effective resolves the spec: one entry for every known guard, in the order of
@@ -238,7 +240,7 @@ func (s Spec) Effective() Effective {
 		Origins:         s.Origins,
 	}
 	if s.Named != nil {
-		e.Exceptions = s.Named.Exceptions
+		e.Exceptions, e.Lists = s.Named.Exceptions, s.Named.Lists
 	}
 	for _, g := range guards {
 		eg := EffectiveGuard{

@@ -330,6 +330,9 @@ func (b *Builder) guest(ctx context.Context, xen, tree, attacks, small string) (
 		if err := in.copyTree("lib", attacks); err != nil {
 			return err
 		}
+		if err := in.file("bin/bpfload", filepath.Join(small, "bpfload"), 0o755); err != nil {
+			return err
+		}
 		modules, err := withDependencies(filepath.Join(tree, "lib/modules"), guestModules)
 		if err != nil {
 			return err
@@ -540,7 +543,8 @@ func (b *Builder) small(ctx context.Context) (string, error) {
 	tiny := []string{"--section-start=.note.Xen=0x400000", "-Ttext=0x400100"}
 	disk := []string{"-Ttext=0x7c00", "--oformat=binary"}
 	library := []string{"-shared", "-fPIC", "-nostdlib", "-Os", "-s"} // what it needs, the program has
-	inputs := slices.Concat([]string{hash(source("tiny.c")), hash(source("hvm.c")), hash(source("dumpcore.c"))}, freestanding, tiny, disk, library)
+	program := []string{"-static", "-no-pie", "-nostdlib", "-Os", "-s", "-fno-stack-protector"}
+	inputs := slices.Concat([]string{hash(source("tiny.c")), hash(source("hvm.c")), hash(source("dumpcore.c")), hash(source("bpfload.c"))}, freestanding, tiny, disk, library, program)
 	return b.Artifact(ctx, "small", inputs, func(dir string) error {
 		if err := bare(ctx, dir, "tiny.c", "tiny", tiny); err != nil {
 			return err
@@ -548,15 +552,20 @@ func (b *Builder) small(ctx context.Context) (string, error) {
 		if err := bare(ctx, dir, "hvm.c", "hvm.img", disk); err != nil {
 			return err
 		}
-		from := filepath.Join(dir, "dumpcore.c")
-		if err := os.WriteFile(from, source("dumpcore.c"), 0o644); err != nil {
-			return err
-		}
-		if err := tool(ctx, dir, "gcc", append(slices.Clone(library), "-o", filepath.Join(dir, "dumpcore.so"), from)...); err != nil {
-			return err
-		}
-		if err := os.Remove(from); err != nil {
-			return err
+		for _, c := range []struct {
+			from, to string
+			flags    []string
+		}{{"dumpcore.c", "dumpcore.so", library}, {"bpfload.c", "bpfload", program}} {
+			from := filepath.Join(dir, c.from)
+			if err := os.WriteFile(from, source(c.from), 0o644); err != nil {
+				return err
+			}
+			if err := tool(ctx, dir, "gcc", append(slices.Clone(c.flags), "-o", filepath.Join(dir, c.to), from)...); err != nil {
+				return err
+			}
+			if err := os.Remove(from); err != nil {
+				return err
+			}
 		}
 		st, err := os.Stat(filepath.Join(dir, "hvm.img"))
 		if err != nil {

@@ -36,6 +36,7 @@ func linuxHiddenQuick(env Env) scenario.Scenario {
 				{load: "hide task=hide-me syscall=134 module=1 sysfs=1", finds: []find{
 					names("the hidden process", "process", "hide-me"), names("the hidden module", "module hide"), names("the system call", "system call 134"),
 				}},
+				executable,
 				{load: "decoy tables=1 counts=1", misleads: true},
 			}, "6.1-cloud")
 		},
@@ -104,6 +105,12 @@ func names(what string, words ...string) find {
 	}}
 }
 
+// executable makes memory executable, and code writable.
+var executable = attack{load: "hide exec=1 nx=1 rwx=vfs_rmdir", finds: []find{
+	names("the executable page", "executable memory in the direct mapping"), names("that of vmalloc", "executable memory in vmalloc's area"),
+	names("the writable code", "writable code in the kernel's image"),
+}}
+
 // attacks are all, the simplest first.
 var attacks = []attack{
 	{load: "hide task=hide-me", finds: []find{names("the hidden process", "process", "hide-me")}},
@@ -118,6 +125,7 @@ var attacks = []attack{
 	{load: "hide syscall=134 idt=4 ftrace=vfs_rmdir module=1", skip: []string{"5.10", "6.1-"}, finds: []find{
 		names("the system call", "system call 134"), names("the interrupt gate", "vector 4"), names("the ftrace user", "ftrace", "vfs_rmdir"),
 	}},
+	executable,
 	{load: "hide syscall_data=134", finds: []find{names("the system call that leads to data", "system call 134")}},
 	{load: "decoy tables=1 counts=1", misleads: true},
 	{load: "decoy tasks=1", circle: "ps"},

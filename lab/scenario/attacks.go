@@ -2,6 +2,7 @@ package scenario
 
 import (
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -87,12 +88,21 @@ var lasting = []attack{
 	{name: "call gate put into the table of segments", guard: "gdt", object: "of the GDT of CPU"},
 	{name: "processor given another table of interrupts", guard: "idt", object: "the IDT of CPU"},
 	{name: "function pointer to a hidden module", guard: "function-pointers", object: "panic_blink"},
+	{name: "page made executable with set_memory_x", guard: "kernel-exec", object: "executable memory in the direct mapping"},
+	{name: "page of vmalloc made executable in its page table", guard: "kernel-exec", object: "executable memory in vmalloc's area"},
+	{name: "kernel code made writable in its page table", guard: "kernel-exec", object: "writable code in the kernel's image"},
+	{name: "eBPF program of type kprobe loaded", guard: "ebpf", object: "eBPF program sneaky of type kprobe"},
+	{name: "module loaded that the policy does not list", guard: "modules", object: "module decoy"},
 	{name: "kernel function traced by a hidden module", guard: "function-pointers", object: "ftrace"},
 }
 
 // lastingAttacks makes them.
-const lastingAttacks = `insmod /lib/hide.ko task=hidden cred=thief uid=mortal gdt=1 lidt=1 pointer=1 ftrace=` + victim + ` module=1 && ` +
+const lastingAttacks = `{ bpfload </dev/null >/tmp/bpfload 2>&1 & } ; sleep 1; grep -q loaded /tmp/bpfload && insmod /lib/decoy.ko && insmod /lib/hide.ko task=hidden cred=thief uid=mortal gdt=1 lidt=1 pointer=1 exec=1 nx=1 rwx=` + victim + ` ftrace=` + victim + ` module=1 && ` +
 	`echo /tmp/x >/proc/sys/kernel/modprobe && echo '|/tmp/x' >/proc/sys/kernel/core_pattern && ! grep -q '^hide ' /proc/modules`
+
+// listingPolicy is the policy of the guests that are protected: they may load what the
+// attacks are made with, and no other module.
+const listingPolicy = "allowed_modules = [\"loop\", \"pwn\"]\n"
 
 // Outcome is what came of an attack in one of the guests: a cell of the table in
 // docs/protection.md.
@@ -123,6 +133,14 @@ func (o Outcome) Cell() string {
 // attacks fills a table: each attack in a guest without protection, in one that is
 // observed and in one that is protected.
 func attacks(t *T, altp2m string) error {
+	const policies = "/etc/hvi/policies"
+	if err := os.MkdirAll(policies, 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(policies+"/listing.toml", []byte(listingPolicy), 0o600); err != nil {
+		return err
+	}
+	defer func() { _ = os.Remove(policies + "/listing.toml") }()
 	if _, err := t.StartHVID(); err != nil {
 		return err
 	}
@@ -140,6 +158,9 @@ func attacks(t *T, altp2m string) error {
 
 func attackAll(t *T, mode, altp2m string) (table []Outcome, err error) {
 	c := GuestConfig{Name: mode, Altp2m: altp2m, Lines: []string{fmt.Sprintf("introspection = %q", mode)}}
+	if mode != "off" {
+		c.Lines = append(c.Lines, `introspection_policy = "listing"`)
+	}
 	g, err := t.StartGuest(c)
 	if err != nil {
 		return nil, err

@@ -80,6 +80,16 @@ rest.`)
 	p.Item("`/etc/hvi/exceptions.toml`", "The host's exceptions, see below. hvid reads it when it starts and when `hvictl exceptions reload` says so.")
 	p.Para("They are TOML, and owned by root and writable by nobody else; others are refused.")
 
+	p.Heading("lists")
+	p.Para(fmt.Sprintf("A policy may list what guards are to let pass, or not. Each is a list of at most %d strings, or one string. A domain gets them with the policy that it names.", policy.MaxList))
+	for _, l := range policy.Lists() {
+		of := l.Meaning + ". It is of the guard `" + string(l.Guard) + "`."
+		if l.Default != nil {
+			of += " If it is not set: " + strings.Join(l.Default, ", ") + "."
+		}
+		p.Item("`"+string(l.Name)+"`", of)
+	}
+
 	p.Heading("exceptions")
 	p.Para(fmt.Sprintf("An exception permits what would be a violation of a guard: it takes place, also where the guard blocks, and is counted instead of "+
 		"reported. `hvictl allow` makes one of an event; hvid keeps it. Others stand in `/etc/hvi/exceptions.toml`, or in a policy, for the domains "+

@@ -119,10 +119,26 @@ func exceptionsOf(s object) object {
 	return object{"type": "array", "maxItems": policy.MaxExceptions, "items": s}
 }
 
+// listSchema is a list of a policy.
+func listSchema(l policy.List) object {
+	element := object{"type": "string"}
+	if l.Words != nil {
+		element = object{"enum": l.Words}
+	}
+	return object{
+		"description": l.Meaning + ".",
+		"anyOf":       []object{element, {"type": "array", "maxItems": policy.MaxList, "items": element}},
+	}
+}
+
 func policySchema() object {
+	props := object{"require_attach": requireAttach, "on_engine_failure": onEngineFailure, "guards": guardsSchema(), "exception": exceptionsOf(exceptionSchema("domain"))}
+	for _, l := range policy.Lists() {
+		props[string(l.Name)] = listSchema(l)
+	}
 	return head("policy", "hvi policy", "A file /etc/hvi/policies/NAME.toml: a policy that domains may name. See hvi-policy(5).", object{
 		"type": "object", "additionalProperties": false,
-		"properties": object{"require_attach": requireAttach, "on_engine_failure": onEngineFailure, "guards": guardsSchema(), "exception": exceptionsOf(exceptionSchema("domain"))},
+		"properties": props,
 	})
 }
 

@@ -18,6 +18,9 @@
  *	uid=NAME	or, in place, user number 0
  *	gdt=1		put a call gate into the table of segments of this processor
  *	lidt=1		have this processor use another table of interrupts, a copy
+ *	exec=1		have a page of memory executable, as the kernel itself would
+ *	nx=1		and one of vmalloc's, by its page table entry's NX bit
+ *	rwx=NAME	have a function of the kernel's writable in its page table
  *
  * Each thing done is a line of the log, "hvi-hide: WHAT".
  */
@@ -33,8 +36,10 @@
 #include <linux/rculist.h>
 #include <linux/slab.h>
 #include <linux/version.h>
+#include <linux/vmalloc.h>
 #include <asm/desc.h>
 #include <asm/desc_defs.h>
+#include <asm/pgtable.h>
 
 #include "kernel.h"
 
@@ -67,6 +72,12 @@ static bool gdt;
 module_param(gdt, bool, 0);
 static bool lidt;
 module_param(lidt, bool, 0);
+static bool exec;
+module_param(exec, bool, 0);
+static bool nx;
+module_param(nx, bool, 0);
+static char *rwx;
+module_param(rwx, charp, 0);
 
 /* The function that hooks lead to. */
 static int hooked(void)
@@ -227,6 +238,51 @@ static int move_idt(void)
 	return 0;
 }
 
+static int make_executable(void)
+{
+	int (*set_x)(unsigned long, int) = (void *)lookup("set_memory_x");
+	unsigned long page = __get_free_page(GFP_KERNEL);
+	int err;
+
+	if (!set_x || !page)
+		return -ENOMEM;
+	*(u8 *)page = 0xc3; /* ret */
+	err = set_x(page, 1);
+	if (!err)
+		pr_info("hvi-hide: executable page at %lx\n", page);
+	return err;
+}
+
+/* Of the entry that maps an address, some bits are set and some cleared. */
+static int change_entry(unsigned long at, u64 set, u64 clear)
+{
+	unsigned int level;
+	pte_t *entry = lookup_address(at, &level);
+
+	if (!entry)
+		return -EFAULT;
+	WRITE_ONCE(*(u64 *)entry, (READ_ONCE(*(u64 *)entry) | set) & ~clear);
+	pr_info("hvi-hide: entry of level %u for %lx\n", level, at);
+	return 0;
+}
+
+static int clear_nx(void)
+{
+	u8 *page = vmalloc(PAGE_SIZE);
+
+	if (!page)
+		return -ENOMEM;
+	*page = 0xc3; /* ret */
+	return change_entry((unsigned long)page, 0, _PAGE_NX);
+}
+
+static int make_writable(void)
+{
+	unsigned long at = lookup(rwx);
+
+	return at ? change_entry(at, _PAGE_RW, 0) : -ENOENT;
+}
+
 static void hide_module(void)
 {
 	struct mutex *lock = (struct mutex *)lookup("module_mutex");
@@ -267,6 +323,12 @@ static int __init hide_init(void)
 		err = add_gate();
 	if (!err && lidt)
 		err = move_idt();
+	if (!err && exec)
+		err = make_executable();
+	if (!err && nx)
+		err = clear_nx();
+	if (!err && rwx)
+		err = make_writable();
 	if (!err && module)
 		hide_module();
 	return err;

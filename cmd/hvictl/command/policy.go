@@ -118,6 +118,9 @@ func (a *app) policyTable(r control.PolicyReport) {
 	for _, g := range r.Guards {
 		rows = append(rows, []cell{text(g.Name), text(g.Action), text(g.From)})
 	}
+	for _, l := range r.Lists {
+		rows = append(rows, []cell{text(string(l.Name)), text(strings.Join(l.Elements, ", ")), text(l.Origin.String())})
+	}
 	a.table(a.out, "  ", []string{"SETTING", "VALUE", "FROM"}, rows)
 	for _, e := range r.Exceptions {
 		fmt.Fprintf(a.out, "  permits %s\n", safe(e.String()))

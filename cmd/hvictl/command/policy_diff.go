@@ -117,6 +117,17 @@ func (d *policyDiff) compare(a, b control.PolicyReport) {
 			value(g.Name, guard(a.Guards, g.Name), guard(b.Guards, g.Name))
 		}
 	}
+	list := func(ls []policy.ListSetting, name policy.ListName) control.PolicyValue {
+		for _, l := range ls {
+			if l.Name == name {
+				return control.PolicyValue{Value: strings.Join(l.Elements, ", "), From: l.Origin.String()}
+			}
+		}
+		return control.PolicyValue{}
+	}
+	for _, l := range policy.Lists() {
+		value(string(l.Name), list(a.Lists, l.Name), list(b.Lists, l.Name))
+	}
 	has := func(es []policy.Exception, e policy.Exception) control.PolicyValue {
 		i := slices.IndexFunc(es, func(x policy.Exception) bool { return x.ID() == e.ID() })
 		switch {

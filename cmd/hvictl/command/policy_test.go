@@ -300,6 +300,7 @@ func TestPolicyCheck(t *testing.T) {
 		{"db.xml", fmt.Sprintf(xml, fmt.Sprintf(element, "block")), false},
 		{"bad.xml", fmt.Sprintf(xml, fmt.Sprintf(element, "blok")), true},
 		{"dump", fmt.Sprintf(xml, ""), false},
+		{"etc/policies/lists.toml", "allowed_modules = [\"virtio_net\", \"nf*\"]\nforbidden_ebpf = \"lsm\"\n", false},
 	}
 	args := []string{"policy", "check", "--dir", filepath.Join(dir, "etc")}
 	var paths []string

@@ -23,6 +23,7 @@ var kernelChecks = []check{
 	{"kprobes", "A kprobe calls code of no module and no eBPF program.", (*Reader).checkKprobes},
 	{"lsm-hooks", "A security module's hook is code of neither the kernel nor a module.", (*Reader).checkLSM},
 	{"function-pointers", "A pointer in the kernel's writable data leads to code that belongs to nobody.", (*Reader).checkPointers},
+	{"executable-memory", "The kernel can execute memory that should hold no code, or write memory that does.", (*Reader).checkExecutable},
 	{"usermode-helpers", "The kernel would start a program, as root, that nobody has installed.", (*Reader).checkHelpers},
 }
 

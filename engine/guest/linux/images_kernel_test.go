@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/xen-hvi/hvi/engine/guest"
+	"github.com/xen-hvi/hvi/engine/guest/guesttest"
 	"github.com/xen-hvi/hvi/engine/guest/report"
 	"github.com/xen-hvi/hvi/engine/printable"
 	"github.com/xen-hvi/hvi/engine/x86"
@@ -518,6 +519,31 @@ func (g *tampered) copied(page x86.VirtAddr) x86.VirtAddr {
 	return to
 }
 
+// entry returns where in memory the entry is that maps a page.
+func (g *tampered) entry(va x86.VirtAddr) x86.PhysAddr {
+	g.t.Helper()
+	to, err := g.k.as.Translate(va)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	leaf := map[uint64]int{guest.Page4K: 1, guest.Page2M: 2, guest.Page1G: 3}[to.PageSize]
+	table := g.k.as.Root()
+	for level := g.k.as.Levels(); ; level-- {
+		at := table + x86.PhysAddr(uint64(va)>>(3+9*level)&0x1ff*8)
+		if level == leaf {
+			return at
+		}
+		table = x86.PhysAddr(binary.LittleEndian.Uint64(g.mem[at:]) & x86.CR3AddrMask)
+	}
+}
+
+// rights changes those of a page.
+func (g *tampered) rights(va x86.VirtAddr, set, clear uint64) {
+	g.t.Helper()
+	at := g.entry(va)
+	binary.LittleEndian.PutUint64(g.mem[at:], binary.LittleEndian.Uint64(g.mem[at:])&^clear|set)
+}
+
 // module returns the address of a module.
 func (g *tampered) module(name string) x86.VirtAddr {
 	g.t.Helper()
@@ -620,6 +646,35 @@ func TestImagesTampered(t *testing.T) {
 			g.unlink(mod + x86.VirtAddr(g.k.Offsets.Module.List))
 			g.write(g.symbol("panic_blink"), m.Base+0x10)
 		}, "pointer at "},
+		{"data made executable", "executable-memory", "module_kset", func(g *tampered) {
+			g.rights(nowhere(g), 0, guesttest.NX)
+		}, "executable memory in the direct mapping at "},
+		{"a stack made executable", "executable-memory", "init_task", func(g *tampered) {
+			i := slices.IndexFunc(g.cpus, func(c x86.Registers) bool {
+				return g.kernelArea(x86.VirtAddr(c.RSP)) == " in vmalloc's area"
+			})
+			if i < 0 {
+				g.t.Skip("no processor is on a stack of vmalloc's")
+			}
+			g.rights(x86.VirtAddr(g.cpus[i].RSP), 0, guesttest.NX)
+		}, "executable memory in vmalloc's area at "},
+		{"data of the image made executable", "executable-memory", "panic_blink", func(g *tampered) {
+			g.rights(g.symbol("panic_blink"), 0, guesttest.NX)
+		}, "executable memory in the kernel's image at "},
+		{"code made writable", "executable-memory", "linux_banner", func(g *tampered) {
+			g.rights(g.k.TextStart+0x1000, guesttest.Writable, 0)
+		}, "writable code in the kernel's image at "},
+		{"a module's code made writable", "executable-memory", "modules", func(g *tampered) {
+			m, _, err := g.copyModule(g.module("dummy"))
+			if err != nil {
+				g.t.Fatal(err)
+			}
+			g.rights(m.Base, guesttest.Writable, 0)
+		}, "writable code among the modules at "},
+		// It is known by this variable alone.
+		{"another processor's first code", "executable-memory", "real_mode_header", func(g *tampered) {
+			g.write(g.symbol("real_mode_header"), 0)
+		}, "executable memory in the direct mapping at "},
 		{"program to be started", "usermode-helpers", "modprobe_path", func(g *tampered) {
 			g.write(g.symbol("modprobe_path"), x86.VirtAddr(binary.LittleEndian.Uint64([]byte("/tmp/a\x00\x00"))))
 		}, "modprobe_path"},

@@ -21,11 +21,12 @@ var variables = []string{
 	"prb", "sys_call_table", "ia32_sys_call_table", "kprobe_table", "ftrace_ops_list", "ftrace_list_end", "ftrace_ops_trampoline_list",
 	"bpf_kallsyms", "pack_list", "kprobe_insn_slots", "module_kset", "mod_tree", "module_bug_list", "security_hook_heads", "direct_functions",
 	"aggr_pre_handler", "pre_handler_kretprobe", "log_buf", "log_buf_len", "log_first_idx", "log_next_idx", "log_first_seq",
+	"real_mode_header", "real_mode_blob", "real_mode_blob_end", "hv_hypercall_pg", "kexec_image", "page_offset_base", "vmalloc_base", "vmemmap_base",
 	"idt_table", "", "", "", "", "", "", "", "end_of_variables",
 }
 
 const (
-	structures = linuxtest.Variables + 0x4000 // from the image's base, behind the variables
+	structures = linuxtest.Variables + 0x5000 // from the image's base, behind the variables
 	listPoison = 0xdead_0000_0000_0122
 )
 
@@ -63,6 +64,8 @@ func testOffsets(o *Offsets, arrays bool) {
 	o.ModuleTree = ModuleTreeOffsets{Module: 0, Node: 8}
 	o.LatchTree = LatchTreeOffsets{Sequence: 0, Trees: 8}
 	o.RBNode = RBNodeOffsets{Size: 24, Parent: 0, Right: 8, Left: 16}
+	o.Kimage = KimageOffsets{ControlCode: 8}
+	o.Page = PageOffsets{Size: 64}
 }
 
 // kernelGuest is a guest whose kernel has something to show.

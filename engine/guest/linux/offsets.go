@@ -58,6 +58,9 @@ type Offsets struct {
 	VMArea        VMAreaOffsets        `c:"vmap_area"`
 	VMStruct      VMStructOffsets      `c:"vm_struct"`
 
+	Kimage KimageOffsets `c:"kimage"`
+	Page   PageOffsets   `c:"page"`
+
 	Signal   SignalOffsets   `c:"signal_struct"`
 	Cred     CredOffsets     `c:"cred"`
 	PID      PIDOffsets      `c:"pid"`

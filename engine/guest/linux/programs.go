@@ -3,6 +3,7 @@ package linux
 import (
 	"encoding/hex"
 	"fmt"
+	"slices"
 
 	"github.com/xen-hvi/hvi/engine/guest/report"
 	"github.com/xen-hvi/hvi/engine/printable"
@@ -62,6 +63,9 @@ var programTypes = []string{
 	"cgroup_sock_addr", "lwt_seg6local", "lirc_mode2", "sk_reuseport", "flow_dissector", "cgroup_sysctl",
 	"raw_tracepoint_writable", "cgroup_sockopt", "tracing", "struct_ops", "ext", "lsm", "sk_lookup", "syscall", "netfilter",
 }
+
+// ProgramTypes returns the types of programs that are known by name.
+func ProgramTypes() []string { return slices.Clone(programTypes[1:]) }
 
 // numbered names a number by a list.
 func numbered(names []string, n uint32) string {

@@ -36,6 +36,14 @@ type VMStructOffsets struct {
 	Caller int `c:"caller"`
 }
 
+// modulesStart is where the modules' memory begins.
+func (r *Reader) modulesStart() x86.VirtAddr {
+	if r.k.Symbols.end > modulesFirst || r.k.Base >= modulesFirst-0x100_0000 {
+		return modulesKASLR
+	}
+	return modulesFirst
+}
+
 // strayRegion is executable memory that belongs to nobody, and where its first
 // byte is in the guest's physical memory.
 type strayRegion struct {
@@ -50,13 +58,9 @@ func (r *Reader) strayCode(theirs *codeMap) (pages int, out []strayRegion, err e
 	if running, err := r.k.Running(); err != nil || !running {
 		return 0, nil, err // while it boots, much is writable and executable
 	}
-	start := modulesFirst
-	if r.k.Symbols.end > start || r.k.Base >= modulesFirst-0x100_0000 {
-		start = modulesKASLR
-	}
 	known := r.codeMap()
 	var page object
-	for va := start; va < modulesEnd; {
+	for va := r.modulesStart(); va < modulesEnd; {
 		t, err := r.as.Translate(va)
 		if err != nil {
 			var hole *guest.TranslateError
