@@ -73,7 +73,7 @@ unit: ## unit tests: no root, no Xen
 lint: ## the linter, at the version pinned in tools/go.mod
 	@GO='$(GO)' tools/test lint
 
-bench: ## how fast guests are read, on the memory of a real one
+bench: ## what an event costs, and how fast guests are read, on the memory of a real one
 	@GO='$(GO)' tools/bench
 
 fmt: ## format every Go file

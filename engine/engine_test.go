@@ -69,7 +69,7 @@ type world struct {
 	registers func(x86.Registers) x86.Registers
 }
 
-func declare(t *testing.T, mode string) engine.Declaration {
+func declare(t testing.TB, mode string) engine.Declaration {
 	t.Helper()
 	var b policy.Builder
 	b.Mode(mode, policy.Origin{Source: "test"})

@@ -41,6 +41,15 @@ const pollInterval = time.Second
 // some microseconds.
 const settleLimit = 100 * time.Millisecond
 
+// EventsPerTurn is how many requests a server answers before it lets others have the
+// processor, and sees to what is asked of it. Without such a bound a guest whose ring
+// is never empty would keep a processor until Go's scheduler takes it away, after 10 ms
+// (forcePreemptNS, runtime/proc.go), and others, of which a host has many more than
+// dom0 has processors, would wait that long for each. With fewer, what a turn begins
+// with, which is to bring a guest's data into the processor's cache, would be a
+// noticeable part of it (docs/performance.md).
+const EventsPerTurn = 1024
+
 // Stats is a snapshot of a server's counters.
 type Stats struct {
 	// Events is the number of requests read, by reason.
@@ -105,11 +114,14 @@ func NewServer(ring *Ring, source Source, cpus Processors, handler Handler, puls
 	return &Server{ring: ring, source: source, cpus: cpus, handler: handler, pulse: pulse, done: make(chan struct{})}
 }
 
-// Run serves the ring on the calling goroutine, locked to its OS thread, until
-// Stop. Before it returns it answers everything that is pending or held.
+// Run serves the ring on the calling goroutine until Stop. Before it returns it
+// answers everything that is pending or held.
+//
+// The goroutine has a thread of the system's to itself while it waits, since its
+// source waits in a system call. It is not locked to that: a locked one can be given
+// the processor by another thread only, and where rings wait for their turns that
+// costs two switches between threads for each.
 func (s *Server) Run() error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	defer close(s.done)
 	s.err = s.serve()
 	return s.err
@@ -187,13 +199,21 @@ func (s *Server) serve() error {
 	for {
 		stop := s.attention.CompareAndSwap(true, false) && s.readMailbox()
 		s.pulse.Add(1)
-		err := s.drain(ev)
+		more, err := s.drain(ev)
 		s.pulse.Add(1)
 		if err != nil {
 			return err
 		}
-		if stop {
+		if stop && !more {
 			return s.answerHeld()
+		}
+		if more {
+			// The turn of others, of which there may be more than processors.
+			if stop {
+				s.attention.Store(true)
+			}
+			runtime.Gosched()
+			continue
 		}
 		if _, err := s.source.Wait(pollInterval); err != nil {
 			return errors.Join(fmt.Errorf("wait for the monitor ring's event channel: %w", err), s.answerHeld())
@@ -201,9 +221,10 @@ func (s *Server) serve() error {
 	}
 }
 
-// drain answers all requests there are and notifies Xen once per batch.
-func (s *Server) drain(ev *Event) error {
-	for {
+// drain answers the requests there are, those of one turn at most, and notifies Xen
+// once per batch. It reports whether there may be more.
+func (s *Server) drain(ev *Event) (more bool, err error) {
+	for turn := int32(0); turn < EventsPerTurn; {
 		var began time.Time
 		n := int32(0)
 		for s.ring.Next(ev) {
@@ -222,11 +243,12 @@ func (s *Server) drain(ev *Event) error {
 			s.respond(ev, v)
 		}
 		if !s.ring.Publish() {
-			return nil
+			return false, nil
 		}
 		if err := s.source.Notify(); err != nil {
-			return fmt.Errorf("notify Xen of responses on the monitor ring: %w", err)
+			return false, fmt.Errorf("notify Xen of responses on the monitor ring: %w", err)
 		}
+		turn += n
 		if n > s.peak.Load() {
 			s.peak.Store(n)
 		}
@@ -234,6 +256,7 @@ func (s *Server) drain(ev *Event) error {
 			s.served.Add(int64(time.Since(began)))
 		}
 	}
+	return true, nil
 }
 
 // respond queues the answer to a request.

@@ -52,8 +52,7 @@ func (e *EventChannel) Port() uint32 { return e.port.Port() }
 
 // Wait waits until the channel fires, Wake is called or the timeout passes,
 // and reports whether the channel has fired since the last Wait. A negative
-// timeout is none. It is for one thread at a time, may be a locked one, and
-// does not allocate. A channel that fired is ready to fire again when Wait
+// timeout is none. It is for one goroutine at a time and does not allocate. A channel that fired is ready to fire again when Wait
 // returns, so what arrives while the caller works is not lost.
 //
 // After Close it fails with ErrClosed.
