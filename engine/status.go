@@ -71,6 +71,10 @@ type GuardStatus struct {
 	// Passed, Violations and Blocked count what the guard saw, Found the
 	// violations that it found afterwards, Allowed what an exception permits.
 	Passed, Violations, Blocked, Found, Allowed uint64
+	// Decisions counts the events that it decided on, Busy is about how long that took
+	// the ring thread; see [guard.Armed.Decisions].
+	Decisions uint64
+	Busy      time.Duration
 }
 
 // Failure says why a session could not go on: in which stage, what went wrong

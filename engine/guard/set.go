@@ -36,6 +36,8 @@ type Armed struct {
 	// Unrecorded counts violations for which the queue had no room.
 	Passed, Violations, Blocked, Allowed, Unrecorded atomic.Uint64
 
+	cost cost
+
 	// stop says that there was a violation for which the domain is to be stopped.
 	stop atomic.Bool
 }
@@ -313,6 +315,14 @@ func (s *Set) decide(ev *vmevent.Event) vmevent.Verdict {
 		return s.passing(ev)
 	}
 	a := s.armed[index-1]
+	began := a.cost.begin()
+	v := s.judged(a, ev)
+	a.cost.end(began)
+	return v
+}
+
+// judged answers an event that a guard is to judge.
+func (s *Set) judged(a *Armed, ev *vmevent.Event) vmevent.Verdict {
 	if !a.judge(ev) {
 		a.Passed.Add(1)
 		return s.passing(ev)
@@ -332,9 +342,18 @@ func (s *Set) decideMoving(ev *vmevent.Event) (vmevent.Verdict, bool) {
 		return 0, false
 	}
 	a := s.armed[s.movingIndex-1]
+	began := a.cost.begin()
+	v := s.judgedMoving(a, ev, va)
+	a.cost.end(began)
+	return v, true
+}
+
+// judgedMoving answers an access to a frame of the guard whose frames move, which the
+// kernel maps at va.
+func (s *Set) judgedMoving(a *Armed, ev *vmevent.Event, va x86.VirtAddr) vmevent.Verdict {
 	verdict := a.judgeAt(ev, va)
 	if verdict == Violation {
-		return s.violation(a, ev, va), true
+		return s.violation(a, ev, va)
 	}
 	a.Passed.Add(1)
 	if verdict == Gone {
@@ -344,12 +363,12 @@ func (s *Set) decideMoving(ev *vmevent.Event) (vmevent.Verdict, bool) {
 				// Anybody may be writing, with any instruction, which Xen's
 				// emulator need not know: it is started again once the frame
 				// has been let go of.
-				return vmevent.Hold, true
+				return vmevent.Hold
 			}
 		default:
 		}
 	}
-	return s.passing(ev), true
+	return s.passing(ev)
 }
 
 // passing lets an access happen. A restricted page needs help for that: where
