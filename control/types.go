@@ -285,6 +285,9 @@ type GuardStatus struct {
 	// sixteen is timed.
 	Decisions uint64        `json:"decisions"`
 	Busy      time.Duration `json:"busy_ns"`
+	// OverBudget counts decisions that took longer than watchdog.decision in
+	// hvid.toml says, of those that were timed.
+	OverBudget uint64 `json:"over_budget"`
 }
 
 // Failure says what went wrong in a session and what to do.

@@ -45,6 +45,7 @@ func (r *records) Append(rec journal.Record) (journal.Record, error) {
 // not started, and an engine beside it.
 type world struct {
 	firstLook time.Duration // an hour if 0
+	budget    time.Duration // for a guard's decision
 	t         *testing.T
 	layout    *abi.Layout
 	xen       *xentest.Hypervisor
@@ -160,7 +161,7 @@ func (h hypervisor) Registers(id xen.DomID, vcpu int) (x86.Registers, error) {
 // newEngine makes an engine, as the next hvid has one.
 func (w *world) newEngine() *engine.Engine {
 	return engine.New(engine.Options{
-		FirstLook:  cmp.Or(w.firstLook, time.Hour),
+		FirstLook: cmp.Or(w.firstLook, time.Hour), Budget: w.budget,
 		Hypervisor: hypervisor{engine.OnXen(w.host), w}, Mutator: mutate.New(w.host), LedgerDir: w.dir, Recorder: w.events,
 		Resolve: func(xen.DomainInfo, string) (engine.Declaration, bool, error) {
 			if w.resolving != nil {

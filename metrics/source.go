@@ -65,6 +65,9 @@ type Guard struct {
 	// about how long that took. Both count since AttachedAt, too.
 	Decisions uint64
 	Busy      time.Duration
+	// OverBudget counts decisions that took longer than they may, of those that were
+	// timed.
+	OverBudget uint64
 }
 
 // Host is what is counted for the host. All counts are since hvid started.

@@ -27,7 +27,7 @@ type counts struct {
 }
 
 type guardCounts struct {
-	violations, blocked, found, passed, allowed, decisions uint64
+	violations, blocked, found, passed, allowed, decisions, overBudget uint64
 
 	busy time.Duration
 }
@@ -39,7 +39,7 @@ func countsOf(d *Domain) counts {
 		// order, the difference would go far below zero.
 		c.guards[g.Name] = guardCounts{
 			violations: max(g.Violations, g.Blocked+g.Found), blocked: g.Blocked, found: g.Found, passed: g.Passed, allowed: g.Allowed,
-			decisions: g.Decisions, busy: g.Busy,
+			decisions: g.Decisions, busy: g.Busy, overBudget: g.OverBudget,
 		}
 	}
 	return c
@@ -61,6 +61,7 @@ func (c *counts) add(o counts) {
 		sum.allowed += g.allowed
 		sum.decisions += g.decisions
 		sum.busy += g.busy
+		sum.overBudget += g.overBudget
 		c.guards[name] = sum
 	}
 }
@@ -81,6 +82,7 @@ func (c *counts) atLeast(o counts) {
 			allowed:    max(old.allowed, g.allowed),
 			decisions:  max(old.decisions, g.decisions),
 			busy:       max(old.busy, g.busy),
+			overBudget: max(old.overBudget, g.overBudget),
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"github.com/xen-hvi/hvi/engine/guest"
 	"github.com/xen-hvi/hvi/engine/guest/linux"
@@ -78,6 +79,11 @@ type Set struct {
 	// stepped and emulated count the accesses let through, by how.
 	stepped, emulated atomic.Uint64
 
+	// budget is how long a decision may take, 0 for any time; now is the clock.
+	budget time.Duration
+	now    func() time.Time
+	paces  chan struct{} // capacity one
+
 	// scratch is the ring thread's, so that evidence needs no heap.
 	scratch    Evidence
 	queue      chan Evidence
@@ -100,6 +106,8 @@ func NewSet(t *Target, mem guest.Memory, actions map[policy.GuardName]policy.Act
 		msrs:   make(map[uint32]uint8),
 		queue:  make(chan Evidence, queueLen),
 		stops:  make(chan struct{}, 1),
+		paces:  make(chan struct{}, 1),
+		now:    time.Now,
 		gone:   make(chan GoneFrame, queueLen),
 	}
 	var errs []error
@@ -315,9 +323,9 @@ func (s *Set) decide(ev *vmevent.Event) vmevent.Verdict {
 		return s.passing(ev)
 	}
 	a := s.armed[index-1]
-	began := a.cost.begin()
+	d := s.begin(a)
 	v := s.judged(a, ev)
-	a.cost.end(began)
+	s.end(a, d)
 	return v
 }
 
@@ -342,9 +350,9 @@ func (s *Set) decideMoving(ev *vmevent.Event) (vmevent.Verdict, bool) {
 		return 0, false
 	}
 	a := s.armed[s.movingIndex-1]
-	began := a.cost.begin()
+	d := s.begin(a)
 	v := s.judgedMoving(a, ev, va)
-	a.cost.end(began)
+	s.end(a, d)
 	return v, true
 }
 
