@@ -39,7 +39,7 @@ comma := ,
 space := $(empty) $(empty)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench build package install unit lint fmt lab lab-list lab-test soak lab-images lab-clean clean
+.PHONY: help demo test bench build package install unit lint fuzz fmt lab lab-list lab-test soak lab-images lab-clean clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -75,6 +75,9 @@ lint: ## the linter, at the version pinned in tools/go.mod
 
 bench: ## what an event costs, and how fast guests are read, on the memory of a real one
 	@GO='$(GO)' tools/bench
+
+fuzz: ## every fuzz target, each for FUZZTIME (1m): made for a night; tools/fuzz NAME... for some
+	@GO='$(GO)' FUZZTIME='$(or $(FUZZTIME),1m)' tools/fuzz
 
 fmt: ## format every Go file
 	@find . -name .git -prune -o -name '*.go' -print0 | xargs -0 gofmt -l -w
