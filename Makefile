@@ -40,7 +40,7 @@ comma := ,
 space := $(empty) $(empty)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench build package install unit lint fmt lab lab-list lab-test soak lab-images lab-clean clean
+.PHONY: help demo test bench build package install unit lint fuzz fmt lab lab-list lab-test soak lab-images lab-clean clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -74,8 +74,11 @@ unit: ## unit tests: no root, no Xen
 lint: ## the linter, at the version pinned in tools/go.mod
 	@GO='$(GO)' tools/test lint
 
-bench: ## how fast guests are read, on the memory of a real one
+bench: ## what an event costs, and how fast guests are read, on the memory of a real one
 	@GO='$(GO)' tools/bench
+
+fuzz: ## every fuzz target, each for FUZZTIME (1m): made for a night; tools/fuzz NAME... for some
+	@GO='$(GO)' FUZZTIME='$(or $(FUZZTIME),1m)' tools/fuzz
 
 fmt: ## format every Go file
 	@find . -name .git -prune -o -name '*.go' -print0 | xargs -0 gofmt -l -w

@@ -29,10 +29,12 @@ type Config struct {
 	Default policy.Spec
 	Gate    Gate
 	Looks   Looks
-	Libvirt Libvirt
-	Metrics Metrics
-	Journal Journal
-	Events  Events
+	// Watchdog is when something of hvid's own is too slow.
+	Watchdog Watchdog
+	Libvirt  Libvirt
+	Metrics  Metrics
+	Journal  Journal
+	Events   Events
 }
 
 // Events is where security events are passed on to.
@@ -49,6 +51,12 @@ type Events struct {
 type Looks struct {
 	// Quiet is how long a guest may run in a second and is quiet; 0: none is.
 	Quiet time.Duration
+}
+
+// Watchdog is how long what guests wait for may take.
+type Watchdog struct {
+	// Decision is how long a guard may take to decide on one event; 0: any time.
+	Decision time.Duration
 }
 
 // Gate is how long a start waits for protection.
@@ -86,6 +94,7 @@ func Defaults() Config {
 		LogLevel: slog.LevelInfo,
 		Gate:     Gate{Timeout: 20 * time.Second},
 		Looks:    Looks{Quiet: 5 * time.Millisecond},
+		Watchdog: Watchdog{Decision: 50 * time.Millisecond},
 		Libvirt:  Libvirt{Enabled: "auto", Sockets: []string{"/run/libvirt/virtxend-sock", "/run/libvirt/libvirt-sock"}},
 		Events:   Events{Format: "hvi"},
 		Journal:  Journal{MaxBytes: 16 << 20, Keep: 8, SyncEvery: time.Second},

@@ -76,6 +76,7 @@ log_level = "debug"
 default = { mode = "enforce", require_attach = "yes", guards.kernel-text = "alert" }
 gate.timeout = "35s"
 looks.quiet = "0s"
+watchdog.decision = "0s"
 libvirt.enabled = "no"
 libvirt.sockets = [
   "/run/libvirt/other-sock", # a comment

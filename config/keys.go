@@ -45,6 +45,7 @@ var sections = []Section{
 	{"default.guards", `Actions of single guards in the host's default, as in: kernel-text = "alert"`},
 	{"gate", "How long a start waits for protection."},
 	{"looks", "How often is looked for what can't be prevented."},
+	{"watchdog", "How long what guests wait for may take."},
 	{"libvirt", "The connection to libvirt, for metadata that is edited while a domain runs."},
 	{"metrics", "Metrics in the format of Prometheus."},
 	{"events", "Where security events are passed on to, besides the log below."},
@@ -58,6 +59,8 @@ func Sections() []Section { return append([]Section(nil), sections...) }
 const (
 	minGateTimeout = time.Second
 	maxQuiet       = time.Second
+	// maxDecision is below what the keeper takes for a hvid that hangs.
+	maxDecision    = 200 * time.Millisecond
 	maxGateTimeout = 35 * time.Second
 	maxSockets     = 8
 	maxPath        = 100 // of a socket: sun_path holds 108
@@ -108,6 +111,10 @@ var keys = []Key{
 	{Name: "looks.quiet", Kind: "string", Default: `"5ms"`,
 		Meaning: "How long the processors of a guest may run in a second, together, for it to be quiet. What is looked at now and then is looked at each tenth time in a guest that was quiet since the last look. With 0s no guest is, and an idle one costs as much as another.",
 		set:     func(c *Config, s setting) error { return s.duration(&c.Looks.Quiet, 0, maxQuiet) }},
+
+	{Name: "watchdog.decision", Kind: "string", Default: `"50ms"`,
+		Meaning: "How long a guard may take to decide on one event, for which a processor of the guest waits. One that takes longer three times in a row is degraded, which its line in hvictl status says, and in force all the same; one that hangs is the keeper's matter. With 0s a guard may take as long as it likes.",
+		set:     func(c *Config, s setting) error { return s.duration(&c.Watchdog.Decision, 0, maxDecision) }},
 
 	{Name: "libvirt.enabled", Kind: "string", Default: `"auto"`, Values: []string{"auto", "yes", "no"},
 		Meaning: "Whether hvid follows libvirt: no; auto, while a daemon of libvirt's runs; or yes, which reports it if libvirt is not there. With yes hvid may be what starts the daemon, where systemd holds its socket; the libvirtd.service of many distributions conflicts with xendomains.service, so that this shuts down guests of xl's. With auto hvid never starts it.",

@@ -280,6 +280,14 @@ type GuardStatus struct {
 	Passed  uint64 `json:"passed"`
 	// Allowed counts what an exception permits, which is no violation.
 	Allowed uint64 `json:"allowed"`
+	// Decisions counts the requests of Xen's that the guard has decided on, Busy is
+	// about how long hvid's thread for the domain took for that: one decision in
+	// sixteen is timed.
+	Decisions uint64        `json:"decisions"`
+	Busy      time.Duration `json:"busy_ns"`
+	// OverBudget counts decisions that took longer than watchdog.decision in
+	// hvid.toml says, of those that were timed.
+	OverBudget uint64 `json:"over_budget"`
 }
 
 // Failure says what went wrong in a session and what to do.

@@ -623,3 +623,30 @@ func TestFiles(t *testing.T) {
 		}
 	}
 }
+
+// TestUnitOutOfMemory holds the unit to what SECURITY.md says of a control domain
+// without memory.
+func TestUnitOutOfMemory(t *testing.T) {
+	unit, err := os.ReadFile("../packaging/systemd/hvid.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	security, err := os.ReadFile("../SECURITY.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(string(unit), "\n")
+	for _, setting := range []string{"OOMScoreAdjust=-900", "OOMPolicy=continue"} {
+		if !slices.Contains(lines, setting) {
+			t.Errorf("hvid.service has no line %s", setting)
+		}
+		if !strings.Contains(string(security), "`"+setting+"`") {
+			t.Errorf("SECURITY.md does not name %s", setting)
+		}
+	}
+	for _, limit := range []string{"MemoryMax=", "MemoryHigh=", "MemorySwapMax=", "LimitAS=", "LimitDATA=", "LimitRSS="} {
+		if slices.ContainsFunc(lines, func(l string) bool { return strings.HasPrefix(l, limit) }) {
+			t.Errorf("hvid.service sets %s", limit)
+		}
+	}
+}

@@ -37,6 +37,7 @@ func (s *Session) apply(decl Declaration) error {
 			for _, was := range before.Guards {
 				if g := &st.Guards[i]; was.Name == g.Name {
 					g.Passed, g.Violations, g.Blocked, g.Found, g.Allowed = was.Passed, was.Violations, was.Blocked, was.Found, was.Allowed
+					g.Decisions, g.Busy, g.OverBudget = was.Decisions, was.Busy, was.OverBudget
 				}
 			}
 		}
@@ -107,6 +108,10 @@ func (g *GuardStatus) count(a *guard.Armed) {
 	g.Violations += a.Violations.Load()
 	g.Blocked += a.Blocked.Load()
 	g.Allowed += a.Allowed.Load()
+	n, took := a.Decisions()
+	g.Decisions += n
+	g.Busy += took
+	g.OverBudget += a.OverBudget()
 }
 
 // Apply puts another policy in force for a domain: it attaches, detaches or

@@ -47,6 +47,8 @@ func (s *Session) arm() error {
 		s.setGuard(e.Guard, GuardDegraded, e.Err.Error())
 	}
 	s.set, s.fold.overflow = set, nil
+	s.slow = make(map[policy.GuardName]GuardStatus)
+	set.UseBudget(s.budget)
 	s.useExceptions()
 	s.setRef.Store(set)
 	s.stages.set(set)

@@ -28,6 +28,10 @@ func (s *Session) attach() error {
 		err = s.ledger.Undo(ledger.OpPause)
 	}
 	if err != nil {
+		if s.Status().State != StateFailed {
+			// The guards may be armed already, and are not to be shown as in force.
+			s.fail("let the guest run", "run: hvictl attach "+s.info.UUID.String(), err)
+		}
 		return errors.Join(err, s.withdraw(StateFailed, s.holdOnFailure))
 	}
 	return nil

@@ -59,6 +59,9 @@ type Options struct {
 	// it to be quiet; with 0 no guest is. A kernel's own timers take about a
 	// millisecond; to start a program takes several, and to load a module more.
 	Quiet time.Duration
+	// Budget is how long a guard's decision may take before the guard is degraded; 0 is
+	// any time.
+	Budget time.Duration
 	// Pulse gives a ring goroutine what it tells of itself by, see
 	// [vmevent.NewServer], and what gives that back. It is nil where nobody
 	// watches.
@@ -420,6 +423,7 @@ func (e *Engine) attach(d *domain, decl Declaration) error {
 	e.tellEnded(d)
 	s := newSession(e.opt.Hypervisor, d.ledger, e.opt.Recorder, e.opt.Log, d.info, d.snapshot().Name, decl)
 	s.identifyWith, s.permitted = e.opt.Identify, e.opt.Permitted
+	s.budget = e.opt.Budget
 	s.firstLook = cmp.Or(e.opt.FirstLook, firstLook)
 	if e.opt.Pulse != nil {
 		s.newPulse = e.opt.Pulse

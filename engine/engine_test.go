@@ -45,6 +45,7 @@ func (r *records) Append(rec journal.Record) (journal.Record, error) {
 // not started, and an engine beside it.
 type world struct {
 	firstLook time.Duration // an hour if 0
+	budget    time.Duration // for a guard's decision
 	t         *testing.T
 	layout    *abi.Layout
 	xen       *xentest.Hypervisor
@@ -55,6 +56,7 @@ type world struct {
 	engine    *engine.Engine
 	open      map[int]bool // files of dead processes that stay open
 	events    *records
+	recorder  engine.Recorder // events if nil
 	known     linux.Options   // what kernels are identified with
 	ended     []engine.Status // not under a lock: read it when nothing is under way
 	dir       string
@@ -69,7 +71,7 @@ type world struct {
 	registers func(x86.Registers) x86.Registers
 }
 
-func declare(t *testing.T, mode string) engine.Declaration {
+func declare(t testing.TB, mode string) engine.Declaration {
 	t.Helper()
 	var b policy.Builder
 	b.Mode(mode, policy.Origin{Source: "test"})
@@ -159,9 +161,13 @@ func (h hypervisor) Registers(id xen.DomID, vcpu int) (x86.Registers, error) {
 
 // newEngine makes an engine, as the next hvid has one.
 func (w *world) newEngine() *engine.Engine {
+	var recorder engine.Recorder = w.events
+	if w.recorder != nil {
+		recorder = w.recorder
+	}
 	return engine.New(engine.Options{
-		FirstLook:  cmp.Or(w.firstLook, time.Hour),
-		Hypervisor: hypervisor{engine.OnXen(w.host), w}, Mutator: mutate.New(w.host), LedgerDir: w.dir, Recorder: w.events,
+		FirstLook: cmp.Or(w.firstLook, time.Hour), Budget: w.budget,
+		Hypervisor: hypervisor{engine.OnXen(w.host), w}, Mutator: mutate.New(w.host), LedgerDir: w.dir, Recorder: recorder,
 		Resolve: func(xen.DomainInfo, string) (engine.Declaration, bool, error) {
 			if w.resolving != nil {
 				w.resolving()
@@ -231,8 +237,20 @@ func (w *world) ask(reason uint32, fill func(put func(off int, v uint64))) []byt
 	return a
 }
 
-func (w *world) sendEvent(reason uint32, regs x86.Registers, fill func(put func(off int, v uint64))) []byte {
+// dispatch has vCPU 0 write LSTAR's own value and wait, without waiting itself.
+func (w *world) dispatch() {
 	w.t.Helper()
+	l := &w.layout.VMEvent
+	if err := w.dom.Send(w.event(abi.VMEventReasonMovToMSR, w.guest.Regs[0], func(put func(int, uint64)) {
+		put(l.MovToMSR.MSR, x86.MSRLSTAR)
+		put(l.MovToMSR.New, w.guest.Regs[0].LSTAR)
+	})); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// event is one of vCPU 0, as it stands in the ring.
+func (w *world) event(reason uint32, regs x86.Registers, fill func(put func(off int, v uint64))) []byte {
 	l := &w.layout.VMEvent
 	e := make([]byte, l.Size)
 	put := func(off int, v uint64) { binary.LittleEndian.PutUint64(e[off:], v) }
@@ -245,6 +263,12 @@ func (w *world) sendEvent(reason uint32, regs x86.Registers, fill func(put func(
 	put(l.Regs.GSBase, regs.GSBase)
 	put(l.Regs.RAX, regs.RAX)
 	fill(put)
+	return e
+}
+
+func (w *world) sendEvent(reason uint32, regs x86.Registers, fill func(put func(off int, v uint64))) []byte {
+	w.t.Helper()
+	e := w.event(reason, regs, fill)
 	w.dom.Responses()
 	if err := w.dom.Send(e); err != nil {
 		w.t.Fatal(err)

@@ -37,6 +37,8 @@ type Session struct {
 	permitted Permitted
 	// firstLook is Options.FirstLook.
 	firstLook time.Duration
+	// budget is Options.Budget.
+	budget time.Duration
 	// holdOnFailure keeps the domain held if it cannot be attached to.
 	holdOnFailure bool
 
@@ -60,7 +62,9 @@ type Session struct {
 	set     *guard.Set
 	scans   []*scan
 	looks   *looks
-	moving  moving
+	// slow has what the guards were that are slow now.
+	slow   map[policy.GuardName]GuardStatus
+	moving moving
 	// loaded are the modules of the last look, nil before the first.
 	loaded map[moduleKey]journal.ModuleTarget
 	entry  *kernelEntry
@@ -289,6 +293,8 @@ func (s *Session) run(attached chan<- error) {
 			s.kernelEntered(m)
 		case m := <-boot:
 			s.bootEnded(m)
+		case <-s.paces():
+			s.heedPaces()
 		case e := <-violations:
 			s.report(&e)
 		case <-s.fold.flushDue():

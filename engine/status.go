@@ -56,7 +56,7 @@ const (
 	GuardArmed       GuardState = "armed"       // in force
 	GuardOff         GuardState = "off"         // the policy turned it off
 	GuardUnavailable GuardState = "unavailable" // the tier cannot carry it
-	GuardDegraded    GuardState = "degraded"    // it could not be armed
+	GuardDegraded    GuardState = "degraded"    // it could not be armed, sees nothing, or is too slow
 	// GuardScanning: the tier cannot carry it, and what it protects is compared
 	// with what it was instead.
 	GuardScanning GuardState = "scanning"
@@ -71,6 +71,13 @@ type GuardStatus struct {
 	// Passed, Violations and Blocked count what the guard saw, Found the
 	// violations that it found afterwards, Allowed what an exception permits.
 	Passed, Violations, Blocked, Found, Allowed uint64
+	// Decisions counts the events that it decided on, Busy is about how long that took
+	// the ring goroutine; see [guard.Armed.Decisions].
+	Decisions uint64
+	Busy      time.Duration
+	// OverBudget counts decisions that took longer than they may, of those that were
+	// timed.
+	OverBudget uint64
 }
 
 // Failure says why a session could not go on: in which stage, what went wrong

@@ -68,6 +68,9 @@ var (
 	descViolations = desc("hvi_guard_violations_total", "Violations that a guard saw, by what was done about them: blocked, alerted, or found afterwards.", append(slices.Clone(ofGuard), "action")...)
 	descAllowed    = desc("hvi_guard_allowed_total", "Accesses that an exception permits, which would have been violations.", ofGuard...)
 	descPassed     = desc("hvi_guard_passed_total", "Accesses that a guard looked at and found legitimate.", ofGuard...)
+	descDecisions  = desc("hvi_guard_decisions_total", "Requests of Xen on the domain's monitor ring that a guard decided on.", ofGuard...)
+	descBusy       = desc("hvi_guard_decision_seconds_total", "About how long a guard's decisions took, for each of which a virtual processor waits: one in sixteen is timed.", ofGuard...)
+	descOver       = desc("hvi_guard_over_budget_total", "Decisions of a guard that took longer than they may, of those that were timed.", ofGuard...)
 
 	descRecords      = desc("hvi_journal_records_total", "Records of security events that were made.")
 	descWriteFail    = desc("hvi_journal_write_failures_total", "Records that could not be written to the journal.")
@@ -84,7 +87,7 @@ var (
 
 	descs = []*prometheus.Desc{
 		descBuild, descDomains, descInfo, descState, descAsked, descProtects, descHeld, descAttached,
-		descEvents, descStray, descLost, descGuard, descViolations, descPassed, descAllowed,
+		descEvents, descStray, descLost, descGuard, descViolations, descPassed, descAllowed, descDecisions, descBusy, descOver,
 		descRecords, descWriteFail, descSyncFail, descTorn, descSubscribers,
 		descDeclarations, descAttach, descAttachFail, descRefused, descKeeper, descKeepers, descLibvirt,
 	}
@@ -163,6 +166,9 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 			count(descViolations, g.violations-g.blocked-g.found, s.name, s.uuid, name, string(journal.Alerted))
 			count(descPassed, g.passed, s.name, s.uuid, name)
 			count(descAllowed, g.allowed, s.name, s.uuid, name)
+			count(descDecisions, g.decisions, s.name, s.uuid, name)
+			count(descOver, g.overBudget, s.name, s.uuid, name)
+			ch <- prometheus.MustNewConstMetric(descBusy, prometheus.CounterValue, g.busy.Seconds(), s.name, s.uuid, name)
 		}
 	}
 }

@@ -51,7 +51,7 @@ func web() Domain {
 		ID: 3, UUID: uuidWeb, Name: "web", Type: "PVH", State: "protecting", Mode: "enforce", Tier: "access",
 		PolicyFrom: "xl", AttachedAt: began, RingEvents: 27, Stray: 1, RecordsLost: 2,
 		Guards: []Guard{
-			{Name: "kernel-text", Action: "block", State: "armed", Violations: 5, Blocked: 3, Passed: 40},
+			{Name: "kernel-text", Action: "block", State: "armed", Violations: 5, Blocked: 3, Passed: 40, Decisions: 45, Busy: 90 * time.Microsecond, OverBudget: 2},
 			{Name: "syscall-entry", Action: "alert", State: "armed", Violations: 1},
 		},
 	}
@@ -137,6 +137,18 @@ hvi_gate_refused_total 8
 # TYPE hvi_guard_allowed_total counter
 hvi_guard_allowed_total{domain="web",guard="kernel-text",uuid="2afdc6e7-4864-4a2c-9dcf-67c4e1ddc1c8"} 0
 hvi_guard_allowed_total{domain="web",guard="syscall-entry",uuid="2afdc6e7-4864-4a2c-9dcf-67c4e1ddc1c8"} 0
+# HELP hvi_guard_decision_seconds_total About how long a guard's decisions took, for each of which a virtual processor waits: one in sixteen is timed.
+# TYPE hvi_guard_decision_seconds_total counter
+hvi_guard_decision_seconds_total{domain="web",guard="kernel-text",uuid="2afdc6e7-4864-4a2c-9dcf-67c4e1ddc1c8"} 9e-05
+hvi_guard_decision_seconds_total{domain="web",guard="syscall-entry",uuid="2afdc6e7-4864-4a2c-9dcf-67c4e1ddc1c8"} 0
+# HELP hvi_guard_decisions_total Requests of Xen on the domain's monitor ring that a guard decided on.
+# TYPE hvi_guard_decisions_total counter
+hvi_guard_decisions_total{domain="web",guard="kernel-text",uuid="2afdc6e7-4864-4a2c-9dcf-67c4e1ddc1c8"} 45
+hvi_guard_decisions_total{domain="web",guard="syscall-entry",uuid="2afdc6e7-4864-4a2c-9dcf-67c4e1ddc1c8"} 0
+# HELP hvi_guard_over_budget_total Decisions of a guard that took longer than they may, of those that were timed.
+# TYPE hvi_guard_over_budget_total counter
+hvi_guard_over_budget_total{domain="web",guard="kernel-text",uuid="2afdc6e7-4864-4a2c-9dcf-67c4e1ddc1c8"} 2
+hvi_guard_over_budget_total{domain="web",guard="syscall-entry",uuid="2afdc6e7-4864-4a2c-9dcf-67c4e1ddc1c8"} 0
 # HELP hvi_guard_passed_total Accesses that a guard looked at and found legitimate.
 # TYPE hvi_guard_passed_total counter
 hvi_guard_passed_total{domain="web",guard="kernel-text",uuid="2afdc6e7-4864-4a2c-9dcf-67c4e1ddc1c8"} 40

@@ -61,6 +61,13 @@ type Guard struct {
 	// that were prevented, Found those that were found afterwards, Passed what the
 	// guard found legitimate, Allowed what an exception permits.
 	Violations, Blocked, Found, Passed, Allowed uint64
+	// Decisions counts the requests of Xen's that the guard has decided on, Busy is
+	// about how long that took. Both count since AttachedAt, too.
+	Decisions uint64
+	Busy      time.Duration
+	// OverBudget counts decisions that took longer than they may, of those that were
+	// timed.
+	OverBudget uint64
 }
 
 // Host is what is counted for the host. All counts are since hvid started.

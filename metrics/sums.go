@@ -26,14 +26,21 @@ type counts struct {
 	guards              map[string]guardCounts
 }
 
-type guardCounts struct{ violations, blocked, found, passed, allowed uint64 }
+type guardCounts struct {
+	violations, blocked, found, passed, allowed, decisions, overBudget uint64
+
+	busy time.Duration
+}
 
 func countsOf(d *Domain) counts {
 	c := counts{events: d.RingEvents, stray: d.Stray, lost: d.RecordsLost, guards: make(map[string]guardCounts, len(d.Guards))}
 	for _, g := range d.Guards {
 		// A guard blocks no more than it sees. Were the two read in the wrong
 		// order, the difference would go far below zero.
-		c.guards[g.Name] = guardCounts{violations: max(g.Violations, g.Blocked+g.Found), blocked: g.Blocked, found: g.Found, passed: g.Passed, allowed: g.Allowed}
+		c.guards[g.Name] = guardCounts{
+			violations: max(g.Violations, g.Blocked+g.Found), blocked: g.Blocked, found: g.Found, passed: g.Passed, allowed: g.Allowed,
+			decisions: g.Decisions, busy: g.Busy, overBudget: g.OverBudget,
+		}
 	}
 	return c
 }
@@ -52,6 +59,9 @@ func (c *counts) add(o counts) {
 		sum.found += g.found
 		sum.passed += g.passed
 		sum.allowed += g.allowed
+		sum.decisions += g.decisions
+		sum.busy += g.busy
+		sum.overBudget += g.overBudget
 		c.guards[name] = sum
 	}
 }
@@ -70,6 +80,9 @@ func (c *counts) atLeast(o counts) {
 			found:      max(old.found, g.found),
 			passed:     max(old.passed, g.passed),
 			allowed:    max(old.allowed, g.allowed),
+			decisions:  max(old.decisions, g.decisions),
+			busy:       max(old.busy, g.busy),
+			overBudget: max(old.overBudget, g.overBudget),
 		}
 	}
 }

@@ -347,6 +347,7 @@ func domainStatus(st engine.Status) control.DomainStatus {
 		out.Guards = append(out.Guards, control.GuardStatus{
 			Name: string(g.Name), Action: g.Action.String(), State: control.GuardState(g.State), Reason: g.Reason,
 			Events: g.Violations, Blocked: g.Blocked, Found: g.Found, Passed: g.Passed, Allowed: g.Allowed,
+			Decisions: g.Decisions, Busy: g.Busy, OverBudget: g.OverBudget,
 		})
 		out.Counters.Blocked += g.Blocked
 		out.Counters.Found += g.Found

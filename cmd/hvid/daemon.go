@@ -63,7 +63,12 @@ func run(ctx context.Context, opt settings) (err error) {
 	} else {
 		opt.log.Error("what an earlier hvid left could not all be undone; hvid goes on with the other domains", "err", err)
 	}
-	store, err := xenstore.Open()
+	store, err := xenstore.OpenLasting(xenstore.LastingOptions{
+		Lost: func(why error) {
+			opt.log.Error("xenstore is lost; guests stay protected, and what becomes of others is not seen until it is back", "err", why)
+		},
+		Back: func() { opt.log.Warn("xenstore is back; all domains are looked at again") },
+	})
 	if err != nil {
 		return fmt.Errorf("reach xenstore: %w", err)
 	}
@@ -97,7 +102,7 @@ func run(ctx context.Context, opt settings) (err error) {
 	undone = false
 	e := engine.New(engine.Options{
 		Hypervisor: hv, Mutator: mutator, LedgerDir: opt.ledgerDir,
-		Recorder: events, Resolve: resolver(reg), Log: opt.log, Identify: kernels, Permitted: exceptions.For, Pulse: guard.Ring, Quiet: opt.Looks.Quiet,
+		Recorder: events, Resolve: resolver(reg), Log: opt.log, Identify: kernels, Permitted: exceptions.For, Pulse: guard.Ring, Quiet: opt.Looks.Quiet, Budget: opt.Watchdog.Decision,
 		Ended: func(st engine.Status) {
 			if m := shown.Load(); m != nil {
 				m.Ended(metricsOf(st))

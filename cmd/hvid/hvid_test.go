@@ -129,7 +129,7 @@ func TestDomainStatus(t *testing.T) {
 		Info: xen.DomainInfo{ID: 7, UUID: xen.UUID{7}, Type: xen.PVH}, Name: "web\x1b[31m",
 		State: engine.StateDegraded, Tier: engine.TierRegisters, TierReason: "AMD",
 		Kernel:     &engine.KernelStatus{Release: "6.1\n", Base: 0xffffffff81000000, Symbols: 5},
-		Guards:     []engine.GuardStatus{{Name: policy.GuardSyscallEntry, Action: policy.ActionBlock, State: engine.GuardArmed, Passed: 1, Violations: 3, Blocked: 2}},
+		Guards:     []engine.GuardStatus{{Name: policy.GuardSyscallEntry, Action: policy.ActionBlock, State: engine.GuardArmed, Passed: 1, Violations: 3, Blocked: 2, Decisions: 4, Busy: 7}},
 		AttachedAt: at, AttachPC: 0x1000200, Events: 9, Unrecorded: 4,
 		Failure: &engine.Failure{Stage: "arm", Err: errors.New("no"), Fix: "do"},
 	})
@@ -142,7 +142,7 @@ func TestDomainStatus(t *testing.T) {
 	if st.AttachPC == nil || *st.AttachPC != 0x1000200 || !st.AttachedAt.Equal(at) || st.Failure.Stage != "arm" || st.Failure.Fix != "do" {
 		t.Errorf("%+v %+v", st, st.Failure)
 	}
-	want := control.GuardStatus{Name: "syscall-entry", Action: "block", State: control.GuardArmed, Events: 3, Blocked: 2, Passed: 1}
+	want := control.GuardStatus{Name: "syscall-entry", Action: "block", State: control.GuardArmed, Events: 3, Blocked: 2, Passed: 1, Decisions: 4, Busy: 7}
 	if len(st.Guards) != 1 || st.Guards[0] != want {
 		t.Errorf("%+v", st.Guards)
 	}

@@ -47,6 +47,7 @@ func metricsOf(st engine.Status) metrics.Domain {
 		d.Guards = append(d.Guards, metrics.Guard{
 			Name: string(gs.Name), Action: gs.Action.String(), State: string(gs.State),
 			Violations: gs.Violations, Blocked: gs.Blocked, Found: gs.Found, Passed: gs.Passed, Allowed: gs.Allowed,
+			Decisions: gs.Decisions, Busy: gs.Busy, OverBudget: gs.OverBudget,
 		})
 	}
 	return d

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"github.com/xen-hvi/hvi/engine/guest"
 	"github.com/xen-hvi/hvi/engine/guest/linux"
@@ -35,6 +36,8 @@ type Armed struct {
 	// Allowed counts those that an exception permits, which are no violations.
 	// Unrecorded counts violations for which the queue had no room.
 	Passed, Violations, Blocked, Allowed, Unrecorded atomic.Uint64
+
+	cost cost
 
 	// stop says that there was a violation for which the domain is to be stopped.
 	stop atomic.Bool
@@ -76,6 +79,11 @@ type Set struct {
 	// stepped and emulated count the accesses let through, by how.
 	stepped, emulated atomic.Uint64
 
+	// budget is how long a decision may take, 0 for any time; now is the clock.
+	budget time.Duration
+	now    func() time.Time
+	paces  chan struct{} // capacity one
+
 	// scratch is the ring goroutine's, so that evidence needs no heap.
 	scratch    Evidence
 	queue      chan Evidence
@@ -98,6 +106,8 @@ func NewSet(t *Target, mem guest.Memory, actions map[policy.GuardName]policy.Act
 		msrs:   make(map[uint32]uint8),
 		queue:  make(chan Evidence, queueLen),
 		stops:  make(chan struct{}, 1),
+		paces:  make(chan struct{}, 1),
+		now:    time.Now,
 		gone:   make(chan GoneFrame, queueLen),
 	}
 	var errs []error
@@ -313,6 +323,14 @@ func (s *Set) decide(ev *vmevent.Event) vmevent.Verdict {
 		return s.passing(ev)
 	}
 	a := s.armed[index-1]
+	d := s.begin(a)
+	v := s.judged(a, ev)
+	s.end(a, d)
+	return v
+}
+
+// judged answers an event that a guard is to judge.
+func (s *Set) judged(a *Armed, ev *vmevent.Event) vmevent.Verdict {
 	if !a.judge(ev) {
 		a.Passed.Add(1)
 		return s.passing(ev)
@@ -332,9 +350,18 @@ func (s *Set) decideMoving(ev *vmevent.Event) (vmevent.Verdict, bool) {
 		return 0, false
 	}
 	a := s.armed[s.movingIndex-1]
+	d := s.begin(a)
+	v := s.judgedMoving(a, ev, va)
+	s.end(a, d)
+	return v, true
+}
+
+// judgedMoving answers an access to a frame of the guard whose frames move, which the
+// kernel maps at va.
+func (s *Set) judgedMoving(a *Armed, ev *vmevent.Event, va x86.VirtAddr) vmevent.Verdict {
 	verdict := a.judgeAt(ev, va)
 	if verdict == Violation {
-		return s.violation(a, ev, va), true
+		return s.violation(a, ev, va)
 	}
 	a.Passed.Add(1)
 	if verdict == Gone {
@@ -344,12 +371,12 @@ func (s *Set) decideMoving(ev *vmevent.Event) (vmevent.Verdict, bool) {
 				// Anybody may be writing, with any instruction, which Xen's
 				// emulator need not know: it is started again once the frame
 				// has been let go of.
-				return vmevent.Hold, true
+				return vmevent.Hold
 			}
 		default:
 		}
 	}
-	return s.passing(ev), true
+	return s.passing(ev)
 }
 
 // passing lets an access happen. A restricted page needs help for that: where

@@ -65,8 +65,9 @@ type Ledger struct {
 	uuid   xen.UUID
 	xen    Mutator
 	path   string
-	file   *os.File
+	file   file
 	size   int64 // of the file, whole lines
+	room   int64 // that the file has on its disk, from its beginning on
 	seq    uint64
 	open   []Entry // outstanding, oldest first
 	// uncertain is the pause reference, by its number, of which a dead process
@@ -81,7 +82,7 @@ func Open(dir string, dom xen.DomID, uuid xen.UUID, m Mutator) (*Ledger, error) 
 		return nil, fmt.Errorf("ledger: %w", err)
 	}
 	l := &Ledger{domain: dom, uuid: uuid, xen: m, path: filepath.Join(dir, FileName(dom, uuid))}
-	f, err := os.OpenFile(l.path, os.O_WRONLY|os.O_CREATE|os.O_EXCL|os.O_APPEND, 0o600)
+	f, err := create(l.path)
 	if errors.Is(err, os.ErrExist) {
 		return nil, fmt.Errorf("ledger: %s is left from an earlier run: it must be recovered before domain %d is touched again: %w", l.path, dom, err)
 	}
@@ -90,7 +91,11 @@ func Open(dir string, dom xen.DomID, uuid xen.UUID, m Mutator) (*Ledger, error) 
 	}
 	l.file = f
 	id := uint16(dom)
-	if err := l.write(line{V: formatVersion, Domain: &id, UUID: uuid.String()}); err != nil {
+	err = l.reserve()
+	if err == nil {
+		err = l.write(line{V: formatVersion, Domain: &id, UUID: uuid.String()})
+	}
+	if err != nil {
 		return nil, errors.Join(err, f.Close(), os.Remove(l.path))
 	}
 	return l, nil
@@ -150,6 +155,9 @@ func load(path string, m Mutator) (*Ledger, error) {
 	l.xen, l.path, l.file = m, path, f
 	// What was torn off is overwritten by nothing: cut it.
 	l.size = int64(bytes.LastIndexByte(data, '\n') + 1)
+	if l.size == int64(len(data)) {
+		return l, nil // to truncate would give the room back that its writer has taken
+	}
 	if err := f.Truncate(l.size); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
@@ -484,6 +492,9 @@ func (l *Ledger) Leave() error {
 // is struck again: nothing has changed, but for a range of pages of which a part
 // may be restricted, so that is lifted first.
 func (l *Ledger) do(e Entry, mutate func() error) error {
+	if err := l.reserve(); err != nil && !e.needsNoRoom() {
+		return err
+	}
 	l.seq++
 	e.Seq = l.seq
 	if err := l.write(line{Phase: phaseIntent, Entry: &e}); err != nil {
@@ -597,8 +608,12 @@ func (l *Ledger) write(ln line) error {
 		err = l.file.Sync()
 	}
 	if err != nil {
-		// Half a line would spoil the next one.
-		return fmt.Errorf("ledger %s: %w", l.path, errors.Join(err, l.file.Truncate(l.size)))
+		if n > 0 {
+			// Half a line would spoil the next one.
+			err = errors.Join(err, l.file.Truncate(l.size))
+			l.room = l.size
+		}
+		return fmt.Errorf("ledger %s: %w", l.path, err)
 	}
 	l.size += int64(n)
 	return nil

@@ -9,6 +9,7 @@
 // server stops.
 //
 // Ownership: the caller owns the ring page and the event channel and closes
-// them after Server.Run has returned. One Server serves one ring on one
-// goroutine; that path neither allocates nor locks nor logs.
+// them after Server.Run has returned. One Server serves one ring on a
+// goroutine of its own; that path neither allocates nor locks nor logs. A ring that is
+// never empty is served in turns of a bounded number of requests (EventsPerTurn).
 package vmevent

@@ -41,6 +41,15 @@ const pollInterval = time.Second
 // some microseconds.
 const settleLimit = 100 * time.Millisecond
 
+// EventsPerTurn is how many requests a server answers before it lets others have the
+// processor, and sees to what is asked of it. Without such a bound a guest whose ring
+// is never empty would keep a processor until Go's scheduler takes it away, after 10 ms
+// (forcePreemptNS, runtime/proc.go), and others, of which a host has many more than
+// dom0 has processors, would wait that long for each. With fewer, what a turn begins
+// with, which is to bring a guest's data into the processor's cache, would be a
+// noticeable part of it (docs/performance.md).
+const EventsPerTurn = 1024
+
 // Stats is a snapshot of a server's counters.
 type Stats struct {
 	// Events is the number of requests read, by reason.
@@ -105,7 +114,8 @@ func NewServer(ring *Ring, source Source, cpus Processors, handler Handler, puls
 	return &Server{ring: ring, source: source, cpus: cpus, handler: handler, pulse: pulse, done: make(chan struct{})}
 }
 
-// Run serves the ring on the calling goroutine until Stop. Before it returns it answers everything that is pending or held.
+// Run serves the ring on the calling goroutine until Stop. Before it returns it
+// answers everything that is pending or held.
 func (s *Server) Run() error {
 	defer close(s.done)
 	s.err = s.serve()
@@ -184,13 +194,21 @@ func (s *Server) serve() error {
 	for {
 		stop := s.attention.CompareAndSwap(true, false) && s.readMailbox()
 		s.pulse.Add(1)
-		err := s.drain(ev)
+		more, err := s.drain(ev)
 		s.pulse.Add(1)
 		if err != nil {
 			return err
 		}
-		if stop {
+		if stop && !more {
 			return s.answerHeld()
+		}
+		if more {
+			// The turn of others, of which there may be more than processors.
+			if stop {
+				s.attention.Store(true)
+			}
+			runtime.Gosched()
+			continue
 		}
 		if _, err := s.source.Wait(pollInterval); err != nil {
 			return errors.Join(fmt.Errorf("wait for the monitor ring's event channel: %w", err), s.answerHeld())
@@ -198,18 +216,10 @@ func (s *Server) serve() error {
 	}
 }
 
-// turnBatches is how many batches are answered before others get a turn: nobody
-// interrupts a goroutine that neither waits nor tells the runtime of its calls.
-const turnBatches = 64
-
-// drain answers all requests there are and notifies Xen once per batch.
-func (s *Server) drain(ev *Event) error {
-	for turn := 1; ; turn++ {
-		if turn%turnBatches == 0 {
-			s.pulse.Add(1) // no request is in its hands
-			runtime.Gosched()
-			s.pulse.Add(1)
-		}
+// drain answers the requests there are, those of one turn at most, and notifies Xen
+// once per batch. It reports whether there may be more.
+func (s *Server) drain(ev *Event) (more bool, err error) {
+	for turn := int32(0); turn < EventsPerTurn; {
 		var began time.Time
 		n := int32(0)
 		for s.ring.Next(ev) {
@@ -228,11 +238,12 @@ func (s *Server) drain(ev *Event) error {
 			s.respond(ev, v)
 		}
 		if !s.ring.Publish() {
-			return nil
+			return false, nil
 		}
 		if err := s.source.Notify(); err != nil {
-			return fmt.Errorf("notify Xen of responses on the monitor ring: %w", err)
+			return false, fmt.Errorf("notify Xen of responses on the monitor ring: %w", err)
 		}
+		turn += n
 		if n > s.peak.Load() {
 			s.peak.Store(n)
 		}
@@ -240,6 +251,7 @@ func (s *Server) drain(ev *Event) error {
 			s.served.Add(int64(time.Since(began)))
 		}
 	}
+	return true, nil
 }
 
 // respond queues the answer to a request.

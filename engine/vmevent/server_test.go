@@ -1,6 +1,7 @@
 package vmevent_test
 
 import (
+	"runtime"
 	"sync/atomic"
 	"testing"
 
@@ -168,6 +169,43 @@ func TestHold(t *testing.T) {
 	}
 	if got := <-x.Answers(); got.VCPU != 0 || got.Flags != abi.VMEventFlagVCPUPaused {
 		t.Fatalf("stop answered %+v, want vCPU 0 resumed", got)
+	}
+}
+
+// TestReleaseInStorm checks that a held vCPU is released while the ring is never empty.
+func TestReleaseInStorm(t *testing.T) {
+	l, err := abi.For(4, 17)
+	if err != nil {
+		t.Fatal(err)
+	}
+	storm := vmeventtest.NewStorm(l, vmeventtest.Request{VCPU: 3, Paused: true, Reason: abi.VMEventReasonMemAccess})
+	r, err := vmevent.NewRing(storm.Bytes(), l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := true
+	s := vmevent.NewServer(r, storm, nil, judge(func(*vmevent.Event) vmevent.Verdict {
+		if first {
+			first = false
+			return vmevent.Hold
+		}
+		return vmevent.Emulate
+	}), new(atomic.Uint64))
+	go s.Run()
+	storm.Begin()
+	for s.Stats().Held == 0 || s.Total() < 2*vmevent.EventsPerTurn {
+		runtime.Gosched()
+	}
+	s.Release(3, vmevent.Continue)
+	for s.Stats().Held != 0 { // it hangs if that has to wait for the storm's end
+		runtime.Gosched()
+	}
+	storm.End()
+	if err := s.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if s.Total() != storm.Answered() {
+		t.Errorf("%d requests, %d answers", s.Total(), storm.Answered())
 	}
 }
 

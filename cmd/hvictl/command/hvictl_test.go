@@ -163,7 +163,7 @@ func fakeDomains() []control.DomainStatus {
 			ID: 7, Name: "web1", UUID: "a2b0f0f4-6f0e-4f9b-8f4c-0c8c6d1e2f30", Type: "PVH", State: control.StateProtecting, Mode: "enforce", Tier: control.TierViews,
 			GuestKernel: &control.GuestKernel{Release: "6.1.0-35-amd64", Banner: "Linux version 6.1.0-35-amd64", Base: 0xffffffff81000000, SymbolCount: 123456},
 			Guards: []control.GuardStatus{
-				{Name: "kernel-text", Action: "block", State: control.GuardArmed, Events: 2, Blocked: 2, Passed: 4096},
+				{Name: "kernel-text", Action: "block", State: control.GuardArmed, Events: 2, Blocked: 2, Passed: 4096, Decisions: 4098, Busy: 6 * time.Millisecond},
 				{Name: "syscall-entry", Action: "alert", State: control.GuardArmed, Events: 1},
 			},
 			AttachedAt: noon.Add(-3*time.Hour - 12*time.Minute), AttachPC: &pc, PolicySource: "xl.cfg:/etc/xen/web1.cfg",

@@ -49,6 +49,11 @@ type topOfGuard struct {
 	Name       string  `json:"name"`
 	Passed     float64 `json:"passed"`
 	Violations float64 `json:"violations"`
+	// Decisions are the requests that the guard decided on; Busy is the part of a
+	// processor of dom0 that these took, Nanoseconds what one did.
+	Decisions   float64 `json:"decisions"`
+	Busy        float64 `json:"busy"`
+	Nanoseconds float64 `json:"ns_per_decision"`
 }
 
 func (a *app) topCommand() *cobra.Command {
@@ -60,7 +65,8 @@ func (a *app) topCommand() *cobra.Command {
 hvid answers each second, for each of which a virtual processor waits; about what part
 of one of dom0's processors its thread for that guest takes; how many requests were
 waiting at once at most since it was attached to (the ring holds some thirty); and
-which guards saw something: what they let through, and violations.
+which guards saw something: how many events each decided on, and about how long it takes
+for one.
 
 The guests that make most events come first. It goes on until it is interrupted, or
 --times are over. With -o json each look is one line.`,
@@ -148,9 +154,17 @@ func sampleOf(before, now []control.DomainStatus, from, to time.Time) topSample 
 			if i < 0 {
 				continue
 			}
-			tg := topOfGuard{g.Name, rate(was.Guards[i].Passed, g.Passed), rate(was.Guards[i].Events, g.Events)}
+			before := was.Guards[i]
+			tg := topOfGuard{
+				Name: g.Name, Passed: rate(before.Passed, g.Passed), Violations: rate(before.Events, g.Events),
+				Decisions: rate(before.Decisions, g.Decisions),
+				Busy:      rate(uint64(before.Busy), uint64(g.Busy)) / float64(time.Second),
+			}
+			if tg.Decisions > 0 {
+				tg.Nanoseconds = tg.Busy * float64(time.Second) / tg.Decisions
+			}
 			t.Violations += tg.Violations
-			if tg.Passed+tg.Violations > 0 {
+			if tg.Decisions+tg.Passed+tg.Violations > 0 {
 				t.Guards = append(t.Guards, tg)
 			}
 		}
@@ -184,7 +198,7 @@ func (a *app) showTop(s topSample, n int) error {
 	for _, d := range s.Domains {
 		var guards []string
 		for _, g := range d.Guards[:min(len(d.Guards), topGuards)] {
-			guards = append(guards, g.Name+" "+perSecond(g.Passed+g.Violations))
+			guards = append(guards, g.String())
 		}
 		violations := cell{text: perSecond(d.Violations)}
 		if d.Violations > 0 {
@@ -197,6 +211,16 @@ func (a *app) showTop(s topSample, n int) error {
 	}
 	a.table(a.out, "", []string{"ID", "NAME", "STATE", "EVENTS/S", "BUSY", "PEAK", "VIOLATIONS/S", "GUARDS"}, rows)
 	return nil
+}
+
+// String is the guard for people: what it sees in a second, and what one decision takes
+// if one was timed. What was found afterwards is no decision.
+func (g topOfGuard) String() string {
+	s := g.Name + " " + perSecond(max(g.Decisions, g.Passed+g.Violations))
+	if g.Nanoseconds > 0 {
+		s += fmt.Sprintf(" at %.1fµs", g.Nanoseconds/1000)
+	}
+	return s
 }
 
 // perSecond is a rate for people.

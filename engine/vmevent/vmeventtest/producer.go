@@ -65,8 +65,16 @@ func (x *Xen) Put(r Request) bool {
 	if x.reqProd-x.rspCons >= abi.VMEventRingSlots {
 		return false
 	}
-	l := &x.layout.VMEvent
-	s := x.slot(x.reqProd)
+	encode(x.layout, x.slot(x.reqProd), &r)
+	x.reqProd++
+	atomicIndex(x.Page, x.layout.SRing.ReqProd).Store(x.reqProd)
+	x.kick <- true
+	return true
+}
+
+// encode fills a ring's slot with a request.
+func encode(layout *abi.Layout, s []byte, r *Request) {
+	l := &layout.VMEvent
 	clear(s)
 	u32 := func(off int, v uint32) { binary.LittleEndian.PutUint32(s[off:], v) }
 	u64 := func(off int, v uint64) { binary.LittleEndian.PutUint64(s[off:], v) }
@@ -101,10 +109,6 @@ func (x *Xen) Put(r Request) bool {
 	u64(l.Regs.RSI, r.RSI)
 	u64(l.Regs.RAX, r.RAX)
 	u64(l.Regs.RCX, r.RCX)
-	x.reqProd++
-	atomicIndex(x.Page, x.layout.SRing.ReqProd).Store(x.reqProd)
-	x.kick <- true
-	return true
 }
 
 // Answers delivers responses as Xen would take them: at a notification.

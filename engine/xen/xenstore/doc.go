@@ -9,7 +9,7 @@
 // Close ends them. Watches and transactions belong to the connection and end
 // with it. A connection that broke stays broken: every call then fails with
 // ErrDead and the reason, the channel of events is closed, and the owner opens
-// a new client and watches anew.
+// a new client and watches anew, or has a Lasting do so.
 //
 // # Trust
 //

@@ -75,6 +75,16 @@ func (d *Domain) RingConnected() bool {
 	return d.ring != nil
 }
 
+// LoseChannel breaks the listener's end of the ring's event channel: its file hangs up,
+// and is readable no more.
+func (d *Domain) LoseChannel() error {
+	defer d.lock()()
+	if d.ring == nil || d.ring.bound == nil {
+		return errors.New("no channel is bound")
+	}
+	return unix.Shutdown(d.ring.bound.far, unix.SHUT_RDWR)
+}
+
 // SetRingWaiters says how many vCPUs wait for room in the ring, which keeps
 // the ring from being disconnected.
 func (d *Domain) SetRingWaiters(n int) {
