@@ -47,6 +47,7 @@ func (s *Session) arm() error {
 		s.setGuard(e.Guard, GuardDegraded, e.Err.Error())
 	}
 	s.set, s.fold.overflow = set, nil
+	set.UseFates(s.fates)
 	s.useExceptions()
 	s.setRef.Store(set)
 	s.stages.set(set)

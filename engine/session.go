@@ -68,7 +68,9 @@ type Session struct {
 	tries  int
 	fold   folder
 	stop   stop
-	held   *moment // the vCPU that is held now
+	// fates are what is decided of the tasks that were to be killed, the latest last.
+	fates []*guard.Fate
+	held  *moment // the vCPU that is held now
 	// views, and viewCheck, are set while the domain runs in a view of ours.
 	views     viewsStatus
 	viewCheck *time.Ticker
@@ -289,6 +291,8 @@ func (s *Session) run(attached chan<- error) {
 			s.kernelEntered(m)
 		case m := <-boot:
 			s.bootEnded(m)
+		case e := <-s.kills():
+			s.kill(&e)
 		case e := <-violations:
 			s.report(&e)
 		case <-s.fold.flushDue():

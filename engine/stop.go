@@ -48,9 +48,11 @@ type outcome struct {
 }
 
 // outcomeOf is that of a violation that was seen when it took place, with what a guard
-// has done.
-func (s *Session) outcomeOf(a policy.Action) outcome {
+// has done, and what became of the task if the guard kills.
+func (s *Session) outcomeOf(a policy.Action, f *guard.Fate) outcome {
 	switch {
+	case f != nil && f.Killed:
+		return outcome{journal.Killed, false}
 	case a.Stops() && s.stop.last != "":
 		return outcome{s.stop.last, true}
 	case a.Prevents():

@@ -13,7 +13,7 @@ import (
 func init() {
 	Register(Scenario{
 		Name:     "violation-actions",
-		Brief:    "An attack has the guest paused, also while hvid dies, until hvictl resume; another has it shut down",
+		Brief:    "An attack has its process killed; another the guest paused, also while hvid dies, until hvictl resume; a third has it shut down",
 		Emulator: Bochs,
 		Timeout:  30 * time.Minute,
 		Run:      violationActions,
@@ -34,7 +34,7 @@ func violationActions(t *T) error {
 	}
 	c := enforce
 	// What has crashed goes, what has powered off would stay.
-	c.Lines = []string{`introspection = "enforce"`, `introspection_guards = [ "syscall-table=pause", "kernel-text=shutdown" ]`, preserve, `on_crash = "destroy"`}
+	c.Lines = []string{`introspection = "enforce"`, `introspection_guards = [ "idt=kill", "syscall-entry=kill", "syscall-table=pause", "kernel-text=shutdown" ]`, preserve, `on_crash = "destroy"`}
 	g, st, err := t.protectedGuest(c, control.StateProtecting)
 	if err != nil {
 		return err
@@ -43,6 +43,17 @@ func violationActions(t *T) error {
 	at, err := g.dataAddresses()
 	if err != nil {
 		return err
+	}
+	for _, a := range []struct {
+		guard  string
+		attack Attack
+	}{
+		{"idt", Attack{Mode: "text", Symbol: at["idt_table"]}},
+		{"syscall-entry", Attack{Mode: "lstar"}},
+	} {
+		if err := g.isKilled(a.guard, a.attack); err != nil {
+			return err
+		}
 	}
 	attacked, err := g.isPaused(Attack{Mode: "text", Symbol: at["sys_call_table"]})
 	if err != nil {
@@ -87,6 +98,51 @@ func violationActions(t *T) error {
 		return err
 	}
 	return g.isShutDown(Attack{Mode: "text", Symbol: victim})
+}
+
+// isKilled makes an attack for which its process is to be killed, by a process that
+// would go on after it.
+func (g *Guest) isKilled(guard string, a Attack) error {
+	t := g.t
+	before, err := g.Events()
+	if err != nil {
+		return err
+	}
+	arguments := "mode=" + a.Mode
+	if a.Symbol != "" {
+		arguments += " address=" + a.Symbol
+	}
+	// The shell becomes insmod, so that its number is known.
+	out, err := g.Run("dmesg -c >/dev/null; sh -c 'echo pid=$$; exec insmod /lib/pwn.ko " + arguments + "'; echo status=$?; dmesg | grep hvi-pwn; rmmod pwn; ls /sys/module/pwn 2>/dev/null | wc -l")
+	if err != nil {
+		return err
+	}
+	t.Fact("killed."+guard, out)
+	v, err := parseVerdict(out)
+	if err != nil {
+		return err
+	}
+	t.Check(!v.Written && v.After == v.Before, "%s: the attack has failed: before %#x, tried %#x, after %#x", guard, v.Before, v.Tried, v.After)
+	t.Check(strings.Contains(out, "status=137"), "%s: its process was ended by SIGKILL: %s", guard, lastLines(out, 4))
+	events, err := g.eventsAfter(before, stopLimit, "the attack is reported")
+	if err != nil {
+		return err
+	}
+	r := events[0]
+	t.Fact("event.killed."+guard, r)
+	t.Check(len(events) == 1 && r.Guard == guard && r.Action == journal.Killed && r.Detail.Note == "", "as blocked, with the process killed: %d records, %s %s", len(events), r.Summary(), r.Detail.Note)
+	t.Check(r.Process.Comm == "insmod" && strings.Contains(out, "pid="+strconv.Itoa(int(r.Process.PID))+"\n"), "and which process it was: %+v", r.Process)
+	comms, err := g.Run("cat /proc/[0-9]*/comm")
+	if err != nil {
+		return err
+	}
+	t.Check(!strings.Contains(comms, "insmod"), "it is there no more: %s", lastLines(comms, 3))
+	st, err := g.Status()
+	if err != nil {
+		return err
+	}
+	t.Check(st.State == control.StateProtecting && st.Held == "", "the guest goes on, protected: %s, %q", st.State, st.Held)
+	return g.lifeGoesOn()
 }
 
 // attempt is an attack under way: the guest may not answer for long.

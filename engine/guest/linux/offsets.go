@@ -58,7 +58,10 @@ type Offsets struct {
 	VMArea        VMAreaOffsets        `c:"vmap_area"`
 	VMStruct      VMStructOffsets      `c:"vm_struct"`
 
-	Signal   SignalOffsets   `c:"signal_struct"`
+	Signal     SignalOffsets     `c:"signal_struct"`
+	TaskSignal TaskSignalOffsets `c:"task_struct"`
+	Sighand    SighandOffsets    `c:"sighand_struct"`
+
 	Cred     CredOffsets     `c:"cred"`
 	PID      PIDOffsets      `c:"pid"`
 	UPID     UPIDOffsets     `c:"upid"`
@@ -237,8 +240,9 @@ type MMOffsets struct {
 
 // PCPUHotOffsets lays out struct pcpu_hot.
 type PCPUHotOffsets struct {
-	CurrentTask int `c:"current_task"`
-	CPUNumber   int `c:"cpu_number"`
+	CurrentTask  int `c:"current_task"`
+	CPUNumber    int `c:"cpu_number"`
+	PreemptCount int `c:"preempt_count"`
 }
 
 // SystemStates are constants of enum system_states.
