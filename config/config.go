@@ -29,6 +29,7 @@ type Config struct {
 	Default policy.Spec
 	Gate    Gate
 	Looks   Looks
+	Dumps   Dumps
 	Libvirt Libvirt
 	Metrics Metrics
 	Journal Journal
@@ -49,6 +50,14 @@ type Events struct {
 type Looks struct {
 	// Quiet is how long a guest may run in a second and is quiet; 0: none is.
 	Quiet time.Duration
+}
+
+// Dumps is what memory dumps are taken, and how much room they may take.
+type Dumps struct {
+	// OnViolation asks for one of each domain that a guard pauses.
+	OnViolation bool
+	// MaxCount and MaxBytes bound them all; MinFree bytes are left of the file system.
+	MaxCount, MaxBytes, MinFree int64
 }
 
 // Gate is how long a start waits for protection.
@@ -86,6 +95,7 @@ func Defaults() Config {
 		LogLevel: slog.LevelInfo,
 		Gate:     Gate{Timeout: 20 * time.Second},
 		Looks:    Looks{Quiet: 5 * time.Millisecond},
+		Dumps:    Dumps{MaxCount: 8, MaxBytes: 64 << 30, MinFree: 1 << 30},
 		Libvirt:  Libvirt{Enabled: "auto", Sockets: []string{"/run/libvirt/virtxend-sock", "/run/libvirt/libvirt-sock"}},
 		Events:   Events{Format: "hvi"},
 		Journal:  Journal{MaxBytes: 16 << 20, Keep: 8, SyncEvery: time.Second},

@@ -243,6 +243,9 @@ func (s *Session) write(r journal.Record) journal.Record {
 			r.Policy = printable.Escape(g.From)
 		}
 	}
+	if r.Action == journal.Paused {
+		r.Detail.Dump = printable.Escape(s.stop.dump)
+	}
 	if r.Action == journal.Noted {
 		r.Severity = journal.Informational
 	} else if a, ok := policy.LookupAbout(policy.GuardName(r.Guard)); ok {

@@ -68,6 +68,9 @@ type Session struct {
 	tries  int
 	fold   folder
 	stop   stop
+	// dumper writes memory dumps, nil for none; dump is the one under way.
+	dumper *dumper
+	dump   *dumping
 	// fates are what is decided of the tasks that were to be killed, the latest last.
 	fates []*guard.Fate
 	held  *moment // the vCPU that is held now
@@ -264,6 +267,7 @@ func (s *Session) run(attached chan<- error) {
 	defer close(s.quit)
 	defer s.stopScans()
 	defer s.stopLooks()
+	defer s.stopDump()
 	err := s.attach()
 	attached <- err
 	if err != nil {

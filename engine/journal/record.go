@@ -353,6 +353,9 @@ type Detail struct {
 	Suppressed uint64 `json:"suppressed,omitempty"`
 	// Note is one sentence of the guard's own.
 	Note printable.Text `json:"note,omitzero"`
+	// Dump is the file that the domain's memory is written to, where it was paused and
+	// that is asked for. It is there once it is whole.
+	Dump printable.Text `json:"dump,omitzero"`
 	// Log is the end of the guest's kernel log, a record each, where the guest has
 	// crashed.
 	Log []printable.Text `json:"log,omitempty"`
