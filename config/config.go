@@ -29,6 +29,7 @@ type Config struct {
 	Default policy.Spec
 	Gate    Gate
 	Looks   Looks
+	Dumps   Dumps
 	// Watchdog is when something of hvid's own is too slow.
 	Watchdog Watchdog
 	Libvirt  Libvirt
@@ -57,6 +58,14 @@ type Looks struct {
 type Watchdog struct {
 	// Decision is how long a guard may take to decide on one event; 0: any time.
 	Decision time.Duration
+}
+
+// Dumps is what memory dumps are taken, and how much room they may take.
+type Dumps struct {
+	// OnViolation asks for one of each domain that a guard pauses.
+	OnViolation bool
+	// MaxCount and MaxBytes bound them all; MinFree bytes are left of the file system.
+	MaxCount, MaxBytes, MinFree int64
 }
 
 // Gate is how long a start waits for protection.
@@ -95,6 +104,7 @@ func Defaults() Config {
 		Gate:     Gate{Timeout: 20 * time.Second},
 		Looks:    Looks{Quiet: 5 * time.Millisecond},
 		Watchdog: Watchdog{Decision: 50 * time.Millisecond},
+		Dumps:    Dumps{MaxCount: 8, MaxBytes: 64 << 30, MinFree: 1 << 30},
 		Libvirt:  Libvirt{Enabled: "auto", Sockets: []string{"/run/libvirt/virtxend-sock", "/run/libvirt/libvirt-sock"}},
 		Events:   Events{Format: "hvi"},
 		Journal:  Journal{MaxBytes: 16 << 20, Keep: 8, SyncEvery: time.Second},

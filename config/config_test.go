@@ -77,6 +77,10 @@ default = { mode = "enforce", require_attach = "yes", guards.kernel-text = "aler
 gate.timeout = "35s"
 looks.quiet = "0s"
 watchdog.decision = "0s"
+dumps.on_violation = true
+dumps.max_count = 3
+dumps.max_bytes = 2097152
+dumps.min_free = 0
 libvirt.enabled = "no"
 libvirt.sockets = [
   "/run/libvirt/other-sock", # a comment
@@ -98,6 +102,7 @@ sync_every = "250ms"
 		Socket: "/run/x/hvid.sock", StateDir: "/srv/hvi", RunDir: "/run/x", CacheDir: "/srv/cache", LogLevel: slog.LevelDebug,
 		Gate:    Gate{Timeout: 35 * time.Second},
 		Looks:   Looks{},
+		Dumps:   Dumps{OnViolation: true, MaxCount: 3, MaxBytes: 2097152},
 		Libvirt: Libvirt{Enabled: "no", Sockets: []string{"/run/libvirt/other-sock"}},
 		Metrics: Metrics{Listen: "[::1]:9617"},
 		Events:  Events{Journald: true, Syslog: "/dev/log", File: "/var/log/hvi.json", Format: "ocsf"},

@@ -46,6 +46,7 @@ var sections = []Section{
 	{"gate", "How long a start waits for protection."},
 	{"looks", "How often is looked for what can't be prevented."},
 	{"watchdog", "How long what guests wait for may take."},
+	{"dumps", "Memory dumps of domains that a guard has paused, in dumps below state_dir. They hold all that the guest's memory held. hvid removes none: where there is no room for another, it is not taken, and hvictl status says so."},
 	{"libvirt", "The connection to libvirt, for metadata that is edited while a domain runs."},
 	{"metrics", "Metrics in the format of Prometheus."},
 	{"events", "Where security events are passed on to, besides the log below."},
@@ -115,6 +116,25 @@ var keys = []Key{
 	{Name: "watchdog.decision", Kind: "string", Default: `"50ms"`,
 		Meaning: "How long a guard may take to decide on one event, for which a processor of the guest waits. One that takes longer three times in a row is degraded, which its line in hvictl status says, and in force all the same; one that hangs is the keeper's matter. With 0s a guard may take as long as it likes.",
 		set:     func(c *Config, s setting) error { return s.duration(&c.Watchdog.Decision, 0, maxDecision) }},
+
+	{Name: "dumps.on_violation", Kind: "boolean", Default: `false`,
+		Meaning: "Whether the memory of a domain is dumped when a guard whose action is pause has paused it. The file is in LiME's format, which hvictl inspect and Volatility read.",
+		set: func(c *Config, s setting) error {
+			if s.kind != kindSwitch {
+				return s.wrongKind(kindSwitch)
+			}
+			c.Dumps.OnViolation = s.text == "true"
+			return nil
+		}},
+	{Name: "dumps.max_count", Kind: "whole number", Default: `8`,
+		Meaning: "How many dumps there may be.",
+		set:     func(c *Config, s setting) error { return s.integer(&c.Dumps.MaxCount, 1, 1000) }},
+	{Name: "dumps.max_bytes", Kind: "whole number", Default: `68719476736`,
+		Meaning: "How many bytes of disk the dumps may take together. Pages of zeros take none, but it is not known before how many there are.",
+		set:     func(c *Config, s setting) error { return s.integer(&c.Dumps.MaxBytes, 1<<20, 1<<50) }},
+	{Name: "dumps.min_free", Kind: "whole number", Default: `1073741824`,
+		Meaning: "How many bytes must be free on the file system after a dump.",
+		set:     func(c *Config, s setting) error { return s.integer(&c.Dumps.MinFree, 0, 1<<50) }},
 
 	{Name: "libvirt.enabled", Kind: "string", Default: `"auto"`, Values: []string{"auto", "yes", "no"},
 		Meaning: "Whether hvid follows libvirt: no; auto, while a daemon of libvirt's runs; or yes, which reports it if libvirt is not there. With yes hvid may be what starts the daemon, where systemd holds its socket; the libvirtd.service of many distributions conflicts with xendomains.service, so that this shuts down guests of xl's. With auto hvid never starts it.",

@@ -170,14 +170,34 @@ type DomainStatus struct {
 	// RequireAttach: the domain may only run with hvi attached.
 	RequireAttach bool `json:"require_attach,omitempty"`
 	// Held says why hvid keeps the domain paused, where it does.
-	Held     string   `json:"held,omitempty"`
-	Counters Counters `json:"counters"`
+	Held string `json:"held,omitempty"`
+	// Dump is the memory dump of the domain, where a guard has paused it and that is
+	// asked for.
+	Dump     *MemoryDump `json:"dump,omitempty"`
+	Counters Counters    `json:"counters"`
 	// Views are the translations of the domain's memory that hvi has a hand in,
 	// the host's first. There are none while no guard is armed.
 	Views []View `json:"views,omitempty"`
 	// Breakpoints are the hidden breakpoints in the domain's kernel, in the order
 	// of their addresses.
 	Breakpoints []Breakpoint `json:"breakpoints,omitempty"`
+}
+
+// MemoryDump is the memory dump of a domain that a guard has paused.
+type MemoryDump struct {
+	// State is waiting, writing, written or failed.
+	State string `json:"state"`
+	// File is where it is, once it is written.
+	File string `json:"file,omitempty"`
+	// Memory is how many bytes of the domain's memory were read, of about Total; Stored
+	// is how many of these were not zero, and take room on disk.
+	Memory uint64 `json:"memory"`
+	Stored uint64 `json:"stored"`
+	Total  uint64 `json:"total,omitempty"`
+	// Began is when the domain was paused.
+	Began time.Time `json:"began"`
+	// Reason is why there is none.
+	Reason string `json:"reason,omitempty"`
 }
 
 // Breakpoint is a hidden breakpoint in a domain's kernel.

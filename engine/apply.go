@@ -86,6 +86,7 @@ func (s *Session) rearm() error {
 	s.waitQuiet(ctx)
 	cancel()
 	s.releaseGone()
+	s.killRest()
 	s.recordRest()
 	if err := s.ledger.Undo(ledger.OpSteps); err != nil {
 		return fail(err)

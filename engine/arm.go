@@ -49,6 +49,7 @@ func (s *Session) arm() error {
 	s.set, s.fold.overflow = set, nil
 	s.slow = make(map[policy.GuardName]GuardStatus)
 	set.UseBudget(s.budget)
+	set.UseFates(s.fates)
 	s.useExceptions()
 	s.setRef.Store(set)
 	s.stages.set(set)

@@ -7,6 +7,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/xen-hvi/hvi/engine/guard"
 	"github.com/xen-hvi/hvi/engine/ledger"
 	"github.com/xen-hvi/hvi/engine/vmevent"
 	"github.com/xen-hvi/hvi/engine/xen"
@@ -62,6 +63,7 @@ func (s *Session) withdraw(final State, hold bool) error {
 			s.server.Release(m.vcpu, vmevent.Continue)
 		}
 		s.releaseGone()
+		s.killRest()
 		if !hold {
 			// A domain that is to stay held has either not run a moment with the
 			// ring, or is shut down: nobody waits to act upon an answer.
@@ -261,6 +263,9 @@ func (s *Session) recordRest() {
 	for {
 		select {
 		case e := <-s.set.Violations():
+			s.report(&e)
+		case e := <-s.kills():
+			e.Fate = &guard.Fate{Spared: "the domain was let go of before"}
 			s.report(&e)
 		default:
 			s.flush()

@@ -59,6 +59,9 @@ type Options struct {
 	// it to be quiet; with 0 no guest is. A kernel's own timers take about a
 	// millisecond; to start a program takes several, and to load a module more.
 	Quiet time.Duration
+	// Dumps is where the memory of domains goes that a guard has paused; nil for
+	// nowhere.
+	Dumps *Dumps
 	// Budget is how long a guard's decision may take before the guard is degraded; 0 is
 	// any time.
 	Budget time.Duration
@@ -85,6 +88,7 @@ type Engine struct {
 
 	// readers holds a token for each guest that is being looked into.
 	readers chan struct{}
+	dumper  *dumper
 }
 
 // Stats counts what an engine did since it was made.
@@ -140,7 +144,7 @@ type domain struct {
 func New(opt Options) *Engine {
 	e := &Engine{
 		opt: opt, domains: make(map[xen.DomID]*domain), changed: make(chan struct{}), closed: make(chan struct{}),
-		readers: make(chan struct{}, maxReaders),
+		readers: make(chan struct{}, maxReaders), dumper: newDumper(opt.Dumps),
 	}
 	e.watcher.Go(e.watchActivity)
 	return e
@@ -424,6 +428,7 @@ func (e *Engine) attach(d *domain, decl Declaration) error {
 	s := newSession(e.opt.Hypervisor, d.ledger, e.opt.Recorder, e.opt.Log, d.info, d.snapshot().Name, decl)
 	s.identifyWith, s.permitted = e.opt.Identify, e.opt.Permitted
 	s.budget = e.opt.Budget
+	s.dumper = e.dumper
 	s.firstLook = cmp.Or(e.opt.FirstLook, firstLook)
 	if e.opt.Pulse != nil {
 		s.newPulse = e.opt.Pulse

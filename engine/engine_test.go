@@ -67,6 +67,8 @@ type world struct {
 	permitted atomic.Pointer[[]policy.Exception]
 	// resolving is called while what is declared is looked for, if it is set.
 	resolving func()
+	// dumps is where memory dumps go, nil for nowhere.
+	dumps *engine.Dumps
 	// registers changes what Xen says of a vCPU's, if it is set.
 	registers func(x86.Registers) x86.Registers
 }
@@ -181,6 +183,7 @@ func (w *world) newEngine() *engine.Engine {
 			}
 			return nil
 		},
+		Dumps: w.dumps,
 		Ended: func(st engine.Status) { w.ended = append(w.ended, st) },
 	})
 }

@@ -90,3 +90,9 @@ var (
 	CrashReason = crashReason
 	CrashLog    = crashLog
 )
+
+// HoldDumpsForTest has memory dumps wait until the function it returns is called.
+func (e *Engine) HoldDumpsForTest() (let func()) {
+	e.dumper.turn <- struct{}{}
+	return func() { <-e.dumper.turn }
+}

@@ -32,10 +32,11 @@ type violationKey struct {
 	msr       vmevent.MSRWrite
 	cr        vmevent.CtrlRegWrite
 	attempted string
+	fate      *guard.Fate
 }
 
 func keyOf(e *guard.Evidence) violationKey {
-	k := violationKey{guard: e.Guard, action: e.Action, rip: e.Regs.RIP, pid: e.Task.PID, reason: e.Reason}
+	k := violationKey{guard: e.Guard, action: e.Action, rip: e.Regs.RIP, pid: e.Task.PID, reason: e.Reason, fate: e.Fate}
 	switch e.Reason {
 	case vmevent.ReasonMemAccess:
 		k.target = e.Mem.Phys()
@@ -96,12 +97,15 @@ func (s *Session) report(e *guard.Evidence) {
 	s.flush()
 	if !s.affordable(e.Guard, e.When()) {
 		s.unrecorded.Add(1)
-		s.suppress(e.Guard, s.outcomeOf(e.Action), e.When(), 1)
+		s.suppress(e.Guard, s.outcomeOf(e.Action, e.Fate), e.When(), 1)
 		return
 	}
-	r := s.outcomeOf(e.Action).in(newRecord(e, s.kernel))
+	r := s.outcomeOf(e.Action, e.Fate).in(newRecord(e, s.kernel))
 	if e.Action.Stops() && s.stop.last == "" {
 		r.Detail.Note = printable.Escape("the domain could not be stopped: " + s.stop.problem())
+	}
+	if f := e.Fate; f != nil && !f.Killed {
+		r.Detail.Note = printable.Escape("the process was not killed: " + f.Spared)
 	}
 	r = s.write(r)
 	s.explainStop(e.Guard, r.ID)
@@ -159,7 +163,7 @@ func (s *Session) countOverflow() {
 		if n == s.fold.overflow[a] {
 			continue
 		}
-		s.suppress(a.Guard.Name, s.outcomeOf(a.Action), time.Now(), n-s.fold.overflow[a])
+		s.suppress(a.Guard.Name, s.outcomeOf(a.Action, nil), time.Now(), n-s.fold.overflow[a])
 		if s.fold.overflow == nil {
 			s.fold.overflow = make(map[*guard.Armed]uint64)
 		}
@@ -238,6 +242,9 @@ func (s *Session) write(r journal.Record) journal.Record {
 		if string(g.Name) == r.Guard {
 			r.Policy = printable.Escape(g.From)
 		}
+	}
+	if r.Action == journal.Paused {
+		r.Detail.Dump = printable.Escape(s.stop.dump)
 	}
 	if r.Action == journal.Noted {
 		r.Severity = journal.Informational

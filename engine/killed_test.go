@@ -268,7 +268,12 @@ var lives = []struct {
 }
 
 func newKilledWorld(t *testing.T, cfg xentest.Config, spec xentest.Spec) *world {
-	w := newWorld(t, cfg, spec)
+	return newKilledWorldOf(t, linuxtest.Config{}, cfg, spec)
+}
+
+// newKilledWorldOf is newKilledWorld with another guest.
+func newKilledWorldOf(t *testing.T, guest linuxtest.Config, cfg xentest.Config, spec xentest.Spec) *world {
+	w := newWorldOf(t, guest, cfg, spec)
 	w.dir, w.open = memoryDir(t), map[int]bool{}
 	go func() { // nobody reads what is recorded
 		for {

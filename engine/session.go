@@ -72,7 +72,12 @@ type Session struct {
 	tries  int
 	fold   folder
 	stop   stop
-	held   *moment // the vCPU that is held now
+	// dumper writes memory dumps, nil for none; dump is the one under way.
+	dumper *dumper
+	dump   *dumping
+	// fates are what is decided of the tasks that were to be killed, the latest last.
+	fates []*guard.Fate
+	held  *moment // the vCPU that is held now
 	// views, and viewCheck, are set while the domain runs in a view of ours.
 	views     viewsStatus
 	viewCheck *time.Ticker
@@ -266,6 +271,7 @@ func (s *Session) run(attached chan<- error) {
 	defer close(s.quit)
 	defer s.stopScans()
 	defer s.stopLooks()
+	defer s.stopDump()
 	err := s.attach()
 	attached <- err
 	if err != nil {
@@ -295,6 +301,8 @@ func (s *Session) run(attached chan<- error) {
 			s.bootEnded(m)
 		case <-s.paces():
 			s.heedPaces()
+		case e := <-s.kills():
+			s.kill(&e)
 		case e := <-violations:
 			s.report(&e)
 		case <-s.fold.flushDue():

@@ -110,7 +110,10 @@ type Status struct {
 	PolicyFrom string
 	// Held says why the domain is held by a pause reference of ours beyond its
 	// start; empty if it is not.
-	Held       string
+	Held string
+	// Dump is the memory dump of a domain that a guard has paused, nil if there was
+	// none.
+	Dump       *DumpStatus
 	Tier       Tier
 	TierReason string // why it is not a better one
 	Kernel     *KernelStatus

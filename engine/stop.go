@@ -31,6 +31,8 @@ type stop struct {
 	// of that is not known yet.
 	by          policy.GuardName
 	unexplained bool
+	// dump is where the domain's memory is written, nothing for nowhere.
+	dump string
 }
 
 // problem is why nothing came of the last attempt.
@@ -48,9 +50,11 @@ type outcome struct {
 }
 
 // outcomeOf is that of a violation that was seen when it took place, with what a guard
-// has done.
-func (s *Session) outcomeOf(a policy.Action) outcome {
+// has done, and what became of the task if the guard kills.
+func (s *Session) outcomeOf(a policy.Action, f *guard.Fate) outcome {
 	switch {
+	case f != nil && f.Killed:
+		return outcome{journal.Killed, false}
 	case a.Stops() && s.stop.last != "":
 		return outcome{s.stop.last, true}
 	case a.Prevents():
@@ -114,6 +118,9 @@ func (s *Session) stopDomain(by policy.GuardName, a policy.Action) {
 		}
 	} else if s.stop = (stop{err: s.ledger.GuardPause(whyStopped(by, journal.Paused, "")), by: by, unexplained: true}); s.stop.err == nil {
 		s.stop.last = journal.Paused
+		if a == policy.ActionPause {
+			s.stop.dump = s.startDump()
+		}
 	}
 	if a == policy.ActionShutdown {
 		// Nothing of it runs between the two. If the pause has failed this is done all
@@ -233,6 +240,7 @@ func (s *Session) resume() error {
 			err = fmt.Errorf("domain %d: %w", s.info.ID, ErrNotPaused)
 			return
 		}
+		s.stopDump() // what it reads from now on is no moment's memory
 		if err = s.ledger.Undo(ledger.OpGuardPause); err != nil {
 			return
 		}

@@ -338,6 +338,11 @@ func domainStatus(st engine.Status) control.DomainStatus {
 	if !st.AttachedAt.IsZero() {
 		out.AttachPC = &st.AttachPC
 	}
+	if d := st.Dump; d != nil {
+		out.Dump = &control.MemoryDump{
+			State: string(d.State), File: d.File, Memory: d.Memory, Stored: d.Stored, Total: d.Total, Began: d.Began, Reason: d.Reason,
+		}
+	}
 	if k := st.Kernel; k != nil {
 		out.GuestKernel = &control.GuestKernel{
 			Release: printable.Escape(k.Release), Banner: printable.Escape(k.Banner), Base: k.Base, SymbolCount: k.Symbols,

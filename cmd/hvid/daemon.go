@@ -102,7 +102,7 @@ func run(ctx context.Context, opt settings) (err error) {
 	undone = false
 	e := engine.New(engine.Options{
 		Hypervisor: hv, Mutator: mutator, LedgerDir: opt.ledgerDir,
-		Recorder: events, Resolve: resolver(reg), Log: opt.log, Identify: kernels, Permitted: exceptions.For, Pulse: guard.Ring, Quiet: opt.Looks.Quiet, Budget: opt.Watchdog.Decision,
+		Recorder: events, Resolve: resolver(reg), Log: opt.log, Identify: kernels, Permitted: exceptions.For, Pulse: guard.Ring, Quiet: opt.Looks.Quiet, Budget: opt.Watchdog.Decision, Dumps: opt.dumps(),
 		Ended: func(st engine.Status) {
 			if m := shown.Load(); m != nil {
 				m.Ended(metricsOf(st))

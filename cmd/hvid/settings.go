@@ -7,6 +7,7 @@ import (
 
 	"github.com/xen-hvi/hvi/cmd/hvid/cli"
 	"github.com/xen-hvi/hvi/config"
+	"github.com/xen-hvi/hvi/engine"
 )
 
 // settings are what hvid works with: its configuration, and what the command
@@ -22,6 +23,15 @@ type settings struct {
 
 // declarations is the directory of what is kept of domains' policies.
 func (s settings) declarations() string { return filepath.Join(s.StateDir, "domains") }
+
+// dumps is where memory dumps of domains go that a guard has paused, nil for nowhere.
+func (s settings) dumps() *engine.Dumps {
+	d := s.Dumps
+	if !d.OnViolation {
+		return nil
+	}
+	return &engine.Dumps{Dir: filepath.Join(s.StateDir, "dumps"), MaxCount: int(d.MaxCount), MaxBytes: d.MaxBytes, MinFree: d.MinFree}
+}
 
 // exceptions is the file of the exceptions that are kept.
 func (s settings) exceptions() string { return filepath.Join(s.StateDir, config.ExceptionsFile) }

@@ -36,6 +36,9 @@ type Evidence struct {
 	MSR    vmevent.MSRWrite
 	CR     vmevent.CtrlRegWrite
 
+	// Fate is what became of the task, if that was known when the evidence was taken.
+	Fate *Fate
+
 	insn, before, source          [maxBytes]byte
 	insnLen, beforeLen, sourceLen uint8
 

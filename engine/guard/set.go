@@ -87,6 +87,8 @@ type Set struct {
 	// scratch is the ring goroutine's, so that evidence needs no heap.
 	scratch    Evidence
 	queue      chan Evidence
+	kills      chan Evidence // nil unless a guard's action is to kill
+	fates      atomic.Pointer[[]*Fate]
 	stops      chan struct{} // capacity one
 	unrecorded atomic.Uint64
 	stray      atomic.Uint64
@@ -134,6 +136,10 @@ func (e *PrepareError) Error() string { return fmt.Sprintf("guard %s: %v", e.Gua
 func (e *PrepareError) Unwrap() error { return e.Err }
 
 func (s *Set) add(g Guard, action policy.Action) error {
+	if action == policy.ActionKill && s.kills == nil {
+		// A vCPU that is held makes no other violation.
+		s.kills = make(chan Evidence, max(len(s.target.Now), 1))
+	}
 	if g.Moving != nil {
 		judge, err := g.Moving.Bind(s.target)
 		if err != nil {
@@ -410,10 +416,18 @@ func (s *Set) violation(a *Armed, ev *vmevent.Event, page x86.VirtAddr) vmevent.
 	if a.Action.Prevents() {
 		action = a.Action
 		a.Blocked.Add(1)
-		if ev.Reason == vmevent.ReasonMemAccess {
-			verdict = vmevent.Discard
-		} else {
-			verdict = vmevent.Deny
+		verdict = s.scratch.Refusal()
+	}
+	if a.Action == policy.ActionKill {
+		// The process is ended while it stands at this instruction, which is the
+		// session's to do: it records the violation, too.
+		s.scratch.Action = action
+		if s.scratch.Fate = s.fate(&s.scratch); s.scratch.Fate == nil && ev.Paused {
+			select {
+			case s.kills <- s.scratch:
+				return vmevent.Hold
+			default:
+			}
 		}
 	}
 	if a.Action.Stops() {

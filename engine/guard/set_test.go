@@ -470,6 +470,57 @@ func TestUnpreparedGuard(t *testing.T) {
 	}
 }
 
+// TestKillIsHeld: a violation for which a process is to be killed holds its vCPU and is
+// handed over by itself, also when a flood has filled the queue. Of a process of which
+// it is decided already it is answered at once.
+func TestKillIsHeld(t *testing.T) {
+	f := arm(t, map[policy.GuardName]policy.Action{policy.GuardKernelText: policy.ActionAlert, policy.GuardSyscallEntry: policy.ActionKill})
+	for range 1000 {
+		f.set.HandleEvent(f.write(0x1000, module))
+	}
+	kept := len(f.set.Violations())
+	evil := msr(f, x86.MSRLSTAR, uint64(module))
+	if v := f.set.HandleEvent(evil); v != vmevent.Hold {
+		t.Errorf("verdict %#x", v)
+	}
+	var e guard.Evidence
+	select {
+	case e = <-f.set.Kills():
+	default:
+		t.Fatal("not handed over")
+	}
+	if e.Action != policy.ActionKill || e.Task.PID != 214 || e.Fate != nil || e.Refusal() != vmevent.Deny || len(f.set.Violations()) != kept {
+		t.Errorf("evidence %+v, refused with %#x", e.Task, e.Refusal())
+	}
+	// Nobody waits for the answer to an event that has not stopped its vCPU.
+	free := msr(f, x86.MSRLSTAR, uint64(module))
+	free.Paused = false
+	if v := f.set.HandleEvent(free); v != vmevent.Deny {
+		t.Errorf("of a vCPU that runs on: verdict %#x", v)
+	}
+	killed := &guard.Fate{Task: e.Task, Killed: true}
+	f.set.UseFates([]*guard.Fate{killed})
+	for len(f.set.Violations()) > 0 {
+		<-f.set.Violations()
+	}
+	if v := f.set.HandleEvent(evil); v != vmevent.Deny {
+		t.Errorf("of one who is killed: verdict %#x", v)
+	}
+	if e := <-f.set.Violations(); e.Fate != killed {
+		t.Errorf("fate %+v", e.Fate)
+	}
+	if n := testing.AllocsPerRun(100, func() { f.set.HandleEvent(evil) }); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+	f.guest.SetTask(0, 215, 215, "insmod")
+	if v := f.set.HandleEvent(evil); v != vmevent.Hold {
+		t.Errorf("of another process: verdict %#x", v)
+	}
+	if n := f.set.Armed()[1].Blocked.Load(); n < 4 {
+		t.Errorf("%d blocked", n)
+	}
+}
+
 // TestHealthyPathDoesNotAllocate is the promise of the event path.
 func TestHealthyPathDoesNotAllocate(t *testing.T) {
 	f := arm(t, both(policy.ActionBlock))

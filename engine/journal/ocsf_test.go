@@ -26,6 +26,11 @@ func TestOCSF(t *testing.T) {
 			Process: Process{PID: 1, TGID: 1, Comm: "init"},
 			Target:  Target{Kind: TargetCR, CR: &CRTarget{Name: "CR4"}},
 		},
+		"killed": {
+			Schema: Schema, ID: "69fe2b1d7c3a-7", Time: at, Domain: domain, Guard: "syscall-entry", Action: Killed, Severity: High, Mode: "enforce",
+			Process: Process{PID: 413, TGID: 412, Comm: "insmod"},
+			Target:  Target{Kind: TargetMSR, MSR: &MSRTarget{Index: 1}},
+		},
 		"paused": {
 			Schema: Schema, ID: "69fe2b1d7c3a-4", Time: at, Domain: domain, Guard: "idt", Action: Paused, Prevented: true, Severity: Critical, Mode: "enforce",
 			Process: Process{PID: 1, TGID: 1, Comm: "init"},

@@ -50,6 +50,9 @@ const (
 	Alerted Action = "alerted"
 	// Blocked: the violation was reported and did not take place.
 	Blocked Action = "blocked"
+	// Killed: as Blocked, and the process that did it gets a SIGKILL: no instruction of
+	// its own program is carried out any more.
+	Killed Action = "killed"
 	// Found: the violation took place unseen, and was found afterwards.
 	Found Action = "found"
 	// Paused: the violation was reported, and the domain paused for it. Whether it took
@@ -62,7 +65,7 @@ const (
 )
 
 // Actions returns the actions there are.
-func Actions() []Action { return []Action{Alerted, Blocked, Found, Paused, ShutDown, Noted} }
+func Actions() []Action { return []Action{Alerted, Blocked, Killed, Found, Paused, ShutDown, Noted} }
 
 // TargetKind says what a violation was aimed at.
 type TargetKind string
@@ -350,6 +353,9 @@ type Detail struct {
 	Suppressed uint64 `json:"suppressed,omitempty"`
 	// Note is one sentence of the guard's own.
 	Note printable.Text `json:"note,omitzero"`
+	// Dump is the file that the domain's memory is written to, where it was paused and
+	// that is asked for. It is there once it is whole.
+	Dump printable.Text `json:"dump,omitzero"`
 	// Log is the end of the guest's kernel log, a record each, where the guest has
 	// crashed.
 	Log []printable.Text `json:"log,omitempty"`
@@ -461,7 +467,9 @@ func (r *Record) Summary() string {
 func (r *Record) stopped() bool { return r.Action == Paused || r.Action == ShutDown }
 
 // prevented reports whether the violation did not take place.
-func (r *Record) prevented() bool { return r.Action == Blocked || r.stopped() && r.Prevented }
+func (r *Record) prevented() bool {
+	return r.Action == Blocked || r.Action == Killed || r.stopped() && r.Prevented
+}
 
 // Late reports whether it was found or noted afterwards, when nobody could see any
 // more who did it.
@@ -471,6 +479,9 @@ func (r *Record) Late() bool {
 
 // done is what was done, in words.
 func (r *Record) done() string {
+	if r.Action == Killed {
+		return string(Blocked) + " and killed the process"
+	}
 	if !r.stopped() {
 		return printable.Text(r.Action).String()
 	}

@@ -123,6 +123,12 @@ func TestRecordJSON(t *testing.T) {
 	}
 }
 
+func killedRecord() Record {
+	r := crRecord()
+	r.Action = Killed
+	return r
+}
+
 func TestSummary(t *testing.T) {
 	physical := memoryRecord()
 	physical.Target.Memory = &MemoryTarget{Phys: 0x1002012, GFN: 0x1002}
@@ -137,6 +143,7 @@ func TestSummary(t *testing.T) {
 		{"cr", `web1: cr blocked: write to CR4 that clears SMEP and SMAP, 0x3006f0 -> 0x6f0, by an unknown process (the guest's kernel is not identified) at 0xffffffffc0001040, vCPU 0`, crRecord()},
 		{"efer", `web1: cr blocked: write to MSR EFER (0xc0000080) that clears NXE, 0xd01 -> 0x501, by an unknown process (the guest's kernel is not identified) at 0xffffffffc0001040, vCPU 0`, eferRecord()},
 		{"physical", `web1: kernel-text blocked: execution of physical 0x1002012, by "insmod" (pid 412) at evil_init+0x24 [evil] (0xffffffffc0001024), vCPU 1`, physical},
+		{"killed", `web1: cr blocked and killed the process: write to CR4 that clears SMEP and SMAP, 0x3006f0 -> 0x6f0, by an unknown process (the guest's kernel is not identified) at 0xffffffffc0001040, vCPU 0`, killedRecord()},
 		{"paused", `web1: cr blocked and paused the domain: write to CR4 that clears SMEP and SMAP, 0x3006f0 -> 0x6f0, by an unknown process (the guest's kernel is not identified) at 0xffffffffc0001040, vCPU 0`, stoppedRecord(Paused, true)},
 		{"shut down, found", `web1: cr found and shut the domain down: write to CR4 that clears SMEP and SMAP, 0x3006f0 -> 0x6f0`, stoppedRecord(ShutDown, false)},
 		{"module", `web1: modules noted: module loop loaded at 0xffffffffc0200000, 20480 bytes, taints OE, sha256 e3b0`, moduleRecord()},

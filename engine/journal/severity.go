@@ -31,10 +31,11 @@ func (r *Record) severity() Severity {
 }
 
 // SeverityOf is the severity of a violation of a guard, of which most is what it
-// has where nothing prevented it: what was blocked is one step less. Where the domain
-// was stopped it is not, for somebody must look at it.
+// has where nothing prevented it: what was blocked is one step less, also where the
+// process was killed. Where the domain was stopped it is not, for somebody must look
+// at it.
 func SeverityOf(a Action, most Severity) Severity {
-	if i := most.rank(); a == Blocked && i > 0 {
+	if i := most.rank(); (a == Blocked || a == Killed) && i > 0 {
 		return Severities()[i-1]
 	}
 	return most

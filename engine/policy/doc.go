@@ -17,9 +17,9 @@
 //
 //   - An unknown word is an error, never a default. The error names the word,
 //     the place, the nearest known word and all known words.
-//   - Under mode observe nothing is ever blocked, and no guest stopped. A guard
-//     explicitly set to block, pause or shutdown under observe is a contradiction
-//     and refused, not weakened to an alert: the admin who wrote "block" would
+//   - Under mode observe nothing is ever blocked, no process killed, and no guest
+//     stopped. A guard explicitly set to block, kill, pause or shutdown under observe
+//     is a contradiction and refused, not weakened to an alert: the admin who wrote "block" would
 //     believe in it.
 //     Only a policy that an admin keeps by name ([Named]) is weakened, since
 //     it is written for domains of either mode, and what each guard does says

@@ -69,9 +69,9 @@ func (g Guard) Permits(a Action) error {
 			What: "guard", Value: string(g.Name), Reason: "is set to " + a.String() + ", but the guest has stopped when it tells of that",
 			Hint: "set it to alert",
 		}
-	case g.Finds && a == ActionBlock:
+	case g.Finds && (a == ActionBlock || a == ActionKill):
 		return &Error{
-			What: "guard", Value: string(g.Name), Reason: "is set to block, but it finds afterwards what has taken place",
+			What: "guard", Value: string(g.Name), Reason: "is set to " + a.String() + ", but it finds afterwards what has taken place",
 			Hint: "set it to alert, or to pause or shutdown, which stop the guest when something is found",
 		}
 	}

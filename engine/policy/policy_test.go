@@ -290,6 +290,8 @@ func TestValidate(t *testing.T) {
 		{"guard", Spec{Guards: []GuardSetting{{Name: "nope"}}}, "unknown guard"},
 		{"action", Spec{Guards: []GuardSetting{{Name: GuardKernelText, Action: 7}}}, "action"},
 		{"a guard that can't block, and pauses", Spec{Mode: ModeEnforce, Guards: []GuardSetting{{Name: GuardCredentials, Action: ActionPause}}}, ""},
+		{"a guard that can't block, and kills", Spec{Mode: ModeEnforce, Guards: []GuardSetting{{Name: GuardCredentials, Action: ActionKill}}}, "is set to kill, but it finds afterwards"},
+		{"observe and kill", Spec{Mode: ModeObserve, Guards: []GuardSetting{{Name: GuardKernelText, Action: ActionKill}}}, "never kills"},
 		{"observe and shutdown", Spec{Mode: ModeObserve, Guards: []GuardSetting{{Name: GuardKernelText, Action: ActionShutdown}}}, "never shuts"},
 		{"a guard that can't block", Spec{Mode: ModeEnforce, Guards: []GuardSetting{{Name: GuardCredentials, Action: ActionBlock}}}, "afterwards"},
 		{"twice", Spec{Guards: []GuardSetting{{Name: GuardKernelText}, {Name: GuardKernelText}}}, "is set twice"},

@@ -70,6 +70,8 @@ const (
 	ActionAlert
 	// ActionBlock records the violation and prevents it; the guest runs on.
 	ActionBlock
+	// ActionKill does what ActionBlock does, and ends the process that did it.
+	ActionKill
 	// ActionPause does what ActionBlock does, as far as the guard can, and pauses the
 	// domain until an admin has it run on.
 	ActionPause
@@ -78,7 +80,7 @@ const (
 	ActionShutdown
 )
 
-var actionWords = []string{ActionOff: "off", ActionAlert: "alert", ActionBlock: "block", ActionPause: "pause", ActionShutdown: "shutdown"}
+var actionWords = []string{ActionOff: "off", ActionAlert: "alert", ActionBlock: "block", ActionKill: "kill", ActionPause: "pause", ActionShutdown: "shutdown"}
 
 // Prevents reports whether a violation is prevented, where the guard can.
 func (a Action) Prevents() bool { return a >= ActionBlock }
@@ -89,6 +91,8 @@ func (a Action) Stops() bool { return a >= ActionPause }
 // never says what mode observe does not do, of an action that prevents.
 func (a Action) never() string {
 	switch a {
+	case ActionKill:
+		return "mode observe never kills a process"
 	case ActionPause:
 		return "mode observe never pauses a guest"
 	case ActionShutdown:

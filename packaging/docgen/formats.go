@@ -12,13 +12,14 @@ import (
 
 var modeMeanings = map[policy.Mode]string{
 	policy.ModeOff:     "The domain is not introspected.",
-	policy.ModeObserve: "The guards report what they see and let it happen. Nothing is ever blocked, and no domain stopped. A switch that is on (`1`, `yes`, `true`, `on`) means this mode.",
-	policy.ModeEnforce: "The guards may block, and stop the domain.",
+	policy.ModeObserve: "The guards report what they see and let it happen. Nothing is ever blocked, no process killed, and no domain stopped. A switch that is on (`1`, `yes`, `true`, `on`) means this mode.",
+	policy.ModeEnforce: "The guards may block, kill the process, and stop the domain.",
 }
 
 var actionMeanings = map[policy.Action]string{
 	policy.ActionOff:      "The guard is not armed.",
 	policy.ActionAlert:    "A violation is reported and let happen.",
+	policy.ActionKill:     "As `block`, and the process that did it is ended, as by `kill -9`. Kernel threads, the first process and what happens in an interrupt are spared. Not under `observe`.",
 	policy.ActionPause:    "A violation is reported, prevented where the guard can, and the domain is paused: it stays so, also when hvid ends, until `hvictl resume`. Not under `observe`.",
 	policy.ActionShutdown: "As `pause`, and then the domain is shut down as if its guest had crashed: its toolstack does what `on_crash` says. Not under `observe`.",
 	policy.ActionBlock:    "A violation is reported and prevented; the guest runs on. Under `observe` it is an error to set this for one domain.",

@@ -74,6 +74,7 @@ its watchdog. What is left in Xen is undone by hvid-recover(8) or the next hvid.
 		{"/run/hvi/hvid.sock", "The control socket: HTTP and JSON, for hvictl(1). Root may do everything; the group `hvi` may read status and alerts."},
 		{"/run/hvi/ledger", "What is changed in Xen and not undone yet, for hvid-recover(8)."},
 		{"/var/lib/hvi/events", "The security events, bounded in size by hvid itself."},
+		{"/var/lib/hvi/dumps", "Memory dumps of domains that a guard has paused, where hvid.toml asks for them. hvid removes none."},
 		{"/var/lib/hvi/domains", "What was declared for each domain, kept by UUID through reboot, save, restore and migration."},
 		{"/var/cache/hvi", "What was read of guests' kernels, by build, and the key that it is protected with. It may be emptied at any time."},
 	} {

@@ -13,7 +13,8 @@ func (a *app) resumeCommand() *cobra.Command {
 		Long: `Let a domain run on that a guard has paused, because its action is pause. hvictl
 status says which guard and which event; the guest's memory can be looked at as
 long as it stands still. The guards stay in force: another violation pauses it
-again. A domain that is held for another reason is not let go.
+again. A domain that is held for another reason is not let go. A memory dump that is
+not whole yet, of which hvictl status tells, is given up.
 
 Only root may let a domain run on.`,
 		Example: `  hvictl status web1

@@ -40,6 +40,7 @@ without either, or with --both, both are changed.
 A change of a domain that runs takes effect at once. Only root may set.`,
 		Example: `  hvictl set web1 --mode enforce
   hvictl set web1 --guard syscall-entry=alert --guard kernel-text=default
+  hvictl set web1 --guard syscall-entry=kill --live
   hvictl set web1 --mode enforce --require-attach --config
   hvictl set web1 --on-engine-failure pause
   hvictl set web1 --remove`,

@@ -177,6 +177,7 @@ func (a *app) domainBlock(d control.DomainStatus) {
 		line("Required", "yes: it may only run with hvi attached")
 	}
 	line("Held", safe(d.Held))
+	line("Dump", safe(dumpLine(d.Dump)))
 	tier := string(d.Tier)
 	if d.TierReason != "" {
 		tier += ": " + d.TierReason
@@ -206,4 +207,19 @@ func (a *app) domainBlock(d control.DomainStatus) {
 		})
 	}
 	a.table(a.out, "  ", []string{"GUARD", "ACTION", "STATE", "EVENTS", "BLOCKED", "PASSED", "REASON"}, rows)
+}
+
+// dumpLine says how a memory dump is, nothing where there is none.
+func dumpLine(d *control.MemoryDump) string {
+	switch {
+	case d == nil:
+		return ""
+	case d.Reason != "":
+		return d.State + ": " + d.Reason
+	case d.File != "":
+		return fmt.Sprintf("%s, %d MiB of memory, %d MiB on disk", d.File, d.Memory>>20, d.Stored>>20)
+	case d.Total == 0:
+		return d.State
+	}
+	return fmt.Sprintf("%s, %d of %d MiB", d.State, d.Memory>>20, d.Total>>20)
 }

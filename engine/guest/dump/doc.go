@@ -1,4 +1,4 @@
-// Package dump reads memory images: files that hold what a guest's physical
+// Package dump reads memory images, and writes one ([WriteLiME]): files that hold what a guest's physical
 // memory was. [Open] tells the format by the content:
 //
 //	raw       byte n of the file is byte n of memory (QEMU's pmemsave)

@@ -373,4 +373,5 @@ func (k *Kernel) setAddresses() {
 	}
 	k.addr.currentTask, k.addr.haveCurrentTask = perCPU("current_task", k.Offsets.PCPUHot.CurrentTask)
 	k.addr.cpuNumber, k.addr.haveCPUNumb = perCPU("cpu_number", k.Offsets.PCPUHot.CPUNumber)
+	k.addr.preemptCount, k.addr.havePreemptCount = perCPU("__preempt_count", k.Offsets.PCPUHot.PreemptCount)
 }

@@ -67,6 +67,8 @@ type addresses struct {
 	// Per-CPU addresses: added to a per-CPU base, so 0 is a legitimate one.
 	currentTask, cpuNumber       x86.VirtAddr
 	haveCurrentTask, haveCPUNumb bool
+	preemptCount                 x86.VirtAddr
+	havePreemptCount             bool
 }
 
 // AddressSpace is the kernel's own address space, over init_top_pgt
@@ -163,8 +165,16 @@ type Task struct {
 	Addr x86.VirtAddr
 	// PID is the kernel's pid (a thread's own), TGID the process's.
 	PID, TGID int32
+	// Start is when it was made, in nanoseconds of the guest's boot clock; 0 where the
+	// kernel's types don't say. Address, number and start tell a task from all others.
+	Start uint64
 	// Comm is the task's name, NUL-padded; any bytes at all.
 	Comm [16]byte
+}
+
+// Is reports whether t and u are the same task, whatever its name is now.
+func (t *Task) Is(u *Task) bool {
+	return t.Addr == u.Addr && t.PID == u.PID && t.TGID == u.TGID && t.Start == u.Start
 }
 
 // Name is Comm up to its first NUL. Its bytes are the guest's: quote them.
@@ -213,6 +223,12 @@ func (k *Kernel) ReadTask(regs *x86.Registers, t *Task) error {
 	if err != nil {
 		return &ReadError{What: "task_struct.tgid", Err: err}
 	}
+	var start uint64
+	if o.StartTime >= 0 {
+		if start, err = k.as.ReadUint64(task + x86.VirtAddr(o.StartTime)); err != nil {
+			return &ReadError{What: "task_struct.start_boottime", Err: err}
+		}
+	}
 	b := taskBufs.Get().(*[16]byte)
 	err = k.as.Read(task+x86.VirtAddr(o.Comm), b[:])
 	comm := *b
@@ -220,7 +236,7 @@ func (k *Kernel) ReadTask(regs *x86.Registers, t *Task) error {
 	if err != nil {
 		return &ReadError{What: "task_struct.comm", Err: err}
 	}
-	*t = Task{Addr: task, PID: int32(pid), TGID: int32(tgid), Comm: comm}
+	*t = Task{Addr: task, PID: int32(pid), TGID: int32(tgid), Start: start, Comm: comm}
 	return nil
 }
 

@@ -415,7 +415,7 @@ func TestBTFOffsets(t *testing.T) {
 		_, k := identified(t, linuxtest.Config{Layout: l})
 		w := want
 		if l >= linuxtest.Seqs62 && l.Absolute() {
-			w.PCPUHot = PCPUHotOffsets{CurrentTask: linuxtest.HotTask, CPUNumber: linuxtest.HotNumber}
+			w.PCPUHot = PCPUHotOffsets{CurrentTask: linuxtest.HotTask, CPUNumber: linuxtest.HotNumber, PreemptCount: linuxtest.HotCount}
 		}
 		if l >= linuxtest.After64 {
 			w.Module.Mem, w.Module.MemTypes = linuxtest.ModuleMem, linuxtest.Regions

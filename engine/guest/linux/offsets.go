@@ -61,7 +61,10 @@ type Offsets struct {
 	Kimage KimageOffsets `c:"kimage"`
 	Page   PageOffsets   `c:"page"`
 
-	Signal   SignalOffsets   `c:"signal_struct"`
+	Signal     SignalOffsets     `c:"signal_struct"`
+	TaskSignal TaskSignalOffsets `c:"task_struct"`
+	Sighand    SighandOffsets    `c:"sighand_struct"`
+
 	Cred     CredOffsets     `c:"cred"`
 	PID      PIDOffsets      `c:"pid"`
 	UPID     UPIDOffsets     `c:"upid"`
@@ -240,8 +243,9 @@ type MMOffsets struct {
 
 // PCPUHotOffsets lays out struct pcpu_hot.
 type PCPUHotOffsets struct {
-	CurrentTask int `c:"current_task"`
-	CPUNumber   int `c:"cpu_number"`
+	CurrentTask  int `c:"current_task"`
+	CPUNumber    int `c:"cpu_number"`
+	PreemptCount int `c:"preempt_count"`
 }
 
 // SystemStates are constants of enum system_states.

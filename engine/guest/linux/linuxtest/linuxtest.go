@@ -75,6 +75,7 @@ const (
 	MMPGD     = 72
 	HotTask   = 0
 	HotNumber = 12
+	HotCount  = 8
 	Running   = 3
 
 	ModuleList = 8
@@ -87,9 +88,11 @@ const (
 	RegionText  = 12 // before 6.4
 	RegionSize  = 80
 	Regions     = 7
-	currentTask = 0x2_1c0
-	cpuNumber   = 0x2_1a8
-	hot         = 0x2_200
+
+	currentTask  = 0x2_1c0
+	cpuNumber    = 0x2_1a8
+	preemptCount = 0x2_1b0
+	hot          = 0x2_200
 )
 
 // Config chooses a guest. The zero value is a running 6.1 with one vCPU.
@@ -232,6 +235,7 @@ func (g *Guest) layOut(c Config) {
 	} else {
 		perCPU(cpuNumber, "cpu_number")
 		perCPU(currentTask, "current_task")
+		perCPU(preemptCount, "__preempt_count")
 	}
 	data(ROData+0x100, "linux_banner")
 	data(Data, "init_top_pgt")
@@ -436,6 +440,7 @@ func types(l Layout, more []btf.Type, members []btf.Member) []byte {
 		all = append(all, &btf.Struct{Name: "pcpu_hot", Size: 64, Members: []btf.Member{
 			{Type: &btf.Union{Size: 64, Members: []btf.Member{{Type: &btf.Struct{Size: 16, Members: []btf.Member{
 				{Name: "current_task", Type: &btf.Pointer{Target: task}, Offset: at(HotTask)},
+				{Name: "preempt_count", Type: integer, Offset: at(HotCount)},
 				{Name: "cpu_number", Type: integer, Offset: at(HotNumber)},
 			}}}}}},
 		}})
