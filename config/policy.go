@@ -16,6 +16,7 @@ const (
 	wordGuards        = "guards"
 	wordEngineFailure = "on_engine_failure"
 	wordException     = "exception"
+	wordView          = "view"
 )
 
 // feed gives the builder what stands in a document below a table (nil for the
@@ -126,6 +127,7 @@ func ParsePolicy(name, source string, data []byte) (policy.Named, error) {
 	var b policy.Builder
 	feed(&b, d, nil, []string{wordRequireAttach, wordEngineFailure, wordGuards})
 	feedExceptions(&b, d, "domain")
+	feedViews(&b, d)
 	return b.BuildNamed(name, policy.Origin{Source: source})
 }
 
@@ -144,6 +146,7 @@ func parseDomain(source string, data []byte, known policy.Policies) (spec policy
 	b := policy.Builder{Policies: known}
 	feed(&b, d, nil, []string{wordMode, wordPolicy, wordRequireAttach, wordEngineFailure, wordGuards})
 	refuseExceptions(&b, d)
+	refuseViews(&b, d)
 	spec, err = b.Build()
 	if err == nil && !spec.Declared() {
 		// An empty file would look like something said.

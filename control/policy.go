@@ -117,6 +117,8 @@ type PolicyReport struct {
 	Guards          []PolicyGuard `json:"guards"`
 	// Exceptions are those of the policy that the domain names.
 	Exceptions []policy.Exception `json:"exceptions,omitempty"`
+	// Views are the views that it declares.
+	Views []policy.View `json:"views,omitempty"`
 
 	Warnings []string `json:"warnings"`
 }
@@ -258,7 +260,7 @@ func (r *PolicyReport) SetSpec(s policy.Spec) {
 	r.Policy = value(e.Preset, e.Origins.Preset)
 	r.RequireAttach = value(yesNo(e.RequireAttach), e.Origins.RequireAttach)
 	r.OnEngineFailure = value(e.OnEngineFailure.String(), e.Origins.OnEngineFailure)
-	r.Exceptions = e.Exceptions
+	r.Exceptions, r.Views = e.Exceptions, e.Views
 	r.Guards = make([]PolicyGuard, len(e.Guards))
 	for i, g := range e.Guards {
 		r.Guards[i] = PolicyGuard{Name: string(g.Name), Action: g.Action.String(), From: printable.Text(g.From).String()}

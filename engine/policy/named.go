@@ -27,6 +27,8 @@ type Named struct {
 	OnEngineFailureAt Origin        `json:"on_engine_failure_at,omitzero"`
 	// Exceptions hold for every domain that names the policy.
 	Exceptions []Exception `json:"exceptions,omitempty"`
+	// Views are those that they have; none for the one that shows nothing.
+	Views []View `json:"views,omitempty"`
 }
 
 // Policies are the policies an admin keeps. Implementations are safe for
@@ -81,6 +83,7 @@ func (n Named) Validate() error {
 		errs = append(errs, err)
 	}
 	errs = append(errs, checkGuards(n.Guards)...)
+	errs = append(errs, checkViews(n.Views, n.Guards)...)
 	return errors.Join(append(errs, checkExceptions(n.Exceptions)...)...)
 }
 
