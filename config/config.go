@@ -142,6 +142,7 @@ func Parse(source string, data []byte, known policy.Policies) (Config, error) {
 	b := policy.Builder{Policies: known}
 	feed(&b, d, []string{"default"}, []string{wordMode, wordPolicy, wordRequireAttach, wordEngineFailure, wordGuards})
 	refuseExceptions(&b, d)
+	refuseViews(&b, d)
 	for _, t := range d.tables {
 		if !slices.ContainsFunc(sections, func(s Section) bool { return s.Name == dotted(t.path) }) && t.path[0] != "default" {
 			b.Fail(policy.UnknownWord("table", dotted(t.path), tableNames(), t.at))

@@ -258,6 +258,7 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte("[default]\nmode='enforce'\nguards={kernel-text='block'}\n[metrics]\nlisten='127.0.0.1:1'"))
 	f.Add([]byte("allowed_modules=['none-after-boot','a*','b@01234567']\nforbidden_ebpf='lsm'\nallowed_ebpf=['user:1',\"x\"]"))
 	f.Add([]byte("[[a.b]]\n\"c\\u001b\"=[1,2.5,'x',{y=1979-05-27}]"))
+	f.Add([]byte("[[view]]\nname='a'\nguards=['idt','vdso']\nswitch='nobody'\ninitial=true\n[[view]]\nname='b'"))
 	f.Add([]byte("[[exception]]\nguard='cr'\nprocess='a b*'\ntarget=\"CR4\"\nvalue='0x1f'\ncomment='\"\\ é'\nexpires=2030-01-01\ncreated=2026-01-01T00:00:00+02:00\n[[exception]]\nguard='kernel-text'\nbytes='e9'"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		clean := func(err error) {

@@ -91,20 +91,20 @@ type document struct {
 	source   string
 	settings []setting
 	tables   []setting
-	// exceptions are the tables [[exception]], which may stand there more than
-	// once.
-	exceptions []exceptionTable
+	// exceptions and views are the tables [[exception]] and [[view]], which may stand
+	// there more than once.
+	exceptions, views []arrayTable
 
-	// inExceptions counts the settings in them.
-	inExceptions int
+	// inArrays counts the settings in them.
+	inArrays int
 
 	lines []int // offsets of line starts
 	p     unstable.Parser
 	errs  []error
 }
 
-// exceptionTable is one table [[exception]] with its settings.
-type exceptionTable struct {
+// arrayTable is one table [[exception]] or [[view]] with its settings.
+type arrayTable struct {
 	at       policy.Origin
 	settings []setting
 }
@@ -128,7 +128,7 @@ func parse(source string, data []byte) (*document, error) {
 		return nil, d.syntax(err)
 	}
 	var table []string
-	inException := false
+	var in *[]arrayTable // whose last one the settings belong to
 	d.p.Reset(data)
 	for d.p.NextExpression() {
 		e := d.p.Expression()
@@ -137,22 +137,23 @@ func parse(source string, data []byte) (*document, error) {
 			var at policy.Origin
 			table, at = d.path(nil, e)
 			d.tables = append(d.tables, setting{path: table, at: at})
-			inException = false
+			in = nil
 		case unstable.ArrayTable:
 			var at policy.Origin
 			table, at = d.path(nil, e)
-			if inException = slices.Equal(table, []string{wordException}); inException {
-				if len(d.exceptions) == policy.MaxExceptions {
-					d.fail(&policy.Error{Origin: at, What: "file", Reason: fmt.Sprintf("has more than %d exceptions", policy.MaxExceptions)})
-					d.exceptions = d.exceptions[:policy.MaxExceptions-1] // nobody reads them
+			most := 0
+			if in, most = d.array(table); in != nil {
+				if len(*in) == most {
+					d.fail(&policy.Error{Origin: at, What: "file", Reason: fmt.Sprintf("has more than %d tables [[%s]]", most, table[0])})
+					*in = (*in)[:most-1] // nobody reads them
 				}
-				d.exceptions = append(d.exceptions, exceptionTable{at: at})
+				*in = append(*in, arrayTable{at: at})
 				continue
 			}
 			d.fail(&policy.Error{Origin: at, What: "table", Value: dotted(table), Reason: "has double brackets, which nothing here takes", Hint: "write [" + dotted(table) + "]"})
 		case unstable.KeyValue:
-			if inException {
-				d.exceptionSetting(e)
+			if in != nil {
+				d.arraySetting(&(*in)[len(*in)-1], e)
 				continue
 			}
 			d.assignment(table, e)
@@ -224,10 +225,22 @@ func (d *document) assignment(table []string, n *unstable.Node) {
 	d.settings = append(d.settings, setting{path: path, at: at, value: d.value(v, at)})
 }
 
-// exceptionSetting is an assignment in the last [[exception]].
-func (d *document) exceptionSetting(n *unstable.Node) {
-	t := &d.exceptions[len(d.exceptions)-1]
-	if d.inExceptions++; d.inExceptions > maxSettings {
+// array returns the tables of that name that may stand there more than once, and how
+// many there may be; nil for another name. Of views one more is read than a policy may
+// have, which is an error that says why.
+func (d *document) array(table []string) (*[]arrayTable, int) {
+	switch {
+	case slices.Equal(table, []string{wordException}):
+		return &d.exceptions, policy.MaxExceptions
+	case slices.Equal(table, []string{wordView}):
+		return &d.views, policy.MaxViews + 1
+	}
+	return nil, 0
+}
+
+// arraySetting is an assignment in one of such tables.
+func (d *document) arraySetting(t *arrayTable, n *unstable.Node) {
+	if d.inArrays++; d.inArrays > maxSettings {
 		d.fail(&policy.Error{Origin: t.at, What: "file", Reason: fmt.Sprintf("has more than %d settings", maxSettings)})
 		return
 	}

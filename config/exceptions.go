@@ -36,6 +36,7 @@ func ParseExceptions(source string, data []byte) ([]policy.Exception, error) {
 	}
 	var b policy.Builder
 	feedExceptions(&b, d)
+	refuseViews(&b, d)
 	for _, t := range d.tables {
 		b.Fail(unknownException("table", t))
 	}

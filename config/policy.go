@@ -16,6 +16,7 @@ const (
 	wordGuards        = "guards"
 	wordEngineFailure = "on_engine_failure"
 	wordException     = "exception"
+	wordView          = "view"
 )
 
 // feed gives the builder what stands in a document below a table (nil for the
@@ -159,6 +160,7 @@ func ParsePolicy(name, source string, data []byte) (policy.Named, error) {
 	var b policy.Builder
 	feed(&b, d, nil, append([]string{wordRequireAttach, wordEngineFailure, wordGuards}, listWords()...))
 	feedExceptions(&b, d, "domain")
+	feedViews(&b, d)
 	return b.BuildNamed(name, policy.Origin{Source: source})
 }
 
@@ -177,6 +179,7 @@ func parseDomain(source string, data []byte, known policy.Policies) (spec policy
 	b := policy.Builder{Policies: known}
 	feed(&b, d, nil, []string{wordMode, wordPolicy, wordRequireAttach, wordEngineFailure, wordGuards})
 	refuseExceptions(&b, d)
+	refuseViews(&b, d)
 	spec, err = b.Build()
 	if err == nil && !spec.Declared() {
 		// An empty file would look like something said.

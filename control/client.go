@@ -107,6 +107,11 @@ func (c *Client) ClearBreakpoint(ctx context.Context, ref, symbol string) (d Dom
 	return d, c.call(ctx, c.ChangeTimeout, http.MethodDelete, domainPath(ref, "/breakpoints"), BreakpointRequest{symbol}, &d)
 }
 
+// SwitchView has the domain that ref names run in another view of its policy.
+func (c *Client) SwitchView(ctx context.Context, ref, view string) (d DomainStatus, err error) {
+	return d, c.call(ctx, c.ChangeTimeout, http.MethodPut, domainPath(ref, "/views"), ViewRequest{view}, &d)
+}
+
 // Doctor returns what hvid finds of its host.
 func (c *Client) Doctor(ctx context.Context) (r DoctorReport, err error) {
 	return r, c.call(ctx, c.ReadTimeout, http.MethodGet, "doctor", nil, &r)

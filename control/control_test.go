@@ -99,6 +99,10 @@ func (e *fakeEngine) Detach(_ context.Context, dom DomainRef) (DomainStatus, err
 	return e.find(dom), e.note("detach %d", dom.ID)
 }
 
+func (e *fakeEngine) SwitchView(_ context.Context, dom DomainRef, view string, by journal.Peer) (DomainStatus, error) {
+	return e.find(dom), e.note("switch %d %s by %d %d", dom.ID, view, by.UID, by.PID)
+}
+
 func (e *fakeEngine) SetBreakpoint(_ context.Context, dom DomainRef, symbol string, on bool) (DomainStatus, error) {
 	return e.find(dom), e.note("breakpoint %d %s %v", dom.ID, symbol, on)
 }
@@ -271,6 +275,13 @@ func TestClientAndServer(t *testing.T) {
 	}
 	if d, err := w.client.Resume(ctx, uuid8); err != nil || d.ID != 8 || !slices.Contains(w.engine.asks, "resume 8") {
 		t.Errorf("resume: %+v, %v", d, err)
+	}
+	peer := fmt.Sprintf("switch 8 maintenance by %d %d", os.Getuid(), os.Getpid())
+	if d, err := w.client.SwitchView(ctx, uuid8, "maintenance"); err != nil || d.ID != 8 || !slices.Contains(w.engine.asks, peer) {
+		t.Errorf("switch: %+v, %v, asked %q", d, err, w.engine.asks)
+	}
+	if _, err := w.client.SwitchView(ctx, uuid8, "No Name"); !errors.Is(err, &Problem{Code: CodeBadRequest}) {
+		t.Errorf("switch to no name: %v", err)
 	}
 	if !slices.Contains(w.engine.asks, "attach 7 {Mode:enforce Guards:[{Name:kernel-text Action:block}]}") || !slices.Contains(w.engine.asks, "detach 8") {
 		t.Errorf("the engine was asked %q", w.engine.asks)

@@ -7,6 +7,8 @@ import (
 	"net"
 	"slices"
 	"syscall"
+
+	"github.com/xen-hvi/hvi/engine/journal"
 )
 
 // peer is the process at the other end of a connection, as the kernel saw it
@@ -21,6 +23,13 @@ type peer struct {
 // LogValue lets a log line name the peer.
 func (p peer) LogValue() slog.Value {
 	return slog.GroupValue(slog.Int("pid", int(p.pid)), slog.Int("uid", int(p.uid)), slog.Int("gid", int(p.gid)))
+}
+
+// PeerOf returns who made the request that ctx is of, as the kernel saw it when it
+// connected; it is zero for a context of nobody's.
+func PeerOf(ctx context.Context) journal.Peer {
+	p, _ := ctx.Value(peerKey{}).(peer)
+	return journal.Peer{UID: p.uid, PID: p.pid}
 }
 
 // right is what a request needs.

@@ -119,6 +119,8 @@ type PolicyReport struct {
 	Exceptions []policy.Exception `json:"exceptions,omitempty"`
 	// Lists are those that it has set.
 	Lists []policy.ListSetting `json:"lists,omitempty"`
+	// Views are the views that it declares.
+	Views []policy.View `json:"views,omitempty"`
 
 	Warnings []string `json:"warnings"`
 }
@@ -260,7 +262,7 @@ func (r *PolicyReport) SetSpec(s policy.Spec) {
 	r.Policy = value(e.Preset, e.Origins.Preset)
 	r.RequireAttach = value(yesNo(e.RequireAttach), e.Origins.RequireAttach)
 	r.OnEngineFailure = value(e.OnEngineFailure.String(), e.Origins.OnEngineFailure)
-	r.Exceptions, r.Lists = e.Exceptions, e.Lists
+	r.Exceptions, r.Lists, r.Views = e.Exceptions, e.Lists, e.Views
 	r.Guards = make([]PolicyGuard, len(e.Guards))
 	for i, g := range e.Guards {
 		r.Guards[i] = PolicyGuard{Name: string(g.Name), Action: g.Action.String(), From: printable.Text(g.From).String()}

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/xen-hvi/hvi/engine/journal"
+	"github.com/xen-hvi/hvi/engine/policy"
 	"github.com/xen-hvi/hvi/engine/printable"
 	"github.com/xen-hvi/hvi/unixsocket"
 )
@@ -307,6 +308,7 @@ var domainRoutes = withQuestions(map[string]pathRoutes{
 		{method: http.MethodPut, need: mayChange, serve: (*Server).setBreakpoint},
 		{method: http.MethodDelete, need: mayChange, serve: (*Server).clearBreakpoint},
 	},
+	"views":   {{method: http.MethodPut, need: mayChange, serve: (*Server).switchView}},
 	"profile": {{method: http.MethodGet, need: mayLook, serve: (*Server).profile}},
 	"gate":    {{method: http.MethodPost, need: mayChange, serve: (*Server).gate}},
 	"policy": {
@@ -525,6 +527,20 @@ func (s *Server) changeBreakpoint(w http.ResponseWriter, r *http.Request, ref st
 	}
 	return s.onDomain(w, r, ref, s.opt.ChangeTimeout, func(ctx context.Context, dom DomainRef) (DomainStatus, error) {
 		return s.opt.Engine.SetBreakpoint(ctx, dom, req.Symbol, on)
+	})
+}
+
+func (s *Server) switchView(w http.ResponseWriter, r *http.Request, ref string) error {
+	var req ViewRequest
+	if err := readBody(w, r, &req); err != nil {
+		return err
+	}
+	if err := policy.CheckViewName(req.View); err != nil {
+		return &Problem{Code: CodeBadRequest, What: err.Error(), Where: "view", Fix: "give the name of a view; hvictl views shows them"}
+	}
+	by := PeerOf(r.Context())
+	return s.onDomain(w, r, ref, s.opt.ChangeTimeout, func(ctx context.Context, dom DomainRef) (DomainStatus, error) {
+		return s.opt.Engine.SwitchView(ctx, dom, req.View, by)
 	})
 }
 

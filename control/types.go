@@ -42,6 +42,9 @@ type Engine interface {
 	// SetBreakpoint puts a hidden breakpoint at a symbol, or symbol+offset, of the
 	// domain's kernel, or takes it away where on is false.
 	SetBreakpoint(ctx context.Context, dom DomainRef, symbol string, on bool) (DomainStatus, error)
+	// SwitchView has the domain run in another view that its policy declares, on
+	// request of by.
+	SwitchView(ctx context.Context, dom DomainRef, view string, by journal.Peer) (DomainStatus, error)
 	// Doctor examines the host and the domains.
 	Doctor(ctx context.Context) (DoctorReport, error)
 
@@ -219,11 +222,22 @@ type BreakpointRequest struct {
 // KSYM_NAME_LEN, 512 bytes, and a hexadecimal number.
 const MaxSymbol = 512 + 16
 
+// ViewRequest asks for a domain to run in another view.
+type ViewRequest struct {
+	View string `json:"view"`
+}
+
 // View is one translation of a domain's physical memory.
 type View struct {
 	// ID is Xen's number of it. 0 is the host's, which a domain without altp2m
 	// has as well.
 	ID uint16 `json:"id"`
+	// Name is what the policy calls it, empty for one that it does not declare.
+	Name string `json:"name,omitempty"`
+	// Guards are those of memory that hold in one that it declares, and Switch is who
+	// may have the domain switched to it: "admin", "nobody".
+	Guards []string `json:"guards,omitempty"`
+	Switch string   `json:"switch,omitempty"`
 	// Current says that the vCPUs run in it, but for one that makes a single
 	// step in another.
 	Current bool `json:"current"`
@@ -281,6 +295,7 @@ const (
 	GuardUnavailable GuardState = "unavailable"
 	GuardDegraded    GuardState = "degraded"
 	GuardScanning    GuardState = "scanning"
+	GuardInactive    GuardState = "inactive"
 )
 
 // GuardStatus is one guard of one domain.

@@ -62,22 +62,28 @@ func (s *Session) arm() error {
 			break
 		}
 	}
-	view := s.openView()
-	if view != noView {
-		if err := s.enforceIn(view, set); err != nil {
-			s.closeView(err)
-			view = noView
+	views := s.openViews(set)
+	restrict := map[policy.GuardName]guard.Restriction{} // in the host's view
+	if views == nil {
+		s.viewName = "" // what the initial view declares holds
+		host := newView(noView, s.currentView())
+		host.Current = true
+		views = viewsStatus{host}
+		set.UseViews(views.holding())
+		for _, r := range set.Restrictions(host.holds) {
+			restrict[r.Guard] = r
 		}
 	}
-	views := newViewStatus(view)
 	for _, a := range set.Armed() {
-		if err := s.enforce(a, view); err != nil {
+		r := restrict[a.Guard.Name]
+		if err := s.enforce(a, r); err != nil {
 			s.setGuard(a.Guard.Name, GuardDegraded, err.Error())
 			continue
 		}
+		views.current().restrict(r)
 		s.setGuard(a.Guard.Name, GuardArmed, "")
-		views.restrict(a)
 	}
+	s.showHolding(views)
 	s.startScans()
 	s.startLooks()
 	s.update(func(st *Status) { st.Views = views })
@@ -90,32 +96,12 @@ func (s *Session) arm() error {
 	return nil
 }
 
-// enforceIn restricts what all guards watch in a view and puts the domain into
-// it. An error leaves the view in parts, to be closed.
-func (s *Session) enforceIn(view uint16, set *guard.Set) error {
-	for _, a := range set.Armed() {
-		for _, f := range a.Frames {
-			if err := s.ledger.RestrictView(view, a.Watch.Access, f.First, f.N); err != nil {
-				return err
-			}
-		}
-	}
-	set.UseView(view)
-	if err := s.ledger.SwitchView(view); err != nil {
-		set.UseView(noView)
-		return err
-	}
-	return nil
-}
-
-// enforce asks Xen for what a guard watches, but for pages that are restricted
-// in a view already.
-func (s *Session) enforce(a *guard.Armed, view uint16) error {
-	if view == noView {
-		for _, f := range a.Frames {
-			if err := s.ledger.Restrict(a.Watch.Access, f.First, f.N); err != nil {
-				return err
-			}
+// enforce asks Xen for what a guard watches: pages that are to be restricted in the
+// host's view, and registers.
+func (s *Session) enforce(a *guard.Armed, r guard.Restriction) error {
+	for _, f := range r.Frames {
+		if err := s.ledger.Restrict(r.Access, f.First, f.N); err != nil {
+			return err
 		}
 	}
 	for _, msr := range a.Watch.MSRs {

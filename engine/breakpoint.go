@@ -221,7 +221,7 @@ func (s *Session) openBreakpoints() error {
 		return nil
 	}
 	running := s.views.current()
-	if err := s.growPool(translations + 1); err != nil {
+	if err := s.growPool(translations + uint64(len(s.declaredViews())) + 1); err != nil {
 		return err
 	}
 	if h.stepping == noView {
@@ -230,10 +230,8 @@ func (s *Session) openBreakpoints() error {
 			return err
 		}
 	}
-	for _, r := range running.Restricted {
-		if err := s.ledger.RestrictView(h.stepping, r.Access, r.First, r.Count); err != nil {
-			return err
-		}
+	if err := s.restrictStepping(nil, running.Restricted); err != nil {
+		return err
 	}
 	h.running = running.ID
 	for _, sh := range h.shadows {
@@ -252,6 +250,64 @@ func (s *Session) openBreakpoints() error {
 	s.set.UseBreakpoints(h.live)
 	s.showBreakpoints()
 	return nil
+}
+
+// restrictStepping has the stepping view restrict what another view does than before.
+func (s *Session) restrictStepping(before, now []RestrictedFrames) error {
+	for _, r := range before {
+		if err := s.ledger.RestrictView(s.hidden.stepping, xen.AccessRWX, r.First, r.Count); err != nil {
+			return err
+		}
+	}
+	for _, r := range now {
+		if err := s.ledger.RestrictView(s.hidden.stepping, r.Access, r.First, r.Count); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// liftBreakpoints takes all shadow pages out of the view that the domain, which is
+// paused, runs in. The breakpoints are to be placed again, there or elsewhere.
+func (s *Session) liftBreakpoints() error {
+	var errs []error
+	for _, sh := range s.hidden.shadows {
+		if sh.page != nil {
+			errs = append(errs, s.unshadowPage(sh))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// moveBreakpoints puts all breakpoints, which were lifted, into the view that the
+// domain has been switched to. Those that can't be had there are lost: guards come
+// first.
+func (s *Session) moveBreakpoints(from ViewStatus) {
+	h := &s.hidden
+	if h.live == nil {
+		return
+	}
+	to := s.views.current()
+	h.running = to.ID
+	h.live = h.live.MovedTo(to.ID)
+	s.set.UseBreakpoints(h.live)
+	err := s.restrictStepping(from.Restricted, to.Restricted)
+	for _, sh := range h.shadows {
+		if err == nil && !sh.lost {
+			err = s.concealInViews(sh.frame)
+		}
+	}
+	if err != nil {
+		s.log.Error("breakpoints are lost: there is no view for steps over them", "count", len(h.points), "err", err)
+		h.points = nil
+		s.set.UseBreakpoints(nil)
+		h.live = nil // the next one readies the view anew
+		err = s.ledger.Unmonitor(ledger.MonitorOp{Event: abi.MonitorEventSoftwareBreakpoint})
+		if err != nil {
+			s.log.Error("breakpoints are still reported", "err", err)
+		}
+	}
+	s.placeAgain()
 }
 
 // shadowOf returns the shadow of a frame, or nil.

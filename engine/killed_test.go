@@ -16,6 +16,7 @@ import (
 
 	"github.com/xen-hvi/hvi/engine"
 	"github.com/xen-hvi/hvi/engine/guest/linux/linuxtest"
+	"github.com/xen-hvi/hvi/engine/journal"
 	"github.com/xen-hvi/hvi/engine/ledger"
 	"github.com/xen-hvi/hvi/engine/policy"
 	"github.com/xen-hvi/hvi/engine/x86"
@@ -54,6 +55,24 @@ func breaking(l *living) {
 	l.engine.Appeared(l.info, "web")
 	if err := l.engine.SetBreakpoint(l.t.Context(), 7, where, true); err != nil {
 		l.t.Error(err)
+	}
+	if err := l.engine.Detach(l.t.Context(), 7); err != nil {
+		l.t.Error(err)
+	}
+}
+
+// switching does it with a policy of two views and a breakpoint, from one view into
+// the other and back.
+func switching(l *living) {
+	l.engine.Gate(l.info, true)
+	l.engine.Appeared(l.info, "web")
+	if err := l.engine.SetBreakpoint(l.t.Context(), 7, where, true); err != nil {
+		l.t.Error(err)
+	}
+	for _, view := range []string{"maintenance", "strict"} {
+		if err := l.engine.SwitchView(l.t.Context(), 7, view, journal.Peer{}); err != nil {
+			l.t.Error(err)
+		}
 	}
 	if err := l.engine.Detach(l.t.Context(), 7); err != nil {
 		l.t.Error(err)
@@ -257,23 +276,28 @@ var lives = []struct {
 	cfg    xentest.Config
 	spec   xentest.Spec
 	pauses int // of the toolstack, all the time
+	views  []policy.View
 }{
-	{"access", running, xentest.Config{}, xentest.Spec{VCPUs: 2}, 0},
-	{"views", running, xentest.Config{AltP2M: true}, xentest.Spec{VCPUs: 2, AltP2M: xen.AltP2MExternal, PagingPool: 1 << 20}, 0},
-	{"breakpoints", breaking, xentest.Config{AltP2M: true}, xentest.Spec{VCPUs: 2, AltP2M: xen.AltP2MExternal, PagingPool: 1 << 20}, 0},
-	{"registers", running, xentest.Config{AMD: true}, xentest.Spec{VCPUs: 2}, 0},
-	{"old Xen", running, xentest.Config{Release: xen.Release{Major: 4, Minor: 11}, AltP2M: true}, xentest.Spec{VCPUs: 2, PagingPool: 1 << 20}, 0},
-	{"a new guest", booting, xentest.Config{AltP2M: true}, xentest.Spec{Pauses: 1, VCPUs: 2, AltP2M: xen.AltP2MExternal, PagingPool: 1 << 20}, 1},
-	{"a new guest on AMD", booting, xentest.Config{AMD: true}, xentest.Spec{Pauses: 1, VCPUs: 1}, 1},
+	{"access", running, xentest.Config{}, xentest.Spec{VCPUs: 2}, 0, nil},
+	{"views", running, xentest.Config{AltP2M: true}, xentest.Spec{VCPUs: 2, AltP2M: xen.AltP2MExternal, PagingPool: 1 << 20}, 0, nil},
+	{"breakpoints", breaking, xentest.Config{AltP2M: true}, xentest.Spec{VCPUs: 2, AltP2M: xen.AltP2MExternal, PagingPool: 1 << 20}, 0, nil},
+	{"two views", switching, xentest.Config{AltP2M: true}, xentest.Spec{VCPUs: 2, AltP2M: xen.AltP2MExternal, PagingPool: 1 << 20}, 0, twoViews},
+	{"registers", running, xentest.Config{AMD: true}, xentest.Spec{VCPUs: 2}, 0, nil},
+	{"old Xen", running, xentest.Config{Release: xen.Release{Major: 4, Minor: 11}, AltP2M: true}, xentest.Spec{VCPUs: 2, PagingPool: 1 << 20}, 0, nil},
+	{"a new guest", booting, xentest.Config{AltP2M: true}, xentest.Spec{Pauses: 1, VCPUs: 2, AltP2M: xen.AltP2MExternal, PagingPool: 1 << 20}, 1, nil},
+	{"a new guest on AMD", booting, xentest.Config{AMD: true}, xentest.Spec{Pauses: 1, VCPUs: 1}, 1, nil},
 }
 
-func newKilledWorld(t *testing.T, cfg xentest.Config, spec xentest.Spec) *world {
-	return newKilledWorldOf(t, linuxtest.Config{}, cfg, spec)
+func newKilledWorld(t *testing.T, cfg xentest.Config, spec xentest.Spec, views ...policy.View) *world {
+	return newKilledWorldOf(t, linuxtest.Config{}, cfg, spec, views...)
 }
 
 // newKilledWorldOf is newKilledWorld with another guest.
-func newKilledWorldOf(t *testing.T, guest linuxtest.Config, cfg xentest.Config, spec xentest.Spec) *world {
+func newKilledWorldOf(t *testing.T, guest linuxtest.Config, cfg xentest.Config, spec xentest.Spec, views ...policy.View) *world {
 	w := newWorldOf(t, guest, cfg, spec)
+	if len(views) > 0 {
+		w.decl = declareViews(t, views...)
+	}
 	w.dir, w.open = memoryDir(t), map[int]bool{}
 	go func() { // nobody reads what is recorded
 		for {
@@ -331,7 +355,7 @@ func TestKilledAnywhere(t *testing.T) {
 	}
 	for _, c := range tried {
 		t.Run(c.name, func(t *testing.T) {
-			w := newKilledWorld(t, c.cfg, c.spec)
+			w := newKilledWorld(t, c.cfg, c.spec, c.views...)
 			kills, again := 0, 0
 			for _, how := range deaths {
 				for call := 1; w.live(c.life, xentest.Death{Call: call, After: how.after}); call++ {
@@ -397,7 +421,7 @@ func TestKilledAtRandom(t *testing.T) {
 		i := random.IntN(len(lives))
 		c := lives[i]
 		if worlds[i] == nil {
-			worlds[i] = newKilledWorld(t, c.cfg, c.spec)
+			worlds[i] = newKilledWorld(t, c.cfg, c.spec, c.views...)
 		}
 		w := worlds[i]
 		how := deaths[random.IntN(len(deaths))]

@@ -38,7 +38,7 @@ type moving struct {
 func (s *Session) startMoving() {
 	s.stopMoving()
 	a := s.set.Moving()
-	if a == nil {
+	if a == nil || !s.status.Load().holdsAnywhere(a.Guard.Name) {
 		return
 	}
 	s.moving.timer = time.NewTicker(a.Guard.Moving.Every)
@@ -97,12 +97,12 @@ func (s *Session) followMoving() {
 	var errs []error
 	for gfn := range now {
 		if _, had := m.frames[gfn]; !had {
-			errs = append(errs, s.restrictMoving(gfn, a.Guard.Moving.Access))
+			errs = append(errs, s.restrictMoving(name, gfn, a.Guard.Moving.Access))
 		}
 	}
 	for gfn := range m.frames {
 		if _, has := now[gfn]; !has {
-			errs = append(errs, s.freeMoving(gfn))
+			errs = append(errs, s.freeMoving(name, gfn))
 		}
 	}
 	s.set.UseMoving(now)
@@ -147,7 +147,7 @@ func (s *Session) letGoOf(g guard.GoneFrame) {
 		held = append(held, g.VCPU)
 		if _, ours := now[g.GFN]; ours {
 			delete(now, g.GFN)
-			if err := s.freeMoving(g.GFN); err != nil && !s.gone() {
+			if err := s.freeMoving(a.Guard.Name, g.GFN); err != nil && !s.gone() {
 				s.log.Warn("a page that is a module's no more could not be let go of", "gfn", g.GFN, "err", err)
 			}
 		}
@@ -188,26 +188,26 @@ func (s *Session) findMoving(g guard.Guard) ([]linux.MappedFrame, error) {
 	return found, errors.Join(err, mem.Close())
 }
 
-// restrictMoving restricts a frame, in each view of ours or in the host's. One that
+// restrictMoving restricts a frame, in each view in which the guard holds. One that
 // the guest has taken out of its memory permits nothing anyway.
-func (s *Session) restrictMoving(gfn x86.GFN, access xen.Access) error {
+func (s *Session) restrictMoving(name policy.GuardName, gfn x86.GFN, access xen.Access) error {
 	if s.views == nil {
 		return s.ledger.Restrict(access, gfn, 1)
 	}
-	return s.permitInViews(gfn, access)
+	return s.permitInViews(name, gfn, access)
 }
 
 // freeMoving ends that.
-func (s *Session) freeMoving(gfn x86.GFN) error {
+func (s *Session) freeMoving(name policy.GuardName, gfn x86.GFN) error {
 	if s.views == nil {
 		return s.ledger.Unrestrict(gfn, 1)
 	}
-	return s.permitInViews(gfn, xen.AccessRWX)
+	return s.permitInViews(name, gfn, xen.AccessRWX)
 }
 
-func (s *Session) permitInViews(gfn x86.GFN, access xen.Access) error {
+func (s *Session) permitInViews(name policy.GuardName, gfn x86.GFN, access xen.Access) error {
 	for _, v := range s.views {
-		if v.ID == noView {
+		if !v.holds(name) {
 			continue
 		}
 		if err := s.ledger.RestrictView(v.ID, access, gfn, 1); err != nil && !errors.Is(err, syscall.ESRCH) {
@@ -235,7 +235,7 @@ func (v viewsStatus) withMoving(name policy.GuardName, access xen.Access, frames
 	}
 	out := slices.Clone(v)
 	for i := range out {
-		if out[i].ID == noView && !out[i].Current {
+		if !out[i].holds(name) {
 			continue
 		}
 		others := slices.DeleteFunc(slices.Clone(out[i].Restricted), func(r RestrictedFrames) bool { return r.Guard == name })

@@ -75,6 +75,10 @@ func (s *Session) startScans() {
 		if now.State != GuardUnavailable {
 			continue
 		}
+		if v := s.currentView(); v != nil && !v.Holds(g.Name) {
+			s.setGuard(g.Name, GuardUnavailable, now.Reason+"; and "+notInView(v.Name, s.policy.Views, g.Name))
+			continue
+		}
 		scanner, err := g.Scan(&guard.Target{Kernel: s.kernel, Boot: s.arming, Actions: s.actions()})
 		if err != nil {
 			s.log.Warn("no scan instead of a guard", "guard", string(g.Name), "err", err)

@@ -79,7 +79,9 @@ type Session struct {
 	fates []*guard.Fate
 	held  *moment // the vCPU that is held now
 	// views, and viewCheck, are set while the domain runs in a view of ours.
-	views     viewsStatus
+	views viewsStatus
+	// viewName is the declared view that the domain was switched to, empty for none.
+	viewName  string
 	viewCheck *time.Ticker
 	viewLazy  lazy
 	hidden    hidden // breakpoints

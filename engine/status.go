@@ -57,6 +57,8 @@ const (
 	GuardOff         GuardState = "off"         // the policy turned it off
 	GuardUnavailable GuardState = "unavailable" // the tier cannot carry it
 	GuardDegraded    GuardState = "degraded"    // it could not be armed, sees nothing, or is too slow
+	// GuardInactive: it does not hold in the view that the domain runs in.
+	GuardInactive GuardState = "inactive"
 	// GuardScanning: the tier cannot carry it, and what it protects is compared
 	// with what it was instead.
 	GuardScanning GuardState = "scanning"
@@ -67,7 +69,7 @@ type GuardStatus struct {
 	Name   policy.GuardName
 	Action policy.Action
 	State  GuardState
-	Reason string // why it is unavailable, degraded or scanning
+	Reason string // why it is unavailable, degraded, inactive or scanning
 	// Passed, Violations and Blocked count what the guard saw, Found the
 	// violations that it found afterwards, Allowed what an exception permits.
 	Passed, Violations, Blocked, Found, Allowed uint64

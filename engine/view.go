@@ -12,15 +12,22 @@ import (
 	"github.com/xen-hvi/hvi/engine/xen"
 )
 
-// The guards' pages are restricted in a view of their own where the domain can
-// have views: all vCPUs run in it, and what a guard lets through is stepped
-// over in the host's view, which restricts nothing.
+// The guards' pages are restricted in views of their own where the domain can
+// have views: all vCPUs run in one of them, and what a guard lets through is stepped
+// over in the host's view, which restricts nothing. There is one for each that the
+// policy declares, or one in which all guards hold.
 
 // ViewStatus is one translation of a domain's memory.
 type ViewStatus struct {
 	// ID is Xen's number of it; 0 is the host's, which a domain without altp2m
 	// has as well.
 	ID uint16
+	// Name is what the policy calls it, empty for one that it doesn't declare.
+	Name string
+	// Guards are those of memory that hold in it, as the policy declares; nil for all.
+	Guards []policy.GuardName
+	// Switch is who may have the domain switched to it, of one that is declared.
+	Switch policy.ViewSwitch
 	// Current says that the vCPUs run in it, but for one that makes a step in
 	// another.
 	Current bool
@@ -52,12 +59,23 @@ type RestrictedFrames struct {
 // viewsStatus are a domain's views. They are replaced as a whole when they change.
 type viewsStatus []ViewStatus
 
-// newViewStatus tells of the host's view, and of one of ours if there is one.
-func newViewStatus(view uint16) viewsStatus {
-	if view == noView {
-		return viewsStatus{{ID: noView, Current: true}}
+// newView is a view as a policy declares it, or the one of a policy that declares
+// none, where decl is nil.
+func newView(id uint16, decl *policy.View) ViewStatus {
+	v := ViewStatus{ID: id}
+	if decl != nil {
+		v.Name, v.Switch = decl.Name, decl.Switch
+		v.Guards = append([]policy.GuardName{}, decl.Guards...)
 	}
-	return viewsStatus{{ID: noView}, {ID: view, Current: true}}
+	return v
+}
+
+// holds reports whether a guard holds in the view.
+func (v *ViewStatus) holds(name policy.GuardName) bool {
+	if v.ID == noView && !v.Current {
+		return false
+	}
+	return v.Guards == nil || policy.View{Guards: v.Guards}.Holds(name)
 }
 
 func (v viewsStatus) current() *ViewStatus {
@@ -75,7 +93,7 @@ func (v viewsStatus) withStepping(id uint16, shadows []ShadowPage) viewsStatus {
 	out := slices.DeleteFunc(slices.Clone(v), func(s ViewStatus) bool { return s.Steps })
 	current := out.current()
 	current.Shadows = shadows
-	return append(out, ViewStatus{ID: id, Steps: true, Restricted: current.Restricted})
+	return append(out, ViewStatus{ID: id, Steps: true, Guards: current.Guards, Restricted: current.Restricted})
 }
 
 // access returns what a view permits of a frame that it restricts.
@@ -90,27 +108,49 @@ func (v viewsStatus) access(id uint16, gfn x86.GFN) (xen.Access, bool) {
 	return xen.AccessRWX, false
 }
 
-// restrict notes what a guard watches in the current view.
-func (v viewsStatus) restrict(a *guard.Armed) {
-	current := v.current()
-	for _, f := range a.Frames {
-		current.Restricted = append(current.Restricted, RestrictedFrames{First: f.First, Count: f.N, Access: a.Watch.Access, Guard: a.Guard.Name})
+// restrict notes what is restricted for a guard.
+func (v *ViewStatus) restrict(r guard.Restriction) {
+	for _, f := range r.Frames {
+		v.Restricted = append(v.Restricted, RestrictedFrames{First: f.First, Count: f.N, Access: r.Access, Guard: r.Guard})
 	}
 }
 
 // noView is the number of the host's view, which is no view of ours.
 const noView = 0
 
-// openView makes the view in which pages will be restricted, with the domain
-// paused. Where that fails it leaves nothing behind, and the status says why
-// the tier is the one below.
-func (s *Session) openView() (view uint16) {
-	if s.Status().Tier != TierViews {
-		return noView
+// currentView returns the declared view that the domain is to run in: the one that it
+// was switched to, or else the initial one; nil where none is declared.
+func (s *Session) currentView() *policy.View {
+	if v, err := s.policy.LookupView(s.viewName); err == nil {
+		return v
 	}
+	return s.policy.InitialView()
+}
+
+// declaredViews returns the views to be made; nil stands for one that is not declared.
+func (s *Session) declaredViews() []*policy.View {
+	if len(s.policy.Views) == 0 {
+		return []*policy.View{nil}
+	}
+	var out []*policy.View
+	for i := range s.policy.Views {
+		out = append(out, &s.policy.Views[i])
+	}
+	return out
+}
+
+// openViews makes the views, restricts in each what the guards watch that hold in it,
+// and puts the domain, which is paused, into the one that it is to run in. Where that
+// fails it leaves nothing behind, and the status says why the tier is the one below.
+// There are none of ours then, and it returns nil.
+func (s *Session) openViews(set *guard.Set) viewsStatus {
+	if s.Status().Tier != TierViews {
+		return nil
+	}
+	decls := s.declaredViews()
 	err := s.allowViews()
 	if err == nil {
-		err = s.growPool(translations)
+		err = s.growPool(translations + uint64(len(decls)))
 	}
 	if err == nil {
 		err = s.ledger.EnableSteps(s.info.VCPUs)
@@ -118,17 +158,73 @@ func (s *Session) openView() (view uint16) {
 	if err == nil {
 		err = s.ledger.EnableViews()
 	}
-	if err == nil {
-		view, err = s.ledger.CreateView()
+	views := viewsStatus{{ID: noView}}
+	for _, decl := range decls {
+		var v ViewStatus
+		if err == nil {
+			v, err = s.openView(set, decl)
+		}
+		v.Current = decl == s.currentView()
+		views = append(views, v)
 	}
-	if err == nil && view == noView {
-		err = errors.New("Xen made a view and called it 0, which is the host's")
+	if err == nil {
+		err = s.enter(set, views)
 	}
 	if err != nil {
 		s.closeView(err)
-		return noView
+		return nil
 	}
-	return view
+	return views
+}
+
+// openView makes one view.
+func (s *Session) openView(set *guard.Set, decl *policy.View) (v ViewStatus, err error) {
+	id, err := s.ledger.CreateView()
+	switch {
+	case err != nil:
+		return v, err
+	case id == noView:
+		return v, errors.New("Xen made a view and called it 0, which is the host's")
+	}
+	v = newView(id, decl)
+	for _, r := range set.Restrictions(v.holds) {
+		for _, f := range r.Frames {
+			if err := s.ledger.RestrictView(id, r.Access, f.First, f.N); err != nil {
+				return v, err
+			}
+		}
+		v.restrict(r)
+	}
+	return v, nil
+}
+
+// enter puts the domain into the current one of views that were made.
+func (s *Session) enter(set *guard.Set, views viewsStatus) error {
+	set.UseViews(views.holding())
+	view := views.current().ID
+	set.UseView(view)
+	err := s.ledger.SwitchView(view)
+	if err != nil {
+		set.UseView(noView)
+	}
+	return err
+}
+
+// holdsAnywhere reports whether a guard holds in any of the views.
+func (st *Status) holdsAnywhere(name policy.GuardName) bool {
+	return slices.ContainsFunc(st.Views, func(v ViewStatus) bool { return v.holds(name) })
+}
+
+// holding returns what tells, for each view, whether a guard holds in it, but for
+// views that the domain doesn't run in.
+func (v viewsStatus) holding() map[uint16]func(policy.GuardName) bool {
+	out := make(map[uint16]func(policy.GuardName) bool)
+	for i := range v {
+		if s := &v[i]; !s.Steps && (s.ID != noView || s.Current) {
+			out[s.ID] = s.holds
+		}
+	}
+	return out
 }
 
 // closeView gives up the view, with the domain paused, because of an error.
@@ -155,10 +251,10 @@ func (s *Session) allowViews() error {
 // level table of memory: the processors' own, and those of special pages.
 const poolSlack = 64
 
-// translations is how many tables of all memory there are once a guest has been
-// all over it in both views: the host's p2m, the view 0 that repeats it while
-// views are on, and ours.
-const translations = 3
+// translations is how many tables of all memory there are once a guest has been all
+// over it, besides those of each view of ours: the host's p2m, and the view 0 that
+// repeats it while views are on.
+const translations = 2
 
 // growPool makes sure that the paging pool holds the tables of so many
 // translations. Xen crashes a domain that runs in a view for which there is no

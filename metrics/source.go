@@ -55,7 +55,7 @@ type Guard struct {
 	Name string
 	// Action is what the policy sets, in its words: "block".
 	Action string
-	// State is "pending", "armed", "off", "unavailable", "degraded" or "scanning".
+	// State is "pending", "armed", "off", "unavailable", "degraded", "inactive" or "scanning".
 	State string
 	// Violations counts since the domain's AttachedAt, Blocked those of them
 	// that were prevented, Found those that were found afterwards, Passed what the

@@ -251,6 +251,23 @@ func (a *api) SetBreakpoint(ctx context.Context, dom control.DomainRef, symbol s
 	return a.Domain(ctx, dom)
 }
 
+// SwitchView has a domain run in another view that its policy declares.
+func (a *api) SwitchView(ctx context.Context, dom control.DomainRef, view string, by journal.Peer) (control.DomainStatus, error) {
+	err := a.engine.SwitchView(ctx, xen.DomID(dom.ID), view, by)
+	var refused *engine.ViewError
+	switch {
+	case errors.As(err, &refused):
+		return control.DomainStatus{}, &control.Problem{Code: control.CodeNotPossible, What: refused.Error(), Where: where(dom), Fix: refused.Fix, Err: err}
+	case errors.Is(err, engine.ErrNotAttached):
+		return control.DomainStatus{}, &control.Problem{Code: control.CodeConflict, What: "not attached", Where: where(dom), Err: err}
+	case errors.Is(err, engine.ErrBusy):
+		return control.DomainStatus{}, busy(err, where(dom))
+	case err != nil:
+		return control.DomainStatus{}, err
+	}
+	return a.Domain(ctx, dom)
+}
+
 func (a *api) Doctor(ctx context.Context) (control.DoctorReport, error) {
 	r := control.DoctorReport{Checks: a.doctor(ctx)}
 	if a.exceptions != nil {
@@ -308,7 +325,13 @@ func (a *api) status(st engine.Status) control.DomainStatus {
 func views(vs []engine.ViewStatus) []control.View {
 	var out []control.View
 	for _, v := range vs {
-		w := control.View{ID: v.ID, Current: v.Current, Steps: v.Steps, Restricted: []control.RestrictedFrames{}}
+		w := control.View{ID: v.ID, Name: v.Name, Current: v.Current, Steps: v.Steps, Restricted: []control.RestrictedFrames{}}
+		if v.Name != "" {
+			w.Switch = v.Switch.String()
+			for _, g := range v.Guards {
+				w.Guards = append(w.Guards, string(g))
+			}
+		}
 		for _, p := range v.Shadows {
 			w.Shadows = append(w.Shadows, control.ShadowPage{Frame: p.GFN, Shadow: p.Shadow, Breakpoints: p.Breakpoints})
 		}

@@ -16,6 +16,9 @@ func TestAbilities(t *testing.T) {
 		if finds := g.Watch == nil && g.Moving == nil; finds != p.Finds || finds && g.Needs != 0 {
 			t.Errorf("%s: Finds is %t, it needs %b", g.Name, p.Finds, g.Needs)
 		}
+		if memory := g.Needs&guard.NeedMemAccess != 0; memory != p.Memory {
+			t.Errorf("%s: Memory is %t, it needs %b", g.Name, p.Memory, g.Needs)
+		}
 		switch {
 		case p.Finds:
 			want = policy.AbilityFinds

@@ -12,6 +12,7 @@ import (
 	"github.com/xen-hvi/hvi/engine/view"
 	"github.com/xen-hvi/hvi/engine/vmevent"
 	"github.com/xen-hvi/hvi/engine/x86"
+	"github.com/xen-hvi/hvi/engine/xen"
 )
 
 // queueLen bounds the violations that wait to be recorded. What does not fit
@@ -23,9 +24,8 @@ type Armed struct {
 	Guard  Guard
 	Action policy.Action
 	Watch  Watch
-	// Frames are to be restricted to Watch.Access: those watched, but for what a
-	// guard before this one has restricted already.
-	Frames []linux.FrameRange
+	// watched are the frames that the guard has restricted to Watch.Access.
+	watched []linux.FrameRange
 
 	judge func(*vmevent.Event) bool
 	// judgeAt judges an access to a frame of a guard whose frames move.
@@ -70,6 +70,9 @@ type Set struct {
 
 	// view is the one whose pages are restricted, 0 where the host's are.
 	view atomic.Uint32
+	// holds are, for each view in which not all guards hold, those that do, as bits by
+	// their place in armed; nil where all hold.
+	holds atomic.Pointer[map[uint16]uint64]
 	// breakpoints are the hidden ones in that view, nil where there are none.
 	breakpoints atomic.Pointer[view.Breakpoints]
 
@@ -165,7 +168,7 @@ func (s *Set) add(g Guard, action policy.Action) error {
 	a := &Armed{Guard: g, Action: action, Watch: w, judge: judge}
 	for _, f := range w.Frames {
 		for i := range x86.GFN(f.N) {
-			s.watch(a, f.First+i)
+			a.watch(f.First + i)
 			s.frames[f.First+i] |= uint16(index)
 		}
 	}
@@ -197,43 +200,112 @@ func (s *Set) addRange(a *Armed, index uint8, r linux.PhysRange) {
 	for at := r.Start; at < end; {
 		gfn := at.GFN()
 		next := min(end, (gfn + 1).Addr())
-		s.watch(a, gfn)
+		a.watch(gfn)
 		s.frames[gfn] |= hasParts
 		s.parts[gfn] = append(s.parts[gfn], part{uint16(at.Offset()), uint16(at.Offset()) + uint16(next-at), index})
 		at = next
 	}
 }
 
-// watch has a guard restrict a frame, unless one before it does.
-func (s *Set) watch(a *Armed, gfn x86.GFN) {
-	if _, restricted := s.frames[gfn]; restricted {
-		return
+// watch notes a frame that the guard has restricted.
+func (a *Armed) watch(gfn x86.GFN) { a.watched = appendFrame(a.watched, gfn) }
+
+func appendFrame(list []linux.FrameRange, gfn x86.GFN) []linux.FrameRange {
+	if n := len(list) - 1; n >= 0 && gfn >= list[n].First && gfn-list[n].First <= x86.GFN(list[n].N) {
+		list[n].N = max(list[n].N, uint64(gfn-list[n].First)+1)
+		return list
 	}
-	s.frames[gfn] = 0
-	if n := len(a.Frames) - 1; n >= 0 && a.Frames[n].First+x86.GFN(a.Frames[n].N) == gfn {
-		a.Frames[n].N++
-		return
-	}
-	a.Frames = append(a.Frames, linux.FrameRange{First: gfn, N: 1})
+	return append(list, linux.FrameRange{First: gfn, N: 1})
 }
 
-// watcher returns the guard that an access to a frame is for, 0 for none.
-func (s *Set) watcher(gfn x86.GFN, offset uint64) uint8 {
+// Restriction is what is to be restricted for a guard.
+type Restriction struct {
+	Guard  policy.GuardName
+	Frames []linux.FrameRange
+	Access xen.Access
+}
+
+// Restrictions returns what is to be restricted where those guards hold that are said
+// to: each frame once, for the first that watches it.
+func (s *Set) Restrictions(holds func(policy.GuardName) bool) []Restriction {
+	var out []Restriction
+	seen := make(map[x86.GFN]struct{}, len(s.frames))
+	for _, a := range s.armed {
+		if !holds(a.Guard.Name) {
+			continue
+		}
+		r := Restriction{Guard: a.Guard.Name, Access: a.Watch.Access}
+		for _, f := range a.watched {
+			for gfn := f.First; gfn < f.First+x86.GFN(f.N); gfn++ {
+				if _, restricted := seen[gfn]; !restricted {
+					seen[gfn] = struct{}{}
+					r.Frames = appendFrame(r.Frames, gfn)
+				}
+			}
+		}
+		if len(r.Frames) > 0 {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// watcher returns the guard, of those that hold, that an access to a frame is for, 0
+// for none.
+func (s *Set) watcher(gfn x86.GFN, offset, holding uint64) uint8 {
 	w := s.frames[gfn]
 	if w&hasParts != 0 {
 		for _, p := range s.parts[gfn] {
-			if offset >= uint64(p.from) && offset < uint64(p.to) {
+			if offset >= uint64(p.from) && offset < uint64(p.to) && holding&bit(p.index) != 0 {
 				return p.index
 			}
 		}
 	}
-	return uint8(w)
+	if index := uint8(w); index != 0 && holding&bit(index) != 0 {
+		return index
+	}
+	return 0
 }
+
+// bit is that of the guard at a place in armed, plus one.
+func bit(index uint8) uint64 { return 1 << (index - 1) }
 
 // UseView says that the frames are restricted in a view of their own, so that
 // what is let through is stepped over in the host's. It is called with the
 // domain paused.
 func (s *Set) UseView(view uint16) { s.view.Store(uint32(view)) }
+
+// UseViews says which guards hold in each view that was declared, or in view 0 where
+// there is none of ours. What holds in another view, in which steps are made, is what
+// holds in the one that they return to. Until then all guards hold everywhere.
+func (s *Set) UseViews(holds map[uint16]func(policy.GuardName) bool) {
+	masks := make(map[uint16]uint64, len(holds))
+	for view, holds := range holds {
+		masks[view] = 0
+		for i, a := range s.armed {
+			if holds(a.Guard.Name) {
+				masks[view] |= bit(uint8(i + 1))
+			}
+		}
+	}
+	s.holds.Store(&masks)
+}
+
+// holding returns the guards that hold for an event in a view, as bits, and whether
+// the vCPU should not be in that view any more.
+func (s *Set) holding(view uint16) (guards uint64, left bool) {
+	h, current := s.holds.Load(), uint16(s.view.Load())
+	if h == nil {
+		return ^uint64(0), false
+	}
+	if guards, declared := (*h)[view]; declared {
+		return guards, view != current && current != 0
+	}
+	if guards, declared := (*h)[current]; declared {
+		return guards, false
+	}
+	return ^uint64(0), false // while the views are taken down
+}
 
 // UseBreakpoints says which hidden breakpoints there are in the view of the
 // restricted pages; nil says that there are none.
@@ -289,6 +361,13 @@ func (s *Set) Emulated() uint64 { return s.emulated.Load() }
 
 // HandleEvent judges an event on the ring goroutine.
 func (s *Set) HandleEvent(ev *vmevent.Event) vmevent.Verdict {
+	if ev.Reason == vmevent.ReasonMemAccess {
+		if _, left := s.holding(ev.View); left {
+			// What holds in the view that the domain was switched to is what counts.
+			ev.ReturnTo = uint16(s.view.Load())
+			return vmevent.Return
+		}
+	}
 	if b := s.breakpoints.Load(); b != nil {
 		if v, ok := b.HandleEvent(ev); ok {
 			return v
@@ -306,9 +385,10 @@ func (s *Set) HandleEvent(ev *vmevent.Event) vmevent.Verdict {
 
 func (s *Set) decide(ev *vmevent.Event) vmevent.Verdict {
 	var index uint8
+	holding, _ := s.holding(ev.View)
 	switch ev.Reason {
 	case vmevent.ReasonMemAccess:
-		index = s.watcher(ev.Mem.GFN, ev.Mem.Offset)
+		index = s.watcher(ev.Mem.GFN, ev.Mem.Offset, holding)
 	case vmevent.ReasonMovToMSR:
 		index = s.msrs[ev.MSR.MSR]
 	case vmevent.ReasonWriteCtrlReg:
@@ -320,7 +400,7 @@ func (s *Set) decide(ev *vmevent.Event) vmevent.Verdict {
 		return vmevent.EndStep
 	}
 	if index == 0 && ev.Reason == vmevent.ReasonMemAccess {
-		if v, ok := s.decideMoving(ev); ok {
+		if v, ok := s.decideMoving(ev, holding); ok {
 			return v
 		}
 	}
@@ -345,10 +425,10 @@ func (s *Set) judged(a *Armed, ev *vmevent.Event) vmevent.Verdict {
 }
 
 // decideMoving answers an access to a frame of the guard whose frames move; false
-// for one that is none of them.
-func (s *Set) decideMoving(ev *vmevent.Event) (vmevent.Verdict, bool) {
+// for one that is none of them, and where the guard does not hold.
+func (s *Set) decideMoving(ev *vmevent.Event, holding uint64) (vmevent.Verdict, bool) {
 	frames := s.moving.Load()
-	if frames == nil {
+	if frames == nil || holding&bit(s.movingIndex) == 0 {
 		return 0, false
 	}
 	va, ok := (*frames)[ev.Mem.GFN]

@@ -167,8 +167,8 @@ func TestRanges(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			f := arm(t, tt.actions)
 			n, seen := uint64(0), map[x86.GFN]bool{}
-			for _, a := range f.set.Armed() {
-				for _, r := range a.Frames {
+			for _, restricted := range f.set.Restrictions(func(policy.GuardName) bool { return true }) {
+				for _, r := range restricted.Frames {
 					for i := range x86.GFN(r.N) {
 						if seen[r.First+i] {
 							t.Errorf("frame %v restricted twice", r.First+i)

@@ -53,6 +53,10 @@ func (r *Record) OCSF() map[string]any {
 	case r.Late():
 		disposition, dispositionID = "Detected", ocsfDispositionDetected
 	}
+	kind := r.Guard
+	if kind == "" {
+		kind = string(r.Target.Kind)
+	}
 	sev := r.severity()
 	return object{
 		"category_uid": ocsfCategoryFindings, "category_name": "Findings",
@@ -65,8 +69,8 @@ func (r *Record) OCSF() map[string]any {
 		"time": r.Time.UnixMilli(), "message": r.Summary(),
 		"metadata": object{"version": OCSFVersion, "uid": r.ID, "profiles": []string{"host", "security_control"}, "product": object{"name": "hvi", "vendor_name": "hvi"}},
 		"finding_info": object{
-			"uid": r.ID, "title": r.Summary(), "created_time": r.Time.UnixMilli(), "types": []string{r.Guard},
-			"analytic": object{"name": r.Guard, "type": "Rule", "type_id": ocsfAnalyticRule}, "attacks": attacks,
+			"uid": r.ID, "title": r.Summary(), "created_time": r.Time.UnixMilli(), "types": []string{kind},
+			"analytic": object{"name": kind, "type": "Rule", "type_id": ocsfAnalyticRule}, "attacks": attacks,
 		},
 		"attacks":   attacks,
 		"device":    device,

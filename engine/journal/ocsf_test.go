@@ -46,6 +46,11 @@ func TestOCSF(t *testing.T) {
 			Process: Process{Unknown: "it was found afterwards"},
 			Target:  Target{Kind: TargetModule, Module: &ModuleTarget{Name: "loop", Change: ModuleUnloaded, Base: 1, Size: 2}},
 		},
+		"switched": {
+			Schema: Schema, ID: "69fe2b1d7c3a-7", Time: at, Domain: domain, Action: Noted, Severity: Informational, Mode: "enforce",
+			Process: Process{Unknown: "it is hvi's own doing"},
+			Target:  Target{Kind: TargetView, View: &ViewTarget{From: "strict", To: "maintenance", By: Peer{UID: 0, PID: 4711}}},
+		},
 		// Of before there were severities, and of a kernel that is not known.
 		"found": {
 			Schema: Schema, ID: "69fe2b1d7c3a-3", Time: at, Domain: Domain{UUID: domain.UUID, Name: "web1"}, Guard: "creds", Action: Found, Mode: "enforce",

@@ -82,6 +82,9 @@ const (
 	TargetObject TargetKind = "object"
 	// TargetModule: a kernel module that was loaded or unloaded, which is no violation.
 	TargetModule TargetKind = "module"
+	// TargetView: the view that a domain runs in, which was changed on somebody's
+	// request.
+	TargetView TargetKind = "view"
 )
 
 // Record is one security event: a violation of what a guard protects. Its JSON
@@ -98,7 +101,8 @@ type Record struct {
 	Domain Domain    `json:"domain"`
 	// VCPU is the number of the virtual CPU, from 0.
 	VCPU int `json:"vcpu"`
-	// Guard is the name of the guard as written in a policy, "kernel-text".
+	// Guard is the name of the guard as written in a policy, "kernel-text"; empty of
+	// what has to do with no single one.
 	Guard  string `json:"guard"`
 	Action Action `json:"action"`
 	// Prevented says, where Action is Paused or ShutDown, that the violation did not
@@ -223,6 +227,7 @@ type Target struct {
 	CR     *CRTarget     `json:"cr,omitempty"`
 	Object *ObjectTarget `json:"object,omitempty"`
 	Module *ModuleTarget `json:"module,omitempty"`
+	View   *ViewTarget   `json:"view,omitempty"`
 }
 
 // String returns the target as people read it: a symbol with its address, or
@@ -243,6 +248,8 @@ func (t Target) String() string {
 		return fmt.Sprintf("%s: %s", t.Object.Name, t.Object.What)
 	case t.Module != nil:
 		return t.Module.String()
+	case t.View != nil:
+		return t.View.String()
 	}
 	return "an unknown target"
 }
@@ -324,6 +331,26 @@ func (t *ModuleTarget) String() string {
 		s += fmt.Sprintf(", sha256 %x", []byte(t.SHA256))
 	}
 	return s
+}
+
+// ViewTarget is the view that a domain runs in, one of those that its policy declares.
+type ViewTarget struct {
+	From string `json:"from"`
+	To   string `json:"to"`
+	// By is who asked for it.
+	By Peer `json:"by"`
+}
+
+// String returns "view strict -> maintenance, by uid 0, pid 4711".
+func (t *ViewTarget) String() string {
+	return fmt.Sprintf("view %s -> %s, by uid %d, pid %d", printable.Text(t.From), printable.Text(t.To), t.By.UID, t.By.PID)
+}
+
+// Peer is a process of the host that asked hvid for something, as the kernel saw it
+// when it connected.
+type Peer struct {
+	UID uint32 `json:"uid"`
+	PID int32  `json:"pid"`
 }
 
 // CRTarget is a control register.
@@ -432,12 +459,16 @@ func (b *HexBytes) UnmarshalText(t []byte) error {
 // program reads the fields.
 func (r *Record) Summary() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s: %s %s: ", r.Domain.Name, printable.Text(r.Guard), r.done())
+	fmt.Fprintf(&b, "%s: ", r.Domain.Name)
+	if r.Guard != "" {
+		fmt.Fprintf(&b, "%s ", printable.Text(r.Guard))
+	}
+	fmt.Fprintf(&b, "%s: ", r.done())
 	if n := r.Detail.Suppressed; n > 0 {
 		fmt.Fprintf(&b, "%d more violations within a second, too many to record each", n)
 		return b.String()
 	}
-	if r.Target.Kind == TargetObject || r.Target.Kind == TargetModule {
+	if r.Target.Kind == TargetObject || r.Target.Kind == TargetModule || r.Target.Kind == TargetView {
 		b.WriteString(r.Target.String())
 		return b.String()
 	}

@@ -71,6 +71,14 @@ func moduleRecord() Record {
 	return r
 }
 
+// viewRecord is one of a domain that was switched to another view.
+func viewRecord() Record {
+	r := moduleRecord()
+	r.Guard = ""
+	r.Target = Target{Kind: TargetView, View: &ViewTarget{From: "strict", To: "maintenance", By: Peer{UID: 0, PID: 4711}}}
+	return r
+}
+
 // stoppedRecord is one for which the domain was stopped.
 func stoppedRecord(a Action, prevented bool) Record {
 	r := crRecord()
@@ -88,7 +96,7 @@ func eferRecord() Record {
 
 // TestRecordJSON pins the public schema.
 func TestRecordJSON(t *testing.T) {
-	for name, r := range map[string]Record{"memory": memoryRecord(), "msr": msrRecord(), "cr": crRecord(), "efer": eferRecord(), "paused": stoppedRecord(Paused, true), "module": moduleRecord()} {
+	for name, r := range map[string]Record{"memory": memoryRecord(), "msr": msrRecord(), "cr": crRecord(), "efer": eferRecord(), "paused": stoppedRecord(Paused, true), "module": moduleRecord(), "view": viewRecord()} {
 		t.Run(name, func(t *testing.T) {
 			line, err := marshal(r)
 			if err != nil {

@@ -362,6 +362,15 @@ func (l *Ledger) EnableSteps(vcpus int) error {
 	return l.do(Entry{Op: OpSteps, Count: uint64(vcpus)}, func() error { return l.xen.Monitor(l.domain, singleStep) })
 }
 
+// StopSteps takes every vCPU out of a step that it may be in. Steps stay possible.
+func (l *Ledger) StopSteps(vcpus int) error {
+	var errs []error
+	for v := range vcpus {
+		errs = append(errs, l.xen.SingleStep(l.domain, v, false))
+	}
+	return errors.Join(errs...)
+}
+
 // singleStep is the event that ends a step.
 var singleStep = MonitorOp{Event: abi.MonitorEventSingleStep, On: true}
 
@@ -559,15 +568,11 @@ func (l *Ledger) undo(e Entry) error {
 // endSteps takes every vCPU out of a step that it may be in: the processor's
 // trap flag would stay set for ever once nobody is told of steps.
 func (l *Ledger) endSteps(vcpus int) error {
-	var errs []error
-	for v := range vcpus {
-		errs = append(errs, l.xen.SingleStep(l.domain, v, false))
+	err := l.StopSteps(vcpus)
+	if e := l.xen.Monitor(l.domain, singleStep.Inverse()); e != nil && !neverWas(OpMonitor, e) {
+		err = errors.Join(err, e)
 	}
-	err := l.xen.Monitor(l.domain, singleStep.Inverse())
-	if err != nil && !neverWas(OpMonitor, err) {
-		errs = append(errs, err)
-	}
-	return errors.Join(errs...)
+	return err
 }
 
 // neverWas reports whether Xen refused an undo because there is nothing to

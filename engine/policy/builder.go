@@ -30,7 +30,10 @@ type Builder struct {
 	exceptions  []Exception
 	exceptionAt map[string]Origin
 	lists       []ListSetting
-	errs        []error
+	// views are those added; viewsWrong says that something was wrong with one.
+	views      []View
+	viewsWrong bool
+	errs       []error
 }
 
 // placedWord is a setting that only makes sense beside a mode.
@@ -225,6 +228,7 @@ func (b *Builder) Build() (Spec, error) {
 		}
 	}
 	b.spec.inherit()
+	errs = append(errs, b.spec.unviewed()...)
 	if e := requireUnderOff(b.spec); b.modeRead && e != nil {
 		errs = append(errs, e)
 	}
@@ -256,12 +260,15 @@ func (b *Builder) BuildNamed(name string, at Origin) (Named, error) {
 			errs = append(errs, &Error{Origin: p.origin, What: p.what, Reason: "cannot be set in a policy; the domain that names it sets it"})
 		}
 	}
+	if !b.viewsWrong {
+		errs = append(errs, wholeViews(b.views, b.spec.Guards)...)
+	}
 	if err := errors.Join(errs...); err != nil {
 		return Named{}, err
 	}
 	slices.SortFunc(b.lists, func(x, y ListSetting) int { return cmp.Compare(listOrder(x.Name), listOrder(y.Name)) })
 	return Named{
-		Name: name, Origin: written(at), Guards: b.spec.Guards, Exceptions: b.exceptions, Lists: b.lists,
+		Name: name, Origin: written(at), Guards: b.spec.Guards, Exceptions: b.exceptions, Lists: b.lists, Views: b.views,
 		RequireAttach: b.spec.RequireAttach, RequireAttachAt: b.spec.Origins.RequireAttach,
 		OnEngineFailure: b.spec.OnEngineFailure, OnEngineFailureAt: b.spec.Origins.OnEngineFailure,
 	}, nil

@@ -54,6 +54,8 @@ type Guard struct {
 	// Observe and Enforce are the actions taken under these modes when the
 	// policy does not set one.
 	Observe, Enforce Action
+	// Memory says that the guard restricts the guest's memory, and so holds in views.
+	Memory bool
 	// Finds says that the guard finds violations afterwards, and so can't block.
 	Finds bool
 	// Over says that the guest has stopped by itself when there is a violation, and so
@@ -96,42 +98,49 @@ var guards = []Guard{
 		Meaning: "the kernel's code is written only by the kernel's own patching",
 		Observe: ActionAlert,
 		Enforce: ActionBlock,
+		Memory:  true,
 	},
 	{
 		Name:    GuardModules,
 		Meaning: "a loaded module's code and read-only data are written only by the kernel's own patching",
 		Observe: ActionAlert,
 		Enforce: ActionBlock,
+		Memory:  true,
 	},
 	{
 		Name:    GuardKernelROData,
 		Meaning: "the kernel's read-only data is never written",
 		Observe: ActionAlert,
 		Enforce: ActionBlock,
+		Memory:  true,
 	},
 	{
 		Name:    GuardExceptionTable,
 		Meaning: "the table of exceptions, which says where the kernel goes on after a fault, is never written",
 		Observe: ActionAlert,
 		Enforce: ActionBlock,
+		Memory:  true,
 	},
 	{
 		Name:    GuardSyscallTable,
 		Meaning: "the tables of system calls are never written",
 		Observe: ActionAlert,
 		Enforce: ActionBlock,
+		Memory:  true,
 	},
 	{
 		Name:    GuardInterruptTable,
 		Meaning: "the table of interrupts (idt_table) is never written",
 		Observe: ActionAlert,
 		Enforce: ActionBlock,
+		Memory:  true,
 	},
 	{
 		Name:    GuardVDSO,
 		Meaning: "the code that the kernel maps into every process (the vDSO) is never written",
 		Observe: ActionAlert,
 		Enforce: ActionBlock,
+		Memory:  true,
 	},
 	{
 		Name:    GuardSegmentTable,

@@ -29,6 +29,8 @@ type Named struct {
 	Exceptions []Exception `json:"exceptions,omitempty"`
 	// Lists do, too, in the order of [Lists].
 	Lists []ListSetting `json:"lists,omitempty"`
+	// Views are those that they have; none for the one that shows nothing.
+	Views []View `json:"views,omitempty"`
 }
 
 // Policies are the policies an admin keeps. Implementations are safe for
@@ -84,6 +86,7 @@ func (n Named) Validate() error {
 	}
 	errs = append(errs, checkGuards(n.Guards)...)
 	errs = append(errs, checkLists(n.Lists)...)
+	errs = append(errs, checkViews(n.Views, n.Guards)...)
 	return errors.Join(append(errs, checkExceptions(n.Exceptions)...)...)
 }
 

@@ -91,7 +91,7 @@ func (s Spec) SameIntent(t Spec) bool {
 		return false
 	}
 	a, b := s.Effective(), t.Effective()
-	return a.Mode == b.Mode && a.RequireAttach == b.RequireAttach && sameLists(a.Lists, b.Lists) && slices.EqualFunc(a.Exceptions, b.Exceptions, func(x, y Exception) bool {
+	return a.Mode == b.Mode && a.RequireAttach == b.RequireAttach && sameLists(a.Lists, b.Lists) && slices.EqualFunc(a.Views, b.Views, sameView) && slices.EqualFunc(a.Exceptions, b.Exceptions, func(x, y Exception) bool {
 		return x.ID() == y.ID() && x.Expires.Equal(y.Expires)
 	}) && slices.EqualFunc(a.Guards, b.Guards, func(x, y EffectiveGuard) bool {
 		return x.Name == y.Name && x.Action == y.Action
@@ -132,6 +132,7 @@ func (s Spec) Validate() error {
 		add(e)
 	}
 	errs = append(errs, checkGuards(s.Guards)...)
+	errs = append(errs, s.unviewed()...)
 	for _, g := range s.Guards {
 		if s.Mode == ModeObserve && g.Action.Prevents() {
 			add(preventsUnderObserve(g))
@@ -223,8 +224,11 @@ type Effective struct {
 	// Exceptions are those of the named policy.
 	Exceptions []Exception `json:"exceptions,omitempty"`
 	// Lists are those that the named policy has set; see [Effective.List].
-	Lists   []ListSetting `json:"lists,omitempty"`
-	Origins Origins       `json:"origins,omitzero"`
+	Lists []ListSetting `json:"lists,omitempty"`
+	// Views are those of the named policy, of which one is initial; none for the one
+	// that every policy has and that shows nothing.
+	Views   []View  `json:"views,omitempty"`
+	Origins Origins `json:"origins,omitzero"`
 }
 
 // Effective resolves the spec: one entry for every known guard, in the order of
@@ -240,7 +244,7 @@ func (s Spec) Effective() Effective {
 		Origins:         s.Origins,
 	}
 	if s.Named != nil {
-		e.Exceptions, e.Lists = s.Named.Exceptions, s.Named.Lists
+		e.Exceptions, e.Lists, e.Views = s.Named.Exceptions, s.Named.Lists, s.Named.Views
 	}
 	for _, g := range guards {
 		eg := EffectiveGuard{

@@ -85,6 +85,24 @@ func New(running, stepping uint16, vcpus int, mem guest.Memory, giveIt Returner)
 	return b
 }
 
+// MovedTo returns the breakpoints, none so far, of the same domain after it was taken
+// into another view, with no page that has a shadow: the shadow pages are still
+// inaccessible, and the counters go on. It is called with the domain paused and no event
+// under way; what is remembered of steps, which are stopped then, is not taken along.
+// The stepping view must restrict what the new one does.
+func (b *Breakpoints) MovedTo(running uint16) *Breakpoints {
+	to := New(running, b.stepping, len(b.vcpus), b.mem, b.giveIt)
+	for frame := range b.table.Load().shadows {
+		to.change(func(t *table) { t.shadows[frame] = struct{}{} })
+	}
+	for _, c := range []struct{ to, from *atomic.Uint64 }{
+		{&to.returned, &b.returned}, {&to.reads, &b.reads}, {&to.writes, &b.writes}, {&to.concealed, &b.concealed}, {&to.failed, &b.failed},
+	} {
+		c.to.Store(c.from.Load())
+	}
+	return to
+}
+
 // Counters returns the counters of this moment.
 func (b *Breakpoints) Counters() Counters {
 	return Counters{

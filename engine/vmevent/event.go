@@ -181,6 +181,9 @@ const (
 	// ReadOnes carries the instruction out in Xen's emulator with all bits set
 	// in what it reads from the page, as from memory that is not there.
 	ReadOnes Verdict = 1 << 6
+	// Return has the vCPU go on in Event.ReturnTo, where a denied access is tried
+	// again. It is for a vCPU that is in a view which it should have left.
+	Return Verdict = 1 << 7
 	// Hold leaves the request unanswered, its vCPU stopped, until
 	// Server.Release. It is meaningless for an event that paused nothing.
 	Hold Verdict = 1 << 31

@@ -3,6 +3,7 @@ package vmevent
 import (
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"sync/atomic"
 
 	"github.com/xen-hvi/hvi/engine/x86"
@@ -21,6 +22,9 @@ type Ring struct {
 	// toggled are the vCPUs whose step ends in an event: for those Xen's flag
 	// means to end the step, for others to begin one.
 	toggled map[uint32]struct{}
+	// fast are the vCPUs that made a step which Xen ends by itself, stale those of them
+	// of which Xen may still take the next for one.
+	fast, stale map[uint32]struct{}
 
 	reqProd, reqEvent, rspProd, rspEvent *atomic.Uint32
 
@@ -58,6 +62,8 @@ func NewRing(page []byte, xen *abi.Layout) (*Ring, error) {
 	}
 	r.fastSteps = xen.Has.FastSingleStep
 	r.toggled = make(map[uint32]struct{}, steppingVCPUs)
+	r.fast = make(map[uint32]struct{}, steppingVCPUs)
+	r.stale = make(map[uint32]struct{}, steppingVCPUs)
 	clear(page)
 	r.reqEvent.Store(1)
 	r.rspEvent.Store(1)
@@ -118,23 +124,28 @@ func (r *Ring) Respond(ev *Event, v Verdict) {
 // event is switched on and off by the same flag, so that it must be known which
 // it is: a vCPU in such a step may meet another access to be stepped over.
 func (r *Ring) step(s []byte, ev *Event, v Verdict) uint32 {
-	if v&(Step|EndStep) == 0 {
+	if v&(Step|EndStep|Return) == 0 {
 		return 0
 	}
 	l, in := r.layout, ev.StepIn
 	flags := uint32(abi.VMEventFlagAlternateP2M)
 	_, toggled := r.toggled[ev.VCPU]
+	_, stale := r.stale[ev.VCPU]
 	switch {
+	case v&Return != 0:
+		in = ev.ReturnTo
 	case v&EndStep != 0:
 		in = ev.ReturnTo
 		flags |= abi.VMEventFlagToggleSingleStep
 		delete(r.toggled, ev.VCPU)
 	case toggled: // it goes on
-	case v&Report != 0 || !r.fastSteps:
+	case v&Report != 0 && !stale || !r.fastSteps:
 		flags |= abi.VMEventFlagToggleSingleStep
 		r.toggled[ev.VCPU] = struct{}{}
 	default:
 		flags |= abi.VMEventFlagFastSingleStep
+		r.fast[ev.VCPU] = struct{}{}
+		delete(r.stale, ev.VCPU)
 		binary.LittleEndian.PutUint16(s[l.FastSingleStep.P2MIdx:], ev.ReturnTo)
 	}
 	binary.LittleEndian.PutUint16(s[l.OffAltP2MIdx:], in)
@@ -143,7 +154,17 @@ func (r *Ring) step(s []byte, ev *Event, v Verdict) uint32 {
 
 // ForgetSteps is to be called when steps have been ended by other means than an
 // answer.
-func (r *Ring) ForgetSteps() { clear(r.toggled) }
+//
+// Up to 4.18 Xen keeps, of a step that it would have ended by itself, that it is one
+// and in which view it ends, until the next step of the vCPU is over: neither ending it
+// nor beginning one that is reported changes that (hvm_debug_op, hvm_toggle_singlestep
+// and hvm_monitor_debug in 4.17; 4.19 fixed the first). So the next step of each vCPU
+// that ever made such a one is another of them, also where a report was asked for.
+func (r *Ring) ForgetSteps() {
+	clear(r.toggled)
+	maps.Copy(r.stale, r.fast)
+	clear(r.fast)
+}
 
 // readOnes fills a response with the data that the emulator is to read, in the
 // place of the registers.

@@ -287,6 +287,47 @@ func TestRespondBlind(t *testing.T) {
 	}
 }
 
+// TestForgetSteps: after steps were stopped the next of each vCPU is of the kind that
+// Xen takes it for, and only that one.
+func TestForgetSteps(t *testing.T) {
+	const toggle, fast = abi.VMEventFlagToggleSingleStep, abi.VMEventFlagFastSingleStep
+	x, r := newRing(t, 17)
+	step := func(vcpu uint32, v vmevent.Verdict) uint32 {
+		t.Helper()
+		x.Put(vmeventtest.Request{VCPU: vcpu, Paused: true, Reason: abi.VMEventReasonMemAccess})
+		x.Wait(0)
+		var ev vmevent.Event
+		if !r.Next(&ev) {
+			t.Fatal("no request")
+		}
+		r.Respond(&ev, v)
+		r.Publish()
+		if err := x.Notify(); err != nil {
+			t.Fatal(err)
+		}
+		return (<-x.Answers()).Flags &^ (abi.VMEventFlagVCPUPaused | abi.VMEventFlagAlternateP2M)
+	}
+	const reported = vmevent.Step | vmevent.Report
+	if got := step(1, vmevent.Step); got != fast {
+		t.Errorf("a step was begun with flags %#x", got)
+	}
+	if got := step(2, reported); got != toggle {
+		t.Errorf("a reported step was begun with flags %#x", got)
+	}
+	r.ForgetSteps()
+	for _, c := range []struct {
+		vcpu uint32
+		want uint32
+	}{{1, fast}, {1, toggle}, {2, toggle}} {
+		if got := step(c.vcpu, reported); got != c.want {
+			t.Errorf("the next step of vCPU %d was begun with flags %#x, want %#x", c.vcpu, got, c.want)
+		}
+	}
+	if got := step(3, vmevent.Return); got != 0 {
+		t.Errorf("a vCPU that is only to be in another view got flags %#x", got)
+	}
+}
+
 // TestNewRingRefuses checks that a page that cannot be a ring is refused.
 func TestNewRingRefuses(t *testing.T) {
 	l, err := abi.For(4, 17)

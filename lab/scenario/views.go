@@ -345,6 +345,9 @@ func guardedInView(t *T) error {
 	if err := g.Load(false); err != nil {
 		return err
 	}
+	if err := t.Step("declared", func() error { return g.declaredViews(pool) }); err != nil {
+		return err
+	}
 	if err := g.Shutdown(); err != nil {
 		return err
 	}

@@ -102,6 +102,15 @@ rest.`)
 	p.Para("Names of processes and modules are what the guest says of itself: who has taken over its kernel can choose them. The place written to and the " +
 		"function that writes are judged by addresses, which can't be chosen.")
 
+	p.Heading("views")
+	p.Para(fmt.Sprintf("A policy may declare views, at most %d, each a table `[[view]]`. A domain runs in one of them at a time, and the guards of memory hold in the views "+
+		"that name them; guards of anything else hold in every view. Without any, there is one in which all hold. `hvictl views` <domain> `--switch` <name> has a domain run in another, "+
+		"on the tier `views`. On other tiers the initial view is the one there is.", policy.MaxViews))
+	p.Item("`name`", fmt.Sprintf("A small letter and at most %d small letters, digits, underscores and dashes; not `host`.", policy.MaxViewName-1))
+	p.Item("`guards`", "A list of the guards of memory that hold in it; all of them where it is left out. Each must be in one of the views, or off.")
+	p.Item("`switch`", "Who may have a domain switched to it: `admin`, which is the default, or `nobody`.")
+	p.Item("`initial`", "`true` for the view that a domain is in first; else the first one is.")
+
 	p.Heading("which declaration holds")
 	p.Para("The first of these that says something:")
 	for i, s := range []string{
@@ -118,6 +127,8 @@ rest.`)
 	p.Heading("examples")
 	p.Para("A policy, `/etc/hvi/policies/web.toml`:")
 	p.Code("require_attach = true\n\n[guards]\nkernel-text = \"block\"\nsyscall-entry = \"alert\"")
+	p.Para("A policy of two views, in the second of which the kernel's code may be changed:")
+	p.Code("[[view]]\nname = \"strict\"\n\n[[view]]\nname = \"maintenance\"\nguards = [\"kernel-rodata\", \"ex-table\", \"syscall-table\", \"idt\", \"vdso\"]")
 	p.Para("A domain that another toolstack starts, `/etc/hvi/domains/web1.toml`:")
 	p.Code("mode = \"enforce\"\npolicy = \"web\"")
 	p.Para("An agent that patches the kernels of all domains, in `/etc/hvi/exceptions.toml`:")

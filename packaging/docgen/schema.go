@@ -131,8 +131,24 @@ func listSchema(l policy.List) object {
 	}
 }
 
+// viewsSchema is the tables [[view]].
+func viewsSchema() object {
+	return object{
+		"type": "array", "maxItems": policy.MaxViews,
+		"items": object{
+			"type": "object", "description": "A view: which guards of memory hold while the guest runs in it.", "required": []string{"name"}, "additionalProperties": false,
+			"properties": object{
+				"name":    object{"type": "string", "description": "What it is called.", "pattern": fmt.Sprintf("^[a-z][a-z0-9_-]{0,%d}$", policy.MaxViewName-1), "not": object{"const": "host"}},
+				"guards":  object{"type": "array", "description": "The guards of memory that hold in it; all where it is left out.", "uniqueItems": true, "items": object{"enum": policy.MemoryGuards()}},
+				"switch":  oneOf(policy.ViewSwitches(), "Who may have a domain switched to it."),
+				"initial": object{"type": "boolean", "description": "Whether a domain runs in it first. The first view is it where none says so."},
+			},
+		},
+	}
+}
+
 func policySchema() object {
-	props := object{"require_attach": requireAttach, "on_engine_failure": onEngineFailure, "guards": guardsSchema(), "exception": exceptionsOf(exceptionSchema("domain"))}
+	props := object{"require_attach": requireAttach, "on_engine_failure": onEngineFailure, "guards": guardsSchema(), "exception": exceptionsOf(exceptionSchema("domain")), "view": viewsSchema()}
 	for _, l := range policy.Lists() {
 		props[string(l.Name)] = listSchema(l)
 	}

@@ -104,6 +104,16 @@ func (e *fakeEngine) SetBreakpoint(_ context.Context, dom control.DomainRef, sym
 	return d, err
 }
 
+func (e *fakeEngine) SwitchView(_ context.Context, dom control.DomainRef, view string, by journal.Peer) (control.DomainStatus, error) {
+	e.asked = fmt.Sprintf("switch %d %s", dom.ID, view)
+	d, err := e.get(dom)
+	d.Views = slices.Clone(d.Views)
+	for i := range d.Views {
+		d.Views[i].Current = d.Views[i].Name == view
+	}
+	return d, err
+}
+
 func (e *fakeEngine) Doctor(context.Context) (control.DoctorReport, error) { return e.doctor, e.err }
 
 func (e *fakeEngine) Declare(context.Context, string, control.DeclareRequest) (control.Declared, error) {
@@ -348,6 +358,50 @@ func TestOutput(t *testing.T) {
 				t.Error("the output has escape characters")
 			}
 		})
+	}
+}
+
+// TestDeclaredViews shows the views of a policy, switches, and completes their names.
+func TestDeclaredViews(t *testing.T) {
+	h := newHost(t)
+	text := control.RestrictedFrames{First: 0x1000, Count: 3586, Access: "r-x", Guard: "kernel-text"}
+	rodata := control.RestrictedFrames{First: 0x2000, Count: 1024, Access: "r-x", Guard: "kernel-rodata"}
+	h.engine.domains = append(h.engine.domains, control.DomainStatus{
+		ID: 21, Name: "twofold", UUID: "e1b0f0f4-6f0e-4f9b-8f4c-0c8c6d1e2f30", Type: "PVH", State: control.StateProtecting, Mode: "enforce", Tier: control.TierViews,
+		Guards: []control.GuardStatus{
+			{Name: "kernel-text", Action: "block", State: control.GuardArmed},
+			{Name: "syscall-entry", Action: "block", State: control.GuardArmed},
+		},
+		Views: []control.View{
+			{ID: 0},
+			{ID: 1, Name: "strict", Current: true, Switch: "admin", Guards: []string{"kernel-text", "kernel-rodata"}, Restricted: []control.RestrictedFrames{text, rodata}},
+			{ID: 2, Name: "maintenance", Switch: "admin", Guards: []string{"kernel-rodata"}, Restricted: []control.RestrictedFrames{rodata}},
+			{ID: 3, Name: "open", Switch: "nobody"},
+		},
+	})
+	for _, tc := range []struct {
+		name string
+		args []string
+	}{
+		{"views-declared", []string{"views", "twofold"}},
+		{"views-switch", []string{"views", "twofold", "--switch", "maintenance"}},
+		{"views-switch-json", []string{"views", "twofold", "--switch", "maintenance", "-o", "json"}},
+	} {
+		out, errOut, code := hvictl(t, h.socket, tc.args...)
+		if code != 0 || errOut != "" {
+			t.Errorf("%v: exit code %d, stderr %q", tc.args, code, errOut)
+		}
+		golden(t, tc.name, out)
+	}
+	if h.engine.asked != "switch 21 maintenance" {
+		t.Errorf("asked: %s", h.engine.asked)
+	}
+	if _, errOut, code := hvictl(t, h.socket, "views", "twofold", "--switch", "Strict"); code != 2 || !strings.Contains(errOut, `view name "Strict" has a character`) {
+		t.Errorf("exit code %d, %s", code, errOut)
+	}
+	out, _, _ := hvictl(t, h.socket, "__complete", "views", "twofold", "--switch", "")
+	if !strings.HasPrefix(out, "strict\nmaintenance\n:") {
+		t.Errorf("completed by %q", out)
 	}
 }
 

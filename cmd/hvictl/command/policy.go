@@ -122,9 +122,36 @@ func (a *app) policyTable(r control.PolicyReport) {
 		rows = append(rows, []cell{text(string(l.Name)), text(strings.Join(l.Elements, ", ")), text(l.Origin.String())})
 	}
 	a.table(a.out, "  ", []string{"SETTING", "VALUE", "FROM"}, rows)
+	for _, v := range r.Views {
+		fmt.Fprintf(a.out, "  %s\n", viewLine(v))
+	}
 	for _, e := range r.Exceptions {
 		fmt.Fprintf(a.out, "  permits %s\n", safe(e.String()))
 	}
+}
+
+// viewLine tells of a declared view on one line.
+func viewLine(v policy.View) string {
+	s := "view " + safe(v.Name) + ": "
+	switch names := v.Guards; {
+	case len(names) == 0:
+		s += "no guard of memory"
+	case len(names) == len(policy.MemoryGuards()):
+		s += "all guards of memory"
+	default:
+		var words []string
+		for _, g := range names {
+			words = append(words, safe(string(g)))
+		}
+		s += strings.Join(words, ", ")
+	}
+	if v.Initial {
+		s += "; a domain begins in it"
+	}
+	if v.Switch == policy.SwitchNobody {
+		s += "; nobody may switch to it"
+	}
+	return s
 }
 
 func (a *app) policyListCommand() *cobra.Command {

@@ -138,6 +138,21 @@ func (d *policyDiff) compare(a, b control.PolicyReport) {
 		}
 		return control.PolicyValue{Value: "permitted until " + es[i].Expires.UTC().Format("2006-01-02 15:04"), From: es[i].Origin.String()}
 	}
+	declares := func(vs []policy.View, name string) control.PolicyValue {
+		i := slices.IndexFunc(vs, func(v policy.View) bool { return v.Name == name })
+		if i < 0 {
+			return control.PolicyValue{}
+		}
+		_, value, _ := strings.Cut(viewLine(vs[i]), ": ")
+		return control.PolicyValue{Value: value, From: vs[i].Origin.String()}
+	}
+	names = nil
+	for _, v := range append(slices.Clone(a.Views), b.Views...) {
+		if !slices.Contains(names, v.Name) {
+			names = append(names, v.Name)
+			value("view "+v.Name, declares(a.Views, v.Name), declares(b.Views, v.Name))
+		}
+	}
 	var seen []string
 	for _, e := range append(slices.Clone(a.Exceptions), b.Exceptions...) {
 		if !slices.Contains(seen, e.ID()) {

@@ -129,7 +129,7 @@ func guardCell(s control.GuardState) cell {
 		c.colour = green
 	case control.GuardUnavailable, control.GuardDegraded:
 		c.colour = red
-	case control.GuardPending, control.GuardScanning:
+	case control.GuardPending, control.GuardScanning, control.GuardInactive:
 		c.colour = yellow
 	}
 	return c

@@ -1,19 +1,24 @@
 package command
 
 import (
+	"context"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/xen-hvi/hvi/control"
+	"github.com/xen-hvi/hvi/engine/policy"
 )
 
 // viewsCommand shows the translations of a domain's memory. (What views returns
 // is another thing: the questions that can be asked about a guest.)
 func (a *app) viewsCommand() *cobra.Command {
-	return &cobra.Command{
+	var view string
+	cmd := &cobra.Command{
 		Use:   "views DOM",
-		Short: "Show where a domain's pages are restricted, and how accesses are let through",
+		Short: "Show where a domain's pages are restricted, or switch to another view of its policy",
 		Long: `Show the translations of a domain's physical memory that hvi has a hand in, which
 page frames are restricted in each, for which guard, and how the accesses were
 carried out that a guard let through.
@@ -26,20 +31,32 @@ over them are made, and pages of the running view lead to copies of hvi's.
 On the tier "access" there is only view 0; pages are restricted in it, and what
 is let through is carried out by Xen's emulator.
 
+A policy may declare several views, in each of which other guards of memory hold.
+They are listed by their names, and --switch has all vCPUs run in another of them:
+at once, with the domain paused for some tens of milliseconds. hvid records who asked for it
+(hvictl events --action noted). The domain is in the initial view again after it was
+detached, rebooted, saved or migrated, and when hvid is restarted.
+
 FRAMES are pages of 4 KiB, from the guest physical frame number FIRST on. ACCESS
 is what they still permit. A domain that is not protected, or whose guards wait
 for its kernel, has no views of hvi's.
 
-The exit code is 0 also where there is nothing to show, 4 if there is no such
-domain, and 3 if hvid is not reachable.`,
+The exit code is 0 also where there is nothing to show, 1 if the domain can't be
+switched, 4 if there is no such domain, and 3 if hvid is not reachable. Only root may
+switch.`,
 		Example: `  hvictl views web1
+  hvictl views web1 --switch maintenance
   hvictl views web1 -o json | jq '.views[] | select(.current).restricted'`,
 		Args:              argCount(1, 1, aDomain),
 		ValidArgsFunction: a.completeDomain,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c := a.client()
 			defer c.Close()
-			d, err := c.Domain(cmd.Context(), args[0])
+			show := func() (control.DomainStatus, error) { return c.Domain(cmd.Context(), args[0]) }
+			if cmd.Flags().Changed("switch") {
+				show = func() (control.DomainStatus, error) { return c.SwitchView(cmd.Context(), args[0], view) }
+			}
+			d, err := show()
 			if err != nil {
 				return suggest(err, args[0])
 			}
@@ -55,6 +72,39 @@ domain, and 3 if hvid is not reachable.`,
 			return nil
 		},
 	}
+	cmd.Flags().StringVar(&view, "switch", "", "have the domain run in the `view` of that name")
+	// The flag exists: it can't fail.
+	_ = cmd.RegisterFlagCompletionFunc("switch", a.completeView)
+	return cmd
+}
+
+// completeView offers the names of the views that may be switched to: of the domain
+// that is given, or of all.
+func (a *app) completeView(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	ctx, cancel := context.WithTimeout(cmd.Context(), completionTime)
+	defer cancel()
+	c := a.client()
+	defer c.Close()
+	ds, err := c.Domains(ctx)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	if len(args) > 0 {
+		d, err := control.Resolve(ds, args[0])
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		ds = []control.DomainStatus{d}
+	}
+	var names []cobra.Completion
+	for _, d := range ds {
+		for _, v := range d.Views {
+			if v.Name != "" && strings.Trim(v.Name, plainName) == "" && v.Switch != policy.SwitchNobody.String() && !slices.Contains(names, v.Name) {
+				names = append(names, v.Name)
+			}
+		}
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
 }
 
 // viewsReport is what the command says to programs.
@@ -86,7 +136,7 @@ func (a *app) viewsTable(d control.DomainStatus) {
 		fmt.Fprintf(a.out, "None of its pages is restricted: its state is %s.\n", a.paint(stateCell(d.State)))
 		return
 	}
-	var rows [][]cell
+	var rows, declared [][]cell
 	for _, v := range d.Views {
 		vcpus := "-"
 		switch {
@@ -95,12 +145,19 @@ func (a *app) viewsTable(d control.DomainStatus) {
 		case v.Steps:
 			vcpus = "steps"
 		}
+		if v.Name != "" {
+			declared = append(declared, []cell{text(v.Name), number(v.ID), text(vcpus), text(v.Switch), dash(strings.Join(v.Guards, ", "))})
+		}
 		if len(v.Restricted) == 0 {
 			rows = append(rows, []cell{number(v.ID), text(vcpus), dash(""), number(0), text("rwx"), dash("")})
 		}
 		for _, r := range v.Restricted {
 			rows = append(rows, []cell{number(v.ID), text(vcpus), text(r.First.String()), number(r.Count), text(r.Access), text(r.Guard)})
 		}
+	}
+	if len(declared) > 0 {
+		fmt.Fprintln(a.out)
+		a.table(a.out, "", []string{"NAME", "VIEW", "VCPUS", "SWITCH", "GUARDS OF MEMORY"}, declared)
 	}
 	fmt.Fprintln(a.out)
 	a.table(a.out, "", []string{"VIEW", "VCPUS", "FIRST", "FRAMES", "ACCESS", "GUARD"}, rows)
