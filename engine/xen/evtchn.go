@@ -33,7 +33,6 @@ type EventChannel struct {
 	err   error
 	armed bool
 	buf   [4]byte
-	burst burst
 
 	woken atomic.Bool
 	gate  *hypercall.Gate
@@ -99,11 +98,6 @@ func (e *EventChannel) Wait(timeout time.Duration) (fired bool, err error) {
 	if timeout == 0 {
 		return e.look()
 	}
-	if e.burst.goesOn() && !e.woken.Load() {
-		if came := hypercall.AwaitPort(e.port.FD(), burstGap); e.burst.saw(came) {
-			return e.look()
-		}
-	}
 	for {
 		if err := e.arm(timeout); err != nil {
 			return false, e.waitError(err)
@@ -124,52 +118,6 @@ func (e *EventChannel) Wait(timeout time.Duration) (fired bool, err error) {
 			return e.look()
 		}
 	}
-}
-
-const (
-	// burstGap is how long the next event of a burst is waited for before the
-	// goroutine is parked. A guest's next event comes within some tens of
-	// microseconds; in an emulator, within some hundreds.
-	burstGap = 500 * time.Microsecond
-	// burstLength is how many events are waited for so in a row. Others that have
-	// the same processor then get a turn.
-	burstLength = 8
-	// burstRest is for how many events at most it is not tried after it was in vain.
-	burstRest = 63
-)
-
-// burst decides how the next event is waited for. Events often come one right after
-// the other, as when a kernel patches itself. To park a goroutine and to find it
-// again when the port fires costs the runtime a third of what an event costs, so
-// that the next one is first waited for in the kernel, for a moment. Where it did
-// not come, that is left alone for twice as many events each time.
-type burst struct {
-	turns       int // taken in a row
-	rest, tired int // events until it is tried again, and how many it was after the last failure
-}
-
-// goesOn reports whether the next event is to be waited for in the kernel.
-func (b *burst) goesOn() bool {
-	if b.rest > 0 {
-		b.rest--
-		return false
-	}
-	if b.turns++; b.turns > burstLength {
-		b.turns = 0
-		return false
-	}
-	return true
-}
-
-// saw takes whether that was of use, and says it again.
-func (b *burst) saw(came bool) bool {
-	if came {
-		b.tired = 0
-		return true
-	}
-	b.tired = min(2*b.tired+1, burstRest)
-	b.turns, b.rest = 0, b.tired
-	return false
 }
 
 // look is Wait without waiting: an event comes before a wake.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -29,7 +30,8 @@ const maxOverC = 1.15
 // emulated clock counts instructions, those of Xen and of dom0 among them. The
 // listener has the priority that hvid has.
 func eventCost(t *T) error {
-	if _, err := t.StartHVID(); err != nil {
+	hvid, err := t.StartHVID()
+	if err != nil {
 		return err
 	}
 	g, st, err := t.protectedGuest(enforce, control.StateProtecting)
@@ -42,9 +44,27 @@ func eventCost(t *T) error {
 			fmt.Fprintf(&frames, "%d %d\n", uint64(r.First), r.Count)
 		}
 	}
-	writes, hvi, err := g.measure()
+	writes, _, err := g.measure()
 	if err != nil {
 		return err
+	}
+	before, err := threadTimes(hvid.Pid())
+	if err != nil {
+		return err
+	}
+	hvi, err := g.patchesAgain()
+	if err != nil {
+		return err
+	}
+	after, err := threadTimes(hvid.Pid())
+	if err != nil {
+		return err
+	}
+	// It saw a round more.
+	for tid, d := range after {
+		if n := (d - before[tid]).Seconds() * instructionsPerSecond / float64(writes/patchRounds*(patchRounds+1)); n > 100 {
+			t.Fact(fmt.Sprintf("thread.%d", tid), int64(n))
+		}
 	}
 	if err := t.HVICtl(nil, "detach", g.Name); err != nil {
 		return err
@@ -74,6 +94,19 @@ func eventCost(t *T) error {
 	if err != nil {
 		return err
 	}
+	pid, err := os.ReadFile(out + ".pid")
+	if err != nil {
+		return err
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(string(pid)))
+	if err != nil {
+		return err
+	}
+	used, err := processorTime(n)
+	if err != nil {
+		return err
+	}
+	t.Fact("thread.c", int64(used[0].Seconds()*instructionsPerSecond/float64(writes/patchRounds*(patchRounds+1))))
 	said, err := t.Sh(fmt.Sprintf("kill $(cat %s.pid); while kill -0 $(cat %[1]s.pid) 2>/dev/null; do sleep 0.1; done; tail -n 1 %[1]s", out))
 	if err != nil {
 		return err
@@ -100,4 +133,29 @@ func (g *Guest) patchesAgain() (time.Duration, error) {
 		return 0, err
 	}
 	return g.patches(patchRounds)
+}
+
+// threadTimes is what each of a process' threads has had of dom0's processors.
+func threadTimes(pid int) (map[int]time.Duration, error) {
+	dirs, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	if err != nil {
+		return nil, err
+	}
+	out := map[int]time.Duration{}
+	for _, d := range dirs {
+		tid, err := strconv.Atoi(d.Name())
+		if err != nil {
+			return nil, err
+		}
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/schedstat", pid, tid))
+		if err != nil {
+			continue // it has ended
+		}
+		ns, err := strconv.ParseInt(strings.Fields(string(b))[0], 10, 64)
+		if err != nil {
+			return nil, err
+		}
+		out[tid] = time.Duration(ns)
+	}
+	return out, nil
 }

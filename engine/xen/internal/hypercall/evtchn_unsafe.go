@@ -2,7 +2,6 @@ package hypercall
 
 import (
 	"io/fs"
-	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -60,16 +59,6 @@ func ReadPort(fd int, b *[4]byte) (int, error) { return portCall(unix.SYS_READ, 
 func WritePort(fd int, b *[4]byte) error {
 	_, err := portCall(unix.SYS_WRITE, fd, b, len(b))
 	return err
-}
-
-// AwaitPort waits until a port fires, a fraction of a millisecond at most, and
-// reports whether it did. Nothing else runs on the caller's processor meanwhile, as
-// far as the runtime is concerned; its collector interrupts the wait by a signal.
-func AwaitPort(fd int, limit time.Duration) bool {
-	wait := unix.PollFd{Fd: int32(fd), Events: unix.POLLIN}
-	left := unix.NsecToTimespec(int64(limit))
-	n, _, errno := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&wait)), 1, uintptr(unsafe.Pointer(&left)), 0, 0, 0)
-	return errno == 0 && n == 1
 }
 
 func portCall(call uintptr, fd int, b *[4]byte, n int) (int, error) {
