@@ -294,12 +294,10 @@ func BenchmarkCrowd(b *testing.B) {
 				s.Begin()
 			}
 			_, begin := c.answered()
-			for {
-				_, now := c.answered()
-				if now-begin >= uint64(b.N) {
+			for range time.Tick(time.Millisecond) {
+				if _, now := c.answered(); now-begin >= uint64(b.N) {
 					break
 				}
-				time.Sleep(time.Millisecond)
 			}
 			_, now := c.answered()
 			b.ReportMetric(float64(processorTime(b)-used)/float64(now-begin), "cpu-ns/event")

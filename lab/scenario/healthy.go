@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/xen-hvi/hvi/control"
-	"github.com/xen-hvi/hvi/engine/policy"
 )
 
 func init() {
@@ -92,7 +91,7 @@ func healthy(t *T, together time.Duration) error {
 	}
 	c := GuestConfig{
 		Name: "healthy", Memory: 256, Programs: true, Altp2m: enforce.Altp2m,
-		Lines: []string{`introspection = "enforce"`, `introspection_policy = "` + policy.PresetLinuxStrict + `"`},
+		Lines: []string{`introspection = "enforce"`, `introspection_policy = "linux-strict"`},
 	}
 	g, st, err := t.protectedGuest(c, control.StateProtecting)
 	if err != nil {
