@@ -101,8 +101,8 @@ func eventCost(t *T) error {
 	if _, err := fmt.Sscanf(said.Stdout, "events %d others %d", &seen, &others); err != nil {
 		return fmt.Errorf("the listener ends with %q: %w", said.Stdout, err)
 	}
-	// It saw a round more.
-	t.Check(seen == writes/patchRounds*(patchRounds+1) && others == 0, "the listener sees the same %d writes: %d, %d others", writes, seen, others)
+	// It saw them each time, and a round more.
+	t.Check(seen == writes/patchRounds*(patchTimes*patchRounds+1) && others == 0, "the listener sees all writes of %d each time: %d, %d others", writes, seen, others)
 	each := func(d time.Duration) float64 { return (d - nobody).Seconds() * instructionsPerSecond / float64(writes) }
 	ratio := each(hvi) / each(c)
 	t.Fact("writes", writes)
@@ -114,10 +114,22 @@ func eventCost(t *T) error {
 	return g.Shutdown()
 }
 
+// patchTimes is how often the patching is timed. The shortest counts: what hvid looks
+// at now and then makes the others longer.
+const patchTimes = 5
+
 // patchesAgain is patches, after they were made once.
 func (g *Guest) patchesAgain() (time.Duration, error) {
 	if _, err := g.patches(1); err != nil {
 		return 0, err
 	}
-	return g.patches(patchRounds)
+	best := time.Duration(math.MaxInt64)
+	for range patchTimes {
+		took, err := g.patches(patchRounds)
+		if err != nil {
+			return 0, err
+		}
+		best = min(best, took)
+	}
+	return best, nil
 }
