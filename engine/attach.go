@@ -54,7 +54,7 @@ func (s *Session) connect() error {
 	if err != nil {
 		return fail("", err)
 	}
-	if s.page, err = s.hv.MapRing(s.info.ID, gfn); err != nil {
+	if s.page, err = s.hv.MapPage(s.info.ID, gfn); err != nil {
 		return fail("", err)
 	}
 	if s.ring, err = vmevent.NewRing(s.page.Bytes(), s.hv.Layout()); err != nil {

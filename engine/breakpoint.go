@@ -72,7 +72,7 @@ type breakpoint struct {
 // shadow is a page of ours in the domain's physical memory.
 type shadow struct {
 	frame  x86.GFN
-	mapped RingPage
+	mapped MappedPage
 	page   *view.Page // what it stands for; nil while it is free
 	lost   bool       // the guest has taken the frame out of its memory
 }
@@ -387,7 +387,7 @@ func (s *Session) mapShadow(sh *shadow) error {
 		return err
 	}
 	var err error
-	sh.mapped, err = s.hv.MapRing(s.info.ID, sh.frame)
+	sh.mapped, err = s.hv.MapPage(s.info.ID, sh.frame)
 	return err
 }
 

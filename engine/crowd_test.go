@@ -58,7 +58,7 @@ type stormy struct {
 	storms map[xen.DomID]*vmeventtest.Storm
 }
 
-func (h stormy) MapRing(id xen.DomID, _ x86.GFN) (engine.RingPage, error) { return h.storms[id], nil }
+func (h stormy) MapPage(id xen.DomID, _ x86.GFN) (engine.MappedPage, error) { return h.storms[id], nil }
 
 func (h stormy) BindInterdomain(id xen.DomID, _ uint32) (engine.Channel, error) {
 	return h.storms[id], nil

@@ -17,12 +17,12 @@ import (
 
 // ConnectForTest enables the ring of a ledger's domain as a session does, and
 // serves it with nobody.
-func ConnectForTest(hv Hypervisor, l *ledger.Ledger) (RingPage, error) {
+func ConnectForTest(hv Hypervisor, l *ledger.Ledger) (MappedPage, error) {
 	gfn, err := placeRing(hv, l)
 	if err != nil {
 		return nil, err
 	}
-	page, err := hv.MapRing(l.Domain(), gfn)
+	page, err := hv.MapPage(l.Domain(), gfn)
 	if err != nil {
 		return nil, err
 	}

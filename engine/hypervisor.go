@@ -26,13 +26,13 @@ type Hypervisor interface {
 	PagingPool(xen.DomID) (uint64, error)
 	MaxGFN(xen.DomID) (x86.GFN, error)
 	OnDemand(xen.DomID) (uint64, error)
-	MapRing(xen.DomID, x86.GFN) (RingPage, error)
+	MapPage(xen.DomID, x86.GFN) (MappedPage, error)
 	OpenMemory(xen.DomID) GuestMemory
 	BindInterdomain(dom xen.DomID, remotePort uint32) (Channel, error)
 }
 
-// RingPage is a mapped page.
-type RingPage interface {
+// MappedPage is one page of a guest's, mapped writable; who mapped it closes it.
+type MappedPage interface {
 	Bytes() []byte
 	io.Closer
 }
@@ -55,11 +55,11 @@ func OnXen(h *xen.Host) Hypervisor { return onXen{h} }
 
 type onXen struct{ *xen.Host }
 
-// A nil *xen.RingMapping in a RingPage is not nil, so errors are told apart
+// A nil *xen.PageMapping in a MappedPage is not nil, so errors are told apart
 // here.
 
-func (x onXen) MapRing(dom xen.DomID, gfn x86.GFN) (RingPage, error) {
-	m, err := x.Host.MapRing(dom, gfn)
+func (x onXen) MapPage(dom xen.DomID, gfn x86.GFN) (MappedPage, error) {
+	m, err := x.Host.MapPage(dom, gfn)
 	if err != nil {
 		return nil, err
 	}

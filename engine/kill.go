@@ -134,7 +134,7 @@ func (s *Session) setBits(c linux.SetBits) (err error) {
 	if s.set.Watches(gfn) {
 		return &linux.SparedError{Reason: fmt.Sprintf("its task_struct lies at %v, in memory that is guarded", at.Phys)}
 	}
-	page, err := s.hv.MapRing(s.info.ID, gfn)
+	page, err := s.hv.MapPage(s.info.ID, gfn)
 	if err != nil {
 		return fmt.Errorf("map the page at %v: %w", at.Phys, err)
 	}

@@ -130,7 +130,7 @@ func resumeAll(hv Hypervisor, l *ledger.Ledger, info xen.DomainInfo) error {
 	if err != nil {
 		return err
 	}
-	page, err := hv.MapRing(info.ID, gfn)
+	page, err := hv.MapPage(info.ID, gfn)
 	if err != nil {
 		return err
 	}
@@ -138,7 +138,7 @@ func resumeAll(hv Hypervisor, l *ledger.Ledger, info xen.DomainInfo) error {
 	return errors.Join(err, page.Close())
 }
 
-func answerAll(hv Hypervisor, l *ledger.Ledger, info xen.DomainInfo, page RingPage) error {
+func answerAll(hv Hypervisor, l *ledger.Ledger, info xen.DomainInfo, page MappedPage) error {
 	ring, err := vmevent.NewRing(page.Bytes(), hv.Layout())
 	if err != nil {
 		return err

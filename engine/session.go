@@ -54,7 +54,7 @@ type Session struct {
 	left    *ledger.Ledger // of a domain that is held; see takeLedger
 	stages  stages
 	ring    *vmevent.Ring
-	page    RingPage
+	page    MappedPage
 	channel Channel
 	server  *vmevent.Server
 	memory  GuestMemory

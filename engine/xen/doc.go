@@ -8,7 +8,7 @@
 //
 //   - Open returns a Host; Close releases it. A Host keeps nothing of any
 //     domain.
-//   - A Mapping, RingMapping or Memory holds references on the guest's pages.
+//   - A Mapping, PageMapping or Memory holds references on the guest's pages.
 //     While one is open, the pages stay allocated and a domain that died stays
 //     a zombie, so its owner closes it when the domain goes. Closing the Host
 //     does not unmap them.

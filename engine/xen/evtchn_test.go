@@ -158,7 +158,7 @@ func TestAnswerReachesXen(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := h.MapRing(1, g)
+	r, err := h.MapPage(1, g)
 	if err != nil {
 		t.Fatal(err)
 	}

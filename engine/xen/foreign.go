@@ -116,17 +116,17 @@ func (m *Mapping) Close() error {
 	return nil
 }
 
-// RingMapping is the page of a domain's monitor ring, mapped writable. Keep it
-// until the ring is disabled: Xen holds its own reference, but the page leaves
+// PageMapping is one page of a domain's, mapped writable. Keep that of the monitor
+// ring until the ring is disabled: Xen holds its own reference, but the page leaves
 // the guest's memory when the ring is set up and cannot be mapped again.
-type RingMapping struct {
+type PageMapping struct {
 	m    *Mapping
 	page []byte
 }
 
-// MapRing maps one frame writable. Which frame holds a domain's monitor ring
+// MapPage maps one frame writable. Which frame holds a domain's monitor ring
 // says HVMParam with abi.HVMParamMonitorRingPFN.
-func (h *Host) MapRing(dom DomID, gfn x86.GFN) (*RingMapping, error) {
+func (h *Host) MapPage(dom DomID, gfn x86.GFN) (*PageMapping, error) {
 	m, err := h.MapForeign(dom, []x86.GFN{gfn}, true)
 	if err != nil {
 		return nil, err
@@ -135,15 +135,15 @@ func (h *Host) MapRing(dom DomID, gfn x86.GFN) (*RingMapping, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &RingMapping{m: m, page: page}, nil
+	return &PageMapping{m: m, page: page}, nil
 }
 
 // Bytes returns the page, valid until Close. Its other writer is Xen: indices
 // are to be accessed atomically.
-func (r *RingMapping) Bytes() []byte { return r.page }
+func (r *PageMapping) Bytes() []byte { return r.page }
 
 // Close unmaps the page. The caller makes sure that no thread uses it.
-func (r *RingMapping) Close() error { return r.m.Close() }
+func (r *PageMapping) Close() error { return r.m.Close() }
 
 // RingFrame returns the frame that the domain's builder set aside for the
 // monitor ring. It fails with an error that matches ErrNotSupported if there

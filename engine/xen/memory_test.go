@@ -78,14 +78,14 @@ func TestMapForeign(t *testing.T) {
 	}
 }
 
-func TestMapRing(t *testing.T) {
+func TestMapPage(t *testing.T) {
 	hv, h := open(t, xentest.Config{})
 	d := hv.AddDomain(xentest.Spec{ID: 1, Type: xen.PVH})
 	g, err := h.RingFrame(1)
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := h.MapRing(1, g)
+	r, err := h.MapPage(1, g)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -102,7 +102,7 @@ func TestMapRing(t *testing.T) {
 	if err := r.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := h.MapRing(1, g); !errors.Is(err, xen.ErrNoPage) {
+	if _, err := h.MapPage(1, g); !errors.Is(err, xen.ErrNoPage) {
 		t.Errorf("a page that is gone: %v", err)
 	}
 }

@@ -508,7 +508,7 @@ func TestClosed(t *testing.T) {
 		"AltP2M":        second(h.AltP2M(0)),
 		"PhysInfo":      second(h.PhysInfo()),
 		"MapForeign":    second(h.MapForeign(0, []x86.GFN{0}, false)),
-		"MapRing":       second(h.MapRing(0, 0)),
+		"MapPage":       second(h.MapPage(0, 0)),
 		"Bind":          second(h.BindInterdomain(0, 1)),
 		"ReadPhys":      mem.ReadPhys(0, make([]byte, 1)),
 	} {

@@ -191,7 +191,7 @@ func (t *T) connectRing(h *xen.Host, info xen.DomainInfo) (disconnect func() err
 // ownRing is a monitor ring of the scenario's own.
 type ownRing struct {
 	ledger *ledger.Ledger
-	page   *xen.RingMapping
+	page   *xen.PageMapping
 	ring   *vmevent.Ring
 	port   uint32
 }
@@ -231,7 +231,7 @@ func (t *T) openRing(h *xen.Host, info xen.DomainInfo) (*ownRing, error) {
 
 // placeRing maps the frame of the monitor ring, which is put into the guest's
 // memory if it is not there.
-func placeRing(h *xen.Host, l *ledger.Ledger, dom xen.DomID) (*xen.RingMapping, error) {
+func placeRing(h *xen.Host, l *ledger.Ledger, dom xen.DomID) (*xen.PageMapping, error) {
 	var gfn x86.GFN
 	gfn, err := h.RingFrame(dom)
 	if err != nil {
@@ -249,7 +249,7 @@ func placeRing(h *xen.Host, l *ledger.Ledger, dom xen.DomID) (*xen.RingMapping, 
 	if err != nil {
 		return nil, err
 	}
-	return h.MapRing(dom, gfn)
+	return h.MapPage(dom, gfn)
 }
 
 // takeViews makes views of a domain until Xen can have no more, and returns how
