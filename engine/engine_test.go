@@ -386,10 +386,19 @@ func (w *world) checkClean(toolstackPauses int) {
 	if n := w.dom.MappedPages(); n != 0 {
 		w.t.Errorf("%d pages are still mapped", n)
 	}
-	files, err := os.ReadDir(w.dir)
-	if err != nil || len(files) != 0 {
-		w.t.Errorf("ledgers left: %v %v", files, err)
+	if left := w.ledgers(); len(left) != 0 {
+		w.t.Errorf("ledgers left: %v", left)
 	}
+}
+
+// ledgers are the files of those that are left.
+func (w *world) ledgers() []os.DirEntry {
+	w.t.Helper()
+	files, err := os.ReadDir(w.dir)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return files
 }
 
 // TestLife takes a guest from its creation to its end, on every release.

@@ -96,3 +96,6 @@ func (e *Engine) HoldDumpsForTest() (let func()) {
 	e.dumper.turn <- struct{}{}
 	return func() { <-e.dumper.turn }
 }
+
+// ErrEnded is what Apply answers while a session ends by itself.
+var ErrEnded = errEnded

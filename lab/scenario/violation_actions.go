@@ -18,7 +18,7 @@ import (
 func init() {
 	Register(Scenario{
 		Name:     "violation-actions",
-		Brief:    "An attack has its process killed; another the guest paused and dumped, also while hvid dies, until hvictl resume; a third has it shut down",
+		Brief:    "One attack has its process killed, one the guest paused and dumped, also while hvid dies, one it shut down",
 		Emulator: Bochs,
 		Timeout:  30 * time.Minute,
 		Run:      violationActions,
