@@ -203,16 +203,7 @@ func (a *api) info(dom control.DomainRef) (xen.DomainInfo, error) {
 }
 
 func (a *api) Detach(ctx context.Context, dom control.DomainRef) (control.DomainStatus, error) {
-	err := a.engine.Detach(ctx, xen.DomID(dom.ID))
-	switch {
-	case errors.Is(err, engine.ErrNotAttached):
-		return control.DomainStatus{}, &control.Problem{Code: control.CodeConflict, What: "not attached", Where: where(dom), Err: err}
-	case errors.Is(err, engine.ErrBusy):
-		return control.DomainStatus{}, busy(err, where(dom))
-	case err != nil:
-		return control.DomainStatus{}, err
-	}
-	return a.Domain(ctx, dom)
+	return a.changed(ctx, dom, a.engine.Detach(ctx, xen.DomID(dom.ID)))
 }
 
 // Resume has a domain run on that a guard has paused.
@@ -237,27 +228,29 @@ func (a *api) Resume(ctx context.Context, dom control.DomainRef) (control.Domain
 // SetBreakpoint puts a hidden breakpoint into a domain's kernel, or takes it away.
 func (a *api) SetBreakpoint(ctx context.Context, dom control.DomainRef, symbol string, on bool) (control.DomainStatus, error) {
 	err := a.engine.SetBreakpoint(ctx, xen.DomID(dom.ID), symbol, on)
-	var refused *engine.BreakpointError
-	switch {
-	case errors.As(err, &refused):
-		return control.DomainStatus{}, &control.Problem{Code: control.CodeNotPossible, What: refused.Error(), Where: where(dom), Fix: refused.Fix, Err: err}
-	case errors.Is(err, engine.ErrNotAttached):
-		return control.DomainStatus{}, &control.Problem{Code: control.CodeConflict, What: "not attached", Where: where(dom), Err: err}
-	case errors.Is(err, engine.ErrBusy):
-		return control.DomainStatus{}, busy(err, where(dom))
-	case err != nil:
-		return control.DomainStatus{}, err
+	if refused, ok := errors.AsType[*engine.BreakpointError](err); ok {
+		return control.DomainStatus{}, notPossible(refused, refused.Fix, dom, err)
 	}
-	return a.Domain(ctx, dom)
+	return a.changed(ctx, dom, err)
 }
 
 // SwitchView has a domain run in another view that its policy declares.
 func (a *api) SwitchView(ctx context.Context, dom control.DomainRef, view string, by journal.Peer) (control.DomainStatus, error) {
 	err := a.engine.SwitchView(ctx, xen.DomID(dom.ID), view, by)
-	var refused *engine.ViewError
+	if refused, ok := errors.AsType[*engine.ViewError](err); ok {
+		return control.DomainStatus{}, notPossible(refused, refused.Fix, dom, err)
+	}
+	return a.changed(ctx, dom, err)
+}
+
+// notPossible is the answer to what the engine refuses.
+func notPossible(refused error, fix string, dom control.DomainRef, err error) error {
+	return &control.Problem{Code: control.CodeNotPossible, What: refused.Error(), Where: where(dom), Fix: fix, Err: err}
+}
+
+// changed answers what was asked of an attached domain, by what came of it.
+func (a *api) changed(ctx context.Context, dom control.DomainRef, err error) (control.DomainStatus, error) {
 	switch {
-	case errors.As(err, &refused):
-		return control.DomainStatus{}, &control.Problem{Code: control.CodeNotPossible, What: refused.Error(), Where: where(dom), Fix: refused.Fix, Err: err}
 	case errors.Is(err, engine.ErrNotAttached):
 		return control.DomainStatus{}, &control.Problem{Code: control.CodeConflict, What: "not attached", Where: where(dom), Err: err}
 	case errors.Is(err, engine.ErrBusy):
