@@ -26,7 +26,7 @@ type EventChannel struct {
 		Read(func(fd uintptr) bool) error
 	}
 
-	// These are Wait's: take as a value, what it found, and whether the file has a
+	// These are Wait's: take as conn wants it, what that found, and whether the file has a
 	// deadline that Wait has set.
 	ready func(fd uintptr) bool
 	fired bool
@@ -56,7 +56,7 @@ func (h *Host) BindInterdomain(dom DomID, remotePort uint32) (*EventChannel, err
 	}
 	if err := e.watch(); err != nil {
 		_ = port.Close()
-		return nil, err
+		return nil, fmt.Errorf("%s of domain %d: have the runtime wait for the port: %w", op, dom, err)
 	}
 	return e, nil
 }
