@@ -27,6 +27,7 @@ const shutdownLimit = 5 * time.Second
 func run(ctx context.Context, opt settings) (err error) {
 	started := time.Now()
 	raisePriority(opt.log)
+	raiseParallelism()
 	host, err := xen.Open()
 	if err != nil {
 		return err

@@ -3,6 +3,7 @@ package main
 import (
 	"log/slog"
 	"os"
+	"runtime"
 	"strconv"
 	"syscall"
 	"testing"
@@ -31,5 +32,20 @@ func TestRaisePriority(t *testing.T) {
 	}
 	if permitted := syscall.Setpriority(syscall.PRIO_PROCESS, 0, niceness) == nil; permitted && got[niceness] == 0 {
 		t.Errorf("niceness of the threads: %v, want %d", got, niceness)
+	}
+}
+
+// TestRaiseParallelism has two goroutines run at once, however few processors there are.
+func TestRaiseParallelism(t *testing.T) {
+	before := runtime.GOMAXPROCS(1)
+	defer runtime.GOMAXPROCS(before)
+	raiseParallelism()
+	if got := runtime.GOMAXPROCS(0); got != 2 {
+		t.Errorf("GOMAXPROCS is %d, want 2", got)
+	}
+	runtime.GOMAXPROCS(3)
+	raiseParallelism()
+	if got := runtime.GOMAXPROCS(0); got != 3 {
+		t.Errorf("GOMAXPROCS is %d, want 3 as before", got)
 	}
 }
