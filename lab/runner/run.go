@@ -30,7 +30,7 @@ type Runner struct {
 	Show func(emulator scenario.Emulator, source, line string)
 }
 
-// Run runs scenarios, each group that can share a machine in one boot and those
+// Run runs scenarios, those that can share a machine in as few boots as is quick and those
 // that need none in this process, up to two groups at a time and in the order of
 // list, and returns the results in that order too. An error says why there are
 // none; a failed scenario is a result.
@@ -99,8 +99,26 @@ func (r *Runner) prepare(ctx context.Context, list []scenario.Scenario) (im imag
 	return im, debian, errors.Join(err, bochs, qemu, system)
 }
 
+// maxSharing is how many scenarios are run in one boot. More are dealt out to several,
+// which cost half a minute each and can run side by side.
+const maxSharing = 8
+
 // group collects scenarios that can share a boot, each once, in their order.
 func group(list []scenario.Scenario) [][]scenario.Scenario {
+	var groups [][]scenario.Scenario
+	for _, g := range alike(list) {
+		boots := (len(g) + maxSharing - 1) / maxSharing
+		dealt := make([][]scenario.Scenario, boots)
+		for i, s := range g {
+			dealt[i%boots] = append(dealt[i%boots], s)
+		}
+		groups = append(groups, dealt...)
+	}
+	return groups
+}
+
+// alike sorts scenarios, each once, by the boot that they ask for.
+func alike(list []scenario.Scenario) [][]scenario.Scenario {
 	var groups [][]scenario.Scenario
 	seen := map[string]bool{}
 	at := map[string]int{}

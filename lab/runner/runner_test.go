@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -189,6 +190,21 @@ func TestGroup(t *testing.T) {
 	}
 	if want := []string{"a+d", "b", "c"}; !reflect.DeepEqual(got, want) {
 		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+// TestGroupDeals has more scenarios than one boot is to run.
+func TestGroupDeals(t *testing.T) {
+	var list []scenario.Scenario
+	for i := range maxSharing + 1 {
+		list = append(list, scenario.Scenario{Name: fmt.Sprint(i), Emulator: scenario.Bochs})
+	}
+	got := group(list)
+	if len(got) != 2 || len(got[0]) != 5 || len(got[1]) != 4 || got[0][1].Name != "2" || got[1][1].Name != "3" {
+		t.Errorf("%d scenarios are dealt so: %v", len(list), got)
+	}
+	if got := group(list[1:]); len(got) != 1 || len(got[0]) != maxSharing {
+		t.Errorf("%d scenarios are dealt so: %v", maxSharing, got)
 	}
 }
 
