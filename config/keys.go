@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"github.com/xen-hvi/hvi/engine/policy"
 )
 
 // Key is one setting of hvid.toml.
@@ -96,7 +98,7 @@ var keys = []Key{
 			return c.LogLevel.UnmarshalText([]byte(word))
 		}},
 
-	{Name: "default.mode", Kind: "string", Default: `"off"`, Values: []string{"off", "observe", "enforce"},
+	{Name: "default.mode", Kind: "string", Default: `"off"`, Values: policy.Modes(),
 		Meaning: "How far introspection goes: not at all, watch and report, or block as well."},
 	{Name: "default.policy", Kind: "string", Default: `"default"`,
 		Meaning: "The policy to start from: a built-in one, which hvictl policy list shows, or the name of a file in " + DefaultDir + "/" + PoliciesDir + " without its ending."},

@@ -185,7 +185,7 @@ func parseDomain(source string, data []byte, known policy.Policies) (spec policy
 		// An empty file would look like something said.
 		err = errors.Join(&policy.Error{
 			Origin: policy.Origin{Source: source}, What: "file", Reason: "says nothing about the domain",
-			Hint: `write mode = "off", "observe" or "enforce", or remove the file`,
+			Hint: `write mode = "off", "learn", "observe" or "enforce", or remove the file`,
 		})
 	}
 	if err != nil {

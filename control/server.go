@@ -467,7 +467,7 @@ func (s *Server) attach(w http.ResponseWriter, r *http.Request, ref string) erro
 func (q *AttachRequest) check() *Problem {
 	const where = "attach request"
 	if len(q.Mode) > maxWord {
-		return &Problem{Code: CodeBadRequest, What: "the mode is longer than any mode", Where: where, Fix: "give observe or enforce"}
+		return &Problem{Code: CodeBadRequest, What: "the mode is longer than any mode", Where: where, Fix: "give learn, observe or enforce"}
 	}
 	return checkGuards(q.Guards, where)
 }

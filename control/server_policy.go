@@ -126,7 +126,7 @@ func (s *Server) setPolicy(w http.ResponseWriter, r *http.Request, ref string) e
 	}
 	const where = "policy request"
 	if req.Mode == "" {
-		return &Problem{Code: CodeBadRequest, What: "there is no mode", Where: where, Fix: "give off, observe or enforce; to declare nothing, delete the policy"}
+		return &Problem{Code: CodeBadRequest, What: "there is no mode", Where: where, Fix: "give off, learn, observe or enforce; to declare nothing, delete the policy"}
 	}
 	if p := req.Words().check(where); p != nil {
 		return p
@@ -209,7 +209,7 @@ func (w PolicyWords) check(where string) *Problem {
 	}
 	switch {
 	case len(w.Mode) > maxWord:
-		return bad("the mode is longer than any mode", "give off, observe or enforce")
+		return bad("the mode is longer than any mode", "give off, learn, observe or enforce")
 	case len(w.Policy) > maxPolicy:
 		return bad("the policy's name is longer than any", fmt.Sprintf("a name has at most %d bytes", maxPolicy))
 	case len(w.RequireAttach) > maxWord:
@@ -217,7 +217,7 @@ func (w PolicyWords) check(where string) *Problem {
 	case len(w.OnEngineFailure) > maxWord:
 		return bad("on_engine_failure is longer than any of its words", "give release or pause")
 	case w.Mode == "" && (w.Policy != "" || w.RequireAttach != "" || w.OnEngineFailure != "" || len(w.Guards) > 0):
-		return bad("a policy without a mode: nothing would be protected", "give the mode: off, observe or enforce")
+		return bad("a policy without a mode: nothing would be protected", "give the mode: off, learn, observe or enforce")
 	}
 	return checkGuards(w.Guards, where)
 }

@@ -148,7 +148,7 @@ type DomainStatus struct {
 	// Type is "PV", "HVM" or "PVH".
 	Type  string `json:"type"`
 	State State  `json:"state"`
-	// Mode is "off", "observe" or "enforce".
+	// Mode is "off", "learn", "observe" or "enforce".
 	Mode string `json:"mode"`
 	Tier Tier   `json:"tier"`
 	// TierReason says why the tier is not a better one; empty for views.

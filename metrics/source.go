@@ -27,7 +27,7 @@ type Domain struct {
 	Type string
 	// State is a word of States.
 	State string
-	// Mode is "off", "observe" or "enforce".
+	// Mode is "off", "learn", "observe" or "enforce".
 	Mode string
 	// Tier is what Xen offers for the domain: "views", "access", "registers",
 	// "none", or empty while it isn't known.
@@ -115,5 +115,5 @@ const (
 // asked reports whether protection is asked for. Where a policy can't be read
 // the mode is unknown, and somebody did ask.
 func (d *Domain) asked() bool {
-	return d.Mode == "observe" || d.Mode == "enforce" || d.State == stateFailed
+	return d.Mode == "learn" || d.Mode == "observe" || d.Mode == "enforce" || d.State == stateFailed
 }

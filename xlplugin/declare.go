@@ -11,7 +11,7 @@ import (
 
 // The keys of a config that are ours. xl ignores keys it does not know.
 const (
-	// KeyMode is the mode: "off", "observe" or "enforce"; 0 is off, 1 observe.
+	// KeyMode is the mode: "off", "learn", "observe" or "enforce"; 0 is off, 1 observe.
 	KeyMode = "introspection"
 	// KeyPolicy names a preset, or a policy of the admin's.
 	KeyPolicy = "introspection_policy"

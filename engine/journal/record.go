@@ -116,7 +116,7 @@ type Record struct {
 	Policy printable.Text `json:"policy,omitzero"`
 	// Attack are the techniques of MITRE ATT&CK that the guard is for.
 	Attack []Technique `json:"attack,omitempty"`
-	// Mode is the domain's mode at the time, "observe" or "enforce".
+	// Mode is the domain's mode at the time, "learn", "observe" or "enforce".
 	Mode string `json:"mode"`
 	// RIP is the instruction that did it.
 	RIP     Location `json:"rip"`

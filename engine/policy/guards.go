@@ -52,7 +52,7 @@ type Guard struct {
 	// Meaning is one sentence for people, without a full stop.
 	Meaning string
 	// Observe and Enforce are the actions taken under these modes when the
-	// policy does not set one.
+	// policy does not set one. Under learn it is Observe.
 	Observe, Enforce Action
 	// Memory says that the guard restricts the guest's memory, and so holds in views.
 	Memory bool
@@ -83,7 +83,7 @@ func (g Guard) Permits(a Action) error {
 // Default is the guard's action under mode m when the policy does not set one.
 func (g Guard) Default(m Mode) Action {
 	switch m {
-	case ModeObserve:
+	case ModeLearn, ModeObserve:
 		return g.Observe
 	case ModeEnforce:
 		return g.Enforce

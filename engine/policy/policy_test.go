@@ -60,7 +60,7 @@ func TestWordsRoundTrip(t *testing.T) {
 	}
 	check("release", Release, func(b []byte) (any, error) { var v EngineFailure; err := v.UnmarshalText(b); return v, err })
 
-	for _, v := range []texter{Mode(3), Action(9), EngineFailure(2)} {
+	for _, v := range []texter{Mode(4), Action(9), EngineFailure(2)} {
 		if text, err := v.MarshalText(); err == nil {
 			t.Errorf("%v marshalled as %q, want an error", v, text)
 		}
@@ -176,7 +176,7 @@ func TestBuildErrors(t *testing.T) {
 		want []string // one per error, each a substring
 	}{
 		{"unknown mode", func(b *Builder) { b.Mode("enfroce", at(1)) },
-			[]string{`g.cfg:1: unknown mode "enfroce"; did you mean "enforce"? (known: off, observe, enforce)`}},
+			[]string{`g.cfg:1: unknown mode "enfroce"; did you mean "enforce"? (known: off, learn, observe, enforce)`}},
 		{"unknown guard", func(b *Builder) { b.Mode("enforce", at(1)); b.GuardAssignment("kernel_txt=block", at(2)) },
 			[]string{`g.cfg:2: unknown guard "kernel_txt"; did you mean "kernel-text"? (known: kernel-text, `}},
 		{"a guard that can't block", func(b *Builder) { b.Mode("enforce", at(1)); b.Guard("hidden-objects", "block", at(2)) },
@@ -460,4 +460,37 @@ func FuzzBuilder(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestLearn has a guard that is to block later report under mode learn.
+func TestLearn(t *testing.T) {
+	var b Builder
+	b.Mode("learn", Origin{Source: "g.cfg", Line: 1})
+	b.Preset(PresetLinuxStrict, Origin{Source: "g.cfg", Line: 2})
+	b.GuardAssignment("kernel-text=block", Origin{Source: "g.cfg", Line: 3})
+	b.GuardAssignment("cr=off", Origin{Source: "g.cfg", Line: 4})
+	b.RequireAttach("1", Origin{Source: "g.cfg", Line: 5})
+	s, err := b.Build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Validate(); err != nil {
+		t.Error(err)
+	}
+	e := s.Effective()
+	strict, _ := lookupPreset(PresetLinuxStrict)
+	for _, g := range guards {
+		want := min(strict.of(g).Action, ActionAlert)
+		if g.Name == GuardControlRegisters {
+			want = ActionOff
+		}
+		if got := e.Action(g.Name); got != want {
+			t.Errorf("%s is %s, want %s", g.Name, got, want)
+		}
+	}
+	for _, g := range e.Guards {
+		if g.Name == GuardKernelText && g.From != "g.cfg:3, where it is block; mode learn never blocks" {
+			t.Errorf("from %q", g.From)
+		}
+	}
 }

@@ -181,7 +181,7 @@ func requireUnderOff(s Spec) *Error {
 		Origin: s.Origins.RequireAttach,
 		What:   "require_attach",
 		Reason: "is set, but mode off attaches nothing: the domain could never run",
-		Hint:   "use mode observe or enforce, or leave require_attach out",
+		Hint:   "use mode learn, observe or enforce, or leave require_attach out",
 	}
 }
 
@@ -198,8 +198,8 @@ func preventsUnderObserve(g GuardSetting) *Error {
 		Origin: g.Origin,
 		What:   "guard",
 		Value:  string(g.Name),
-		Reason: "is set to " + g.Action.String() + ", but " + g.Action.never(),
-		Hint:   `use mode "enforce", or set the guard to alert`,
+		Reason: "is set to " + g.Action.String() + ", but " + g.Action.never(ModeObserve),
+		Hint:   `use mode "enforce", or "learn" to begin with, or set the guard to alert`,
 	}
 }
 
@@ -232,8 +232,8 @@ type Effective struct {
 }
 
 // Effective resolves the spec: one entry for every known guard, in the order of
-// [Guards]. Under mode off every guard is off; under observe each reports at most, even
-// in a Spec that [Spec.Validate] would refuse.
+// [Guards]. Under mode off every guard is off; under learn and observe each reports at
+// most, even in a Spec that [Spec.Validate] would refuse.
 func (s Spec) Effective() Effective {
 	e := Effective{
 		Mode:            s.Mode,
@@ -252,7 +252,7 @@ func (s Spec) Effective() Effective {
 			Action: g.Default(s.Mode),
 			From:   "default of mode " + s.Mode.String(),
 		}
-		if s.Mode == ModeObserve || s.Mode == ModeEnforce {
+		if s.Mode.Attaches() {
 			if p, ok := lookupPreset(e.Preset); ok && p.line != nil {
 				l := p.of(g)
 				eg.set(s.Mode, l.Action, Origin{}, "policy "+p.Name)
@@ -280,9 +280,9 @@ func (eg *EffectiveGuard) apply(m Mode, settings []GuardSetting, from string) {
 // set gives the guard an action, as far as the mode lets it.
 func (eg *EffectiveGuard) set(m Mode, a Action, at Origin, from string) {
 	eg.Action, eg.Origin, eg.From = a, at, from
-	if m == ModeObserve && a.Prevents() {
+	if m.Watches() && a.Prevents() {
 		eg.Action = ActionAlert
-		eg.From += ", where it is " + a.String() + "; " + a.never()
+		eg.From += ", where it is " + a.String() + "; " + a.never(m)
 	}
 }
 

@@ -12,13 +12,17 @@ type Mode uint8
 const (
 	// ModeOff attaches nothing to the domain.
 	ModeOff Mode = iota
+	// ModeLearn is ModeObserve for a while: what the guards see is taken for what a
+	// healthy guest does, and exceptions are proposed from it. A guard that is set to
+	// prevent does not, until the mode is enforce.
+	ModeLearn
 	// ModeObserve attaches, records what the guards see, and blocks nothing.
 	ModeObserve
 	// ModeEnforce attaches and lets the guards block.
 	ModeEnforce
 )
 
-var modeWords = []string{ModeOff: "off", ModeObserve: "observe", ModeEnforce: "enforce"}
+var modeWords = []string{ModeOff: "off", ModeLearn: "learn", ModeObserve: "observe", ModeEnforce: "enforce"}
 
 // modeAliases are the spellings of a switch. Xen's own config language writes
 // booleans as 0 and 1, other tools as words; on means the mildest mode that
@@ -35,7 +39,7 @@ func Modes() []string { return slices.Clone(modeWords) }
 func (m Mode) String() string { return word(modeWords, m, "mode") }
 
 // MarshalText implements [encoding.TextMarshaler]. It fails for a value that is
-// none of the three modes.
+// none of the modes.
 func (m Mode) MarshalText() ([]byte, error) { return marshalWord(modeWords, m, "mode") }
 
 // UnmarshalText implements [encoding.TextUnmarshaler]; it accepts what
@@ -57,6 +61,12 @@ func ParseMode(s string) (Mode, error) {
 	}
 	return parseWord[Mode](modeWords, s, "mode", "0 is off and 1 is observe")
 }
+
+// Watches reports whether the guards are armed and only report.
+func (m Mode) Watches() bool { return m == ModeLearn || m == ModeObserve }
+
+// Attaches reports whether a domain of this mode is attached to.
+func (m Mode) Attaches() bool { return m.Watches() || m == ModeEnforce }
 
 // Action is what a guard does when it sees a violation.
 //
@@ -88,17 +98,18 @@ func (a Action) Prevents() bool { return a >= ActionBlock }
 // Stops reports whether the domain is stopped: paused, or shut down.
 func (a Action) Stops() bool { return a >= ActionPause }
 
-// never says what mode observe does not do, of an action that prevents.
-func (a Action) never() string {
+// never says what a mode that only watches does not do, of an action that prevents.
+func (a Action) never(m Mode) string {
+	what := "blocks"
 	switch a {
 	case ActionKill:
-		return "mode observe never kills a process"
+		what = "kills a process"
 	case ActionPause:
-		return "mode observe never pauses a guest"
+		what = "pauses a guest"
 	case ActionShutdown:
-		return "mode observe never shuts a guest down"
+		what = "shuts a guest down"
 	}
-	return "mode observe never blocks"
+	return "mode " + m.String() + " never " + what
 }
 
 // Actions returns every action's word, in the order of their strength.

@@ -12,6 +12,7 @@ import (
 
 var modeMeanings = map[policy.Mode]string{
 	policy.ModeOff:     "The domain is not introspected.",
+	policy.ModeLearn:   "As `observe`, to find out what a healthy guest does: hvictl-learn(1) proposes exceptions from what is reported under it. A guard may be set to what it is to do under `enforce` already; it reports until then.",
 	policy.ModeObserve: "The guards report what they see and let it happen. Nothing is ever blocked, no process killed, and no domain stopped. A switch that is on (`1`, `yes`, `true`, `on`) means this mode.",
 	policy.ModeEnforce: "The guards may block, kill the process, and stop the domain.",
 }
@@ -19,10 +20,10 @@ var modeMeanings = map[policy.Mode]string{
 var actionMeanings = map[policy.Action]string{
 	policy.ActionOff:      "The guard is not armed.",
 	policy.ActionAlert:    "A violation is reported and let happen.",
-	policy.ActionKill:     "As `block`, and the process that did it is ended, as by `kill -9`. Kernel threads, the first process and what happens in an interrupt are spared. Not under `observe`.",
-	policy.ActionPause:    "A violation is reported, prevented where the guard can, and the domain is paused: it stays so, also when hvid ends, until `hvictl resume`. Not under `observe`.",
-	policy.ActionShutdown: "As `pause`, and then the domain is shut down as if its guest had crashed: its toolstack does what `on_crash` says. Not under `observe`.",
-	policy.ActionBlock:    "A violation is reported and prevented; the guest runs on. Under `observe` it is an error to set this for one domain.",
+	policy.ActionKill:     "As `block`, and the process that did it is ended, as by `kill -9`. Kernel threads, the first process and what happens in an interrupt are spared. Not under `learn` and `observe`.",
+	policy.ActionPause:    "A violation is reported, prevented where the guard can, and the domain is paused: it stays so, also when hvid ends, until `hvictl resume`. Not under `learn` and `observe`.",
+	policy.ActionShutdown: "As `pause`, and then the domain is shut down as if its guest had crashed: its toolstack does what `on_crash` says. Not under `learn` and `observe`.",
+	policy.ActionBlock:    "A violation is reported and prevented; the guest runs on. Under `learn` it is reported only; under `observe` it is an error to set this for one domain.",
 }
 
 // vocabulary writes the words that every declaration is made of.

@@ -113,7 +113,7 @@ guests from outside. Guests are named by domid, name or UUID.`,
 	root.AddGroup(&cobra.Group{ID: groupProtection, Title: "Protection:"}, &cobra.Group{ID: groupGuest, Title: "Looking into a guest:"})
 	for _, c := range []*cobra.Command{
 		a.allowCommand(), a.attachCommand(), a.breakpointCommand(), a.createCommand(), a.detachCommand(), a.doctorCommand(), a.eventsCommand(), a.exceptionsCommand(), a.guardsCommand(),
-		a.listCommand(), a.policyCommand(), a.resumeCommand(), a.setCommand(), a.statusCommand(), a.topCommand(), a.viewsCommand(),
+		a.learnCommand(), a.listCommand(), a.policyCommand(), a.resumeCommand(), a.setCommand(), a.statusCommand(), a.topCommand(), a.viewsCommand(),
 	} {
 		c.GroupID = groupProtection
 		root.AddCommand(c)

@@ -96,6 +96,79 @@ func TestAllow(t *testing.T) {
 	}
 }
 
+// TestLearn proposes exceptions from what was reported under mode learn, and has
+// hvid keep them or prints them.
+func TestLearn(t *testing.T) {
+	h := newHost(t)
+	const web = "a2b0f0f4-6f0e-4f9b-8f4c-0c8c6d1e2f30"
+	run := "" // what the IDs of this run's events begin with
+	add := func(r journal.Record) {
+		r.Mode = "learn"
+		r, err := h.journal.Append(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		run, _, _ = strings.Cut(string(r.ID), "-")
+	}
+	list := allowable()
+	if _, err := h.journal.Append(list[0]); err != nil { // under another mode
+		t.Fatal(err)
+	}
+	nothing, errOut, code := hvictl(t, h.socket, "learn", "web1")
+	if code != 0 || errOut != "" {
+		t.Errorf("exit code %d, %q", code, errOut)
+	}
+	golden(t, "learn-nothing", nothing)
+	other, storm, vague := list[0], list[0], list[0]
+	other.Process.Comm, other.Detail.Repeats = "falcon-update", 11
+	storm.Detail.Suppressed = 300
+	vague.RIP, vague.Process = journal.Location{Addr: 0xffffffffc0000000}, journal.Process{Unknown: "no"}
+	for _, r := range append(list, other, storm, vague) {
+		add(r)
+	}
+	write, err := control.ExceptionOf(&other, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const domain = " domain=" + web
+	for _, tc := range []struct {
+		name  string
+		args  []string
+		code  int
+		asked string // of hvid, last; empty for nothing
+		says  string // on stderr
+	}{
+		{"learn", nil, 0, "", ""},
+		{"learn-json", []string{"-o", "json"}, 0, "", ""},
+		{"learn-print", []string{"--any", "domain", "--any", "kernel", "--any", "process", "--print", "--comment", "learnt in May", "--expires", "30d"}, 0, "", ""},
+		{"learn-accept", []string{"--accept", write.ID()}, 0,
+			"allow kernel-text" + domain + " process=falcon-update module=falcon target=do_syscall_64 bytes=9090 kernel=6.1.0-35-amd64", ""},
+		{"learn-accept-all", []string{"--accept", "all"}, 0,
+			"allow kernel-text" + domain + " process=falcon-sensor module=falcon target=do_syscall_64 bytes=9090 kernel=6.1.0-35-amd64", ""},
+		{"", []string{"--accept", "x1"}, exitUsage, "", "there is no proposal"},
+		{"", []string{"--accept", "all", "--print"}, exitUsage, "", "exclude each other"},
+		{"", []string{"--any", "prcess"}, exitUsage, "", "process"},
+		{"", []string{"--since", "soon"}, exitUsage, "", "is no time"},
+	} {
+		h.engine.asked, h.engine.exceptions = "", nil
+		out, errOut, code := hvictl(t, h.socket, append([]string{"learn", "web1"}, tc.args...)...)
+		if code != tc.code || h.engine.asked != tc.asked || !strings.Contains(errOut, tc.says) || (tc.code == 0) != (errOut == "") {
+			t.Errorf("%v: exit code %d, want %d; hvid was asked %q, want %q; stderr %q, want %q", tc.args, code, tc.code, h.engine.asked, tc.asked, errOut, tc.says)
+		}
+		if tc.name != "" {
+			golden(t, tc.name, strings.ReplaceAll(out, run, "69fe2b1d7c3a"))
+		}
+		if tc.name == "learn-print" {
+			if list, err := config.ParseExceptions("printed", []byte(out)); err != nil || len(list) != 3 {
+				t.Errorf("what was printed is read as %+v, %v", list, err)
+			}
+		}
+	}
+	if _, errOut, code := hvictl(t, h.socket, "learn", "nobody"); code != exitNoDomain || errOut == "" {
+		t.Errorf("exit code %d, %q", code, errOut)
+	}
+}
+
 // TestExceptionsOutput lists, removes and reloads exceptions.
 func TestExceptionsOutput(t *testing.T) {
 	h := newHost(t)

@@ -50,7 +50,8 @@ func guardInfos() []guardInfo {
 		case a.Registers == policy.AbilityFull:
 			i.Tier = "registers"
 		}
-		for _, m := range []policy.Mode{policy.ModeOff, policy.ModeObserve, policy.ModeEnforce} {
+		for n := range policy.Modes() {
+			m := policy.Mode(n)
 			i.Modes[m.String()] = g.Default(m)
 		}
 		for _, p := range policy.Presets() {

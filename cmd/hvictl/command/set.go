@@ -77,7 +77,7 @@ A change of a domain that runs takes effect at once. Only root may set.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&s.mode, "mode", "", "off, observe: alert only, or enforce: guards may block")
+	f.StringVar(&s.mode, "mode", "", "off, learn: see hvictl learn, observe: alert only, or enforce: guards may block")
 	f.StringVar(&s.policy, "policy", "", "the policy to start from: a preset or one below /etc/hvi/policies")
 	f.StringVar(&s.requireAttach, "require-attach", "", "yes: the domain may only run with hvi attached; no; or default")
 	f.Lookup("require-attach").NoOptDefVal = "yes"

@@ -108,7 +108,11 @@ func xsd() string {
 	p(`    </xs:restriction>`)
 	p(`  </xs:simpleType>`)
 	modes := modeWords()
-	enum("mode", append(append(modes[policy.ModeOff], modes[policy.ModeObserve]...), modes[policy.ModeEnforce]...))
+	var every []string
+	for i := range policy.Modes() {
+		every = append(every, modes[policy.Mode(i)]...)
+	}
+	enum("mode", every)
 	enum("switch", append(switchWords(true), switchWords(false)...))
 	enum("engineFailure", policy.EngineFailures())
 	enum("guardName", guardNames())
@@ -153,7 +157,8 @@ func rng() string {
 	p(`      <ref name="policy"/>`)
 	p(`      <choice>`)
 	modes := modeWords()
-	for _, m := range []policy.Mode{policy.ModeOff, policy.ModeObserve, policy.ModeEnforce} {
+	for i := range policy.Modes() {
+		m := policy.Mode(i)
 		require, guards := append(switchWords(true), switchWords(false)...), "guards"
 		switch m {
 		case policy.ModeOff:
