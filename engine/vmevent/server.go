@@ -11,12 +11,13 @@ import (
 
 // Source is the event channel bound to the ring.
 type Source interface {
-	// Wait blocks until the channel fires, Wake is called or the timeout
-	// passes, and reports whether the channel fired. It does not allocate.
-	Wait(timeout time.Duration) (bool, error)
+	// Serve calls work at once, and then each time that the channel has fired, Wake was
+	// called or the interval has passed, until work returns false. It does not allocate
+	// once it has begun.
+	Serve(interval time.Duration, work func() bool) error
 	// Notify tells Xen that responses were published.
 	Notify() error
-	// Wake makes a Wait in progress, or the next one, return at once.
+	// Wake has work called, once more if it is under way.
 	Wake()
 }
 
@@ -172,7 +173,7 @@ func (s *Server) Stats() Stats {
 
 // timedBatch is which batch of requests is timed: each one would cost a clock's
 // reading of what Xen and the guest wait for.
-const timedBatch = 8
+const timedBatch = 32
 
 // Served returns about how long the ring goroutine has worked for its guest, and how
 // many requests it found at once at most.
@@ -191,28 +192,37 @@ func (s *Server) Total() uint64 {
 
 func (s *Server) serve() error {
 	ev := new(Event)
+	var err error
+	if lost := s.source.Serve(pollInterval, func() bool {
+		var stop bool
+		stop, err = s.work(ev)
+		return !stop
+	}); lost != nil {
+		return errors.Join(fmt.Errorf("wait for the monitor ring's event channel: %w", lost), s.answerHeld())
+	}
+	return err
+}
+
+// work sees to what other goroutines asked for and answers the requests there are. It
+// reports whether to stop.
+func (s *Server) work(ev *Event) (stop bool, err error) {
 	for {
 		stop := s.attention.CompareAndSwap(true, false) && s.readMailbox()
 		s.pulse.Add(1)
 		more, err := s.drain(ev)
 		s.pulse.Add(1)
-		if err != nil {
-			return err
+		switch {
+		case err != nil:
+			return true, err
+		case stop && !more:
+			return true, s.answerHeld()
+		case !more:
+			return false, nil
+		case stop:
+			s.attention.Store(true)
 		}
-		if stop && !more {
-			return s.answerHeld()
-		}
-		if more {
-			// The turn of others, of which there may be more than processors.
-			if stop {
-				s.attention.Store(true)
-			}
-			runtime.Gosched()
-			continue
-		}
-		if _, err := s.source.Wait(pollInterval); err != nil {
-			return errors.Join(fmt.Errorf("wait for the monitor ring's event channel: %w", err), s.answerHeld())
-		}
+		// The turn of others, of which there may be more than processors.
+		runtime.Gosched()
 	}
 }
 

@@ -295,7 +295,7 @@ func TestForgetSteps(t *testing.T) {
 	step := func(vcpu uint32, v vmevent.Verdict) uint32 {
 		t.Helper()
 		x.Put(vmeventtest.Request{VCPU: vcpu, Paused: true, Reason: abi.VMEventReasonMemAccess})
-		x.Wait(0)
+		x.Wait()
 		var ev vmevent.Event
 		if !r.Next(&ev) {
 			t.Fatal("no request")
@@ -346,7 +346,7 @@ func TestRingPathDoesNotAllocate(t *testing.T) {
 	var ev vmevent.Event
 	if n := testing.AllocsPerRun(1000, func() {
 		x.Put(vmeventtest.Request{VCPU: 1, Paused: true, Reason: abi.VMEventReasonMemAccess})
-		x.Wait(0)
+		x.Wait()
 		if !r.Next(&ev) {
 			t.Fatal("no request")
 		}
@@ -392,7 +392,7 @@ func BenchmarkEvent(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		x.Put(vmeventtest.Request{VCPU: 1, Paused: true, Reason: abi.VMEventReasonMemAccess})
-		x.Wait(0)
+		x.Wait()
 		r.Next(&ev)
 		r.Respond(&ev, vmevent.Emulate)
 		r.Publish()

@@ -26,17 +26,15 @@ type EventChannel struct {
 		Read(func(fd uintptr) bool) error
 	}
 
-	// These are Wait's: take as conn wants it, what that found, and whether the file has a
-	// deadline that Wait has set.
-	ready func(fd uintptr) bool
-	fired bool
-	err   error
-	armed bool
-	buf   [4]byte
+	buf [maxPorts]byte // Serve's
 
 	woken atomic.Bool
 	gate  *hypercall.Gate
 }
+
+// maxPorts is the size of what is read at once. One port has one number of four bytes to
+// tell, and is silent until it is unmasked; what is left unread would not be told again.
+const maxPorts = 64
 
 // BindInterdomain binds a local port to a domain's unbound port, such as the
 // one mutate.VMEventEnable returns.
@@ -50,10 +48,6 @@ func (h *Host) BindInterdomain(dom DomID, remotePort uint32) (*EventChannel, err
 		return nil, opError(h.release, op, dom, err, fmt.Sprintf("port %d", remotePort))
 	}
 	e := &EventChannel{host: h, dom: dom, port: port, gate: hypercall.NewGate()}
-	e.ready = func(uintptr) bool {
-		e.fired, e.err = e.take()
-		return e.fired || e.err != nil
-	}
 	if err := e.watch(); err != nil {
 		_ = port.Close()
 		return nil, fmt.Errorf("%s of domain %d: have the runtime wait for the port: %w", op, dom, err)
@@ -82,65 +76,51 @@ func (e *EventChannel) watch() error {
 // Port returns the local port number.
 func (e *EventChannel) Port() uint32 { return e.port.Port() }
 
-// Wait waits until the channel fires, Wake is called or the timeout passes,
-// and reports whether the channel has fired since the last Wait. A negative
-// timeout is none; with another one Wait may return for nothing before it has
-// passed. It is for one goroutine at a time, and does not allocate. A channel that
-// fired is ready to fire again when Wait returns, so what arrives while the caller
-// works is not lost.
+// Serve calls work at once, and then each time that the channel has fired, Wake was
+// called, or the interval has passed, until work returns false. It is for one goroutine
+// at a time, and does not allocate once it has begun. A channel that fired is ready to
+// fire again before work is called, so that what arrives while it works is not lost:
+// work is called again.
 //
 // After Close it fails with ErrClosed.
-func (e *EventChannel) Wait(timeout time.Duration) (fired bool, err error) {
+func (e *EventChannel) Serve(interval time.Duration, work func() bool) error {
 	if !e.gate.Enter() {
-		return false, ErrClosed
+		return ErrClosed
 	}
 	defer e.gate.Leave()
-	if timeout == 0 {
-		return e.look()
+	done := false
+	var failed error
+	// It returns true to end the wait. Between one call and the next the runtime keeps
+	// in mind that the channel has fired, so nothing need be read to be sure of that.
+	ready := func(uintptr) bool {
+		fired, err := e.take()
+		switch {
+		case err != nil:
+			failed = err
+		case fired:
+			done = !work()
+		}
+		return done || failed != nil
 	}
 	for {
-		if err := e.arm(timeout); err != nil {
-			return false, e.waitError(err)
+		if err := e.file.SetReadDeadline(time.Now().Add(interval)); err != nil {
+			return e.waitError(err)
 		}
 		// After the deadline was set: Wake does it the other way round.
-		if e.woken.Load() {
-			return e.look()
-		}
-		err := e.conn.Read(e.ready)
-		if err == nil {
-			return e.fired, e.err
-		}
-		if !errors.Is(err, os.ErrDeadlineExceeded) {
-			return false, e.waitError(err)
-		}
-		e.armed = false
-		if timeout > 0 || e.woken.Load() {
-			return e.look()
-		}
-	}
-}
-
-// look is Wait without waiting: an event comes before a wake.
-func (e *EventChannel) look() (bool, error) {
-	fired, err := e.take()
-	if !fired && err == nil {
 		e.woken.Store(false)
+		if !work() {
+			return nil
+		}
+		if e.woken.Load() {
+			continue
+		}
+		switch err := e.conn.Read(ready); {
+		case err == nil:
+			return failed // nil when work is done
+		case !errors.Is(err, os.ErrDeadlineExceeded):
+			return e.waitError(err)
+		}
 	}
-	return fired, err
-}
-
-// arm bounds the wait that follows. A bound that has not passed stays, since to move
-// it each time would cost more than to wait twice.
-func (e *EventChannel) arm(timeout time.Duration) error {
-	if timeout < 0 {
-		e.armed = false
-		return e.file.SetReadDeadline(time.Time{})
-	}
-	if e.armed {
-		return nil
-	}
-	e.armed = true
-	return e.file.SetReadDeadline(time.Now().Add(timeout))
 }
 
 func (e *EventChannel) waitError(err error) error {
@@ -152,9 +132,9 @@ func (e *EventChannel) waitError(err error) error {
 
 // take reads the port if it fired, and unmasks it.
 func (e *EventChannel) take() (bool, error) {
-	n, err := hypercall.ReadPort(e.port.FD(), &e.buf)
+	n, err := hypercall.ReadPorts(e.port.FD(), &e.buf)
 	switch {
-	case err == unix.EAGAIN || err == unix.EINTR:
+	case err == unix.EAGAIN:
 		return false, nil
 	case err != nil:
 		return false, e.fail("read", err)
@@ -163,13 +143,13 @@ func (e *EventChannel) take() (bool, error) {
 	}
 	// Unmask before the caller looks at the ring: an event that arrives
 	// after the look then fires anew.
-	if err := hypercall.WritePort(e.port.FD(), &e.buf); err != nil {
+	if err := hypercall.WritePorts(e.port.FD(), &e.buf, n); err != nil {
 		return false, e.fail("unmask", err)
 	}
 	return true, nil
 }
 
-// Wake makes the Wait under way, or the next, return.
+// Wake has Serve call work, once more if it is working, or when it begins.
 func (e *EventChannel) Wake() {
 	if !e.gate.Enter() {
 		return
@@ -194,8 +174,8 @@ func (e *EventChannel) Notify() error {
 	return nil
 }
 
-// Close unbinds the port. A Wait under way returns ErrClosed before Close
-// returns. Closing again does nothing.
+// Close unbinds the port. A Serve under way returns ErrClosed before Close
+// returns; work may not call it. Closing again does nothing.
 func (e *EventChannel) Close() error {
 	if !e.gate.Shut() {
 		return nil

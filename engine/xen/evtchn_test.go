@@ -35,107 +35,186 @@ func bind(t *testing.T) (*xentest.Domain, *xen.Host, *xen.EventChannel) {
 
 func event(h *xen.Host) []byte { return make([]byte, h.Layout().VMEvent.Size) }
 
+// serve serves the channel in another goroutine. Each time that it is to work it says so
+// on calls, and goes on with what answers says.
+func serve(e *xen.EventChannel, interval time.Duration) (calls <-chan struct{}, answers chan<- bool, done <-chan error) {
+	c, a, d := make(chan struct{}), make(chan bool), make(chan error, 1)
+	go func() { d <- e.Serve(interval, func() bool { c <- struct{}{}; return <-a }) }()
+	return c, a, d
+}
+
+// quiet is how long a channel is watched of which nothing is expected.
+const quiet = 30 * time.Millisecond
+
+func none(t *testing.T, calls <-chan struct{}, why string) {
+	t.Helper()
+	select {
+	case <-calls:
+		t.Errorf("%s: called", why)
+	case <-time.After(quiet):
+	}
+}
+
 func TestEventChannel(t *testing.T) {
 	d, h, e := bind(t)
 	if e.Port() == 0 {
 		t.Error("no port")
 	}
-	if fired, err := e.Wait(0); fired || err != nil {
-		t.Errorf("nothing happened: %v, %v", fired, err)
+	send := func() {
+		t.Helper()
+		if err := d.Send(event(h)); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if err := d.Send(event(h)); err != nil {
-		t.Fatal(err)
-	}
-	if fired, err := e.Wait(-1); !fired || err != nil {
-		t.Errorf("fired: %v, %v", fired, err)
-	}
-	if fired, err := e.Wait(0); fired || err != nil {
-		t.Errorf("fired once: %v, %v", fired, err)
-	}
-	start := time.Now()
-	if fired, err := e.Wait(20 * time.Millisecond); fired || err != nil || time.Since(start) < 20*time.Millisecond {
-		t.Errorf("timeout: %v, %v after %v", fired, err, time.Since(start))
-	}
-	// A wake before the wait is not lost, and is used up by it.
+	// A wake before it begins is not lost, and has nothing called twice.
 	e.Wake()
+	calls, answers, done := serve(e, time.Hour)
+	<-calls
+	answers <- true
+	// Whether it came before that began is not known.
+	select {
+	case <-calls:
+		answers <- true
+	case <-time.After(quiet):
+	}
+	none(t, calls, "nothing happened")
+	for range 3 {
+		send()
+		<-calls
+		answers <- true
+		none(t, calls, "fired once")
+		e.Wake()
+		<-calls
+		answers <- true
+		none(t, calls, "woken once")
+	}
+	// What comes while it works has it work again.
+	send()
+	<-calls
+	send()
+	answers <- true
+	<-calls
 	e.Wake()
-	if fired, err := e.Wait(-1); fired || err != nil {
-		t.Errorf("woken: %v, %v", fired, err)
-	}
-	if fired, err := e.Wait(0); fired || err != nil {
-		t.Errorf("woken once: %v, %v", fired, err)
-	}
-	// Both at a time: the event first, then the wake.
-	e.Wake()
-	if err := d.Send(event(h)); err != nil {
-		t.Fatal(err)
-	}
-	if fired, err := e.Wait(-1); !fired || err != nil {
-		t.Errorf("both: %v, %v", fired, err)
-	}
-	if fired, err := e.Wait(-1); fired || err != nil {
-		t.Errorf("then the wake: %v, %v", fired, err)
-	}
+	answers <- true
+	<-calls
 	if err := e.Notify(); err != nil {
+		t.Error(err)
+	}
+	answers <- false
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	// As it does from inside the wait, and at once.
+	calls, answers, done = serve(e, time.Hour)
+	<-calls
+	answers <- true
+	send()
+	<-calls
+	answers <- false
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	calls, answers, done = serve(e, quiet)
+	for range 3 {
+		<-calls
+		answers <- true
+	}
+	<-calls
+	answers <- false
+	if err := <-done; err != nil {
 		t.Error(err)
 	}
 }
 
-func TestEventChannelWakesWaiter(t *testing.T) {
+// TestEventChannelLosesNothing sends events as fast as they are taken, so that they come
+// at every moment of a wait.
+func TestEventChannelLosesNothing(t *testing.T) {
 	d, h, e := bind(t)
-	type result struct {
-		fired bool
-		err   error
-	}
-	results := make(chan result)
-	done := make(chan struct{})
+	const events = 2000
+	taken, done := make(chan struct{}, 1), make(chan error, 1)
 	go func() {
-		defer close(done)
-		for {
-			fired, err := e.Wait(-1)
-			results <- result{fired, err}
-			if err != nil {
-				return
+		done <- e.Serve(time.Hour, func() bool {
+			select {
+			case taken <- struct{}{}:
+			default:
 			}
-		}
+			return true
+		})
 	}()
-	if err := d.Send(event(h)); err != nil {
+	l := h.Layout()
+	g, err := h.RingFrame(1)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if r := <-results; !r.fired || r.err != nil {
-		t.Errorf("event: %+v", r)
+	r, err := h.MapPage(1, g)
+	if err != nil {
+		t.Fatal(err)
 	}
-	e.Wake()
-	if r := <-results; r.fired || r.err != nil {
-		t.Errorf("wake: %+v", r)
+	defer r.Close()
+	<-taken
+	for i := range events {
+		if err := d.Send(event(h)); err != nil {
+			t.Fatalf("event %d: %v", i, err)
+		}
+		select {
+		case <-taken:
+		case <-time.After(10 * time.Second):
+			t.Fatalf("event %d is lost", i)
+		}
+		// As if it had been answered.
+		*(*[4]byte)(r.Bytes()[l.SRing.RspProd:]) = [4]byte{byte(i + 1), byte((i + 1) >> 8)}
+		if err := e.Notify(); err != nil {
+			t.Fatal(err)
+		}
 	}
+	if err := e.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-done; !errors.Is(err, xen.ErrClosed) {
+		t.Errorf("after Close: %v", err)
+	}
+}
+
+func TestEventChannelCloses(t *testing.T) {
+	_, _, e := bind(t)
+	calls, answers, done := serve(e, time.Hour)
+	<-calls
+	answers <- true
+	none(t, calls, "nothing happened")
 	closed := make(chan error)
 	go func() { closed <- e.Close() }()
-	if r := <-results; !errors.Is(r.err, xen.ErrClosed) {
-		t.Errorf("close: %+v", r)
+	if err := <-done; !errors.Is(err, xen.ErrClosed) {
+		t.Errorf("close: %v", err)
 	}
 	if err := <-closed; err != nil {
 		t.Error(err)
 	}
-	<-done
 	e.Wake()
 	if err := e.Notify(); !errors.Is(err, xen.ErrClosed) {
 		t.Errorf("Notify after Close: %v", err)
 	}
-	if _, err := e.Wait(0); !errors.Is(err, xen.ErrClosed) {
-		t.Errorf("Wait after Close: %v", err)
+	if err := e.Serve(time.Hour, func() bool { t.Error("called after Close"); return false }); !errors.Is(err, xen.ErrClosed) {
+		t.Errorf("Serve after Close: %v", err)
 	}
 }
 
 func TestEventChannelDoesNotAllocate(t *testing.T) {
 	_, _, e := bind(t)
+	calls, answers, done := serve(e, time.Hour)
+	<-calls
+	answers <- true
 	if n := testing.AllocsPerRun(50, func() {
 		e.Wake()
-		if _, err := e.Wait(time.Second); err != nil {
-			t.Fatal(err)
-		}
+		<-calls
+		answers <- true
 	}); n != 0 {
-		t.Errorf("Wake and Wait make %v allocations", n)
+		t.Errorf("Wake and what it has done make %v allocations", n)
+	}
+	e.Wake()
+	<-calls
+	answers <- false
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }
 
@@ -176,8 +255,8 @@ func TestAnswerReachesXen(t *testing.T) {
 	if n := d.EventPauses(0); n != abi.VMEventRingSlots {
 		t.Errorf("paused %d times", n)
 	}
-	if fired, err := e.Wait(-1); !fired || err != nil {
-		t.Fatalf("Wait: %v, %v", fired, err)
+	if err := e.Serve(time.Hour, func() bool { return false }); err != nil {
+		t.Fatal(err)
 	}
 	// A request answered in place is its own answer.
 	r.Bytes()[l.SRing.RspProd] = 3

@@ -134,9 +134,17 @@ func (x *Xen) Notify() error {
 	return nil
 }
 
-// Wait implements vmevent.Source. It ignores the timeout, so that a lost
+// Wait waits until there is something to do.
+func (x *Xen) Wait() { <-x.kick }
+
+// Serve implements vmevent.Source. It ignores the interval, so that a lost
 // wake-up shows as a test that hangs.
-func (x *Xen) Wait(time.Duration) (bool, error) { return <-x.kick, nil }
+func (x *Xen) Serve(_ time.Duration, work func() bool) error {
+	for work() {
+		x.Wait()
+	}
+	return nil
+}
 
 // VCPURunning implements vmevent.Processors: a vCPU is asked for Leaving times
 // before it has left its processor, and rests from then on.

@@ -102,11 +102,13 @@ func (s *Storm) Notify() error {
 	return nil
 }
 
-// Wait implements vmevent.Source. It ignores the timeout, so that a lost wake-up
+// Serve implements vmevent.Source. It ignores the interval, so that a lost wake-up
 // shows as a test that hangs.
-func (s *Storm) Wait(time.Duration) (bool, error) {
-	<-s.kick
-	return true, nil
+func (s *Storm) Serve(_ time.Duration, work func() bool) error {
+	for work() {
+		<-s.kick
+	}
+	return nil
 }
 
 // Wake implements vmevent.Source.

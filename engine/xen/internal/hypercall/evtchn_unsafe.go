@@ -48,31 +48,36 @@ type evtchnPort struct {
 func (p *evtchnPort) FD() int      { return p.fd }
 func (p *evtchnPort) Port() uint32 { return p.port }
 
-// ReadPort and WritePort read and write a port's descriptor, which does not block:
+// ReadPorts and WritePorts read and write a port's descriptor, which does not block:
 // so the runtime is not told. If it were, it would begin to watch for a call that
 // takes long, in a thread of its own, which costs more than an event does.
 
-// ReadPort reads the number of the port that fired.
-func ReadPort(fd int, b *[4]byte) (int, error) { return portCall(unix.SYS_READ, fd, b, len(b)) }
+// ReadPorts reads the numbers of the ports that fired, as bytes.
+func ReadPorts(fd int, b *[64]byte) (int, error) { return portCall(unix.SYS_READ, fd, b, len(b)) }
 
-// WritePort unmasks the port that was read.
-func WritePort(fd int, b *[4]byte) error {
-	_, err := portCall(unix.SYS_WRITE, fd, b, len(b))
+// WritePorts unmasks the ports that were read into the first n bytes.
+func WritePorts(fd int, b *[64]byte, n int) error {
+	_, err := portCall(unix.SYS_WRITE, fd, b, n)
 	return err
 }
 
-func portCall(call uintptr, fd int, b *[4]byte, n int) (int, error) {
-	got, _, errno := unix.RawSyscall(call, uintptr(fd), uintptr(unsafe.Pointer(b)), uintptr(n))
-	if errno != 0 {
-		return 0, errno
+func portCall(call uintptr, fd int, b *[64]byte, n int) (int, error) {
+	for {
+		got, _, errno := unix.RawSyscall(call, uintptr(fd), uintptr(unsafe.Pointer(b)), uintptr(n))
+		switch errno {
+		case 0:
+			return int(got), nil
+		case unix.EINTR:
+		default:
+			return 0, errno
+		}
 	}
-	return int(got), nil
 }
 
 func (p *evtchnPort) Notify() error {
 	port := p.port // struct ioctl_evtchn_notify
 	for {
-		// As in ReadPort: the runtime is not told.
+		// As in ReadPorts: the runtime is not told.
 		_, _, errno := unix.RawSyscall(unix.SYS_IOCTL, uintptr(p.fd), abi.IoctlEvtchnNotify, uintptr(unsafe.Pointer(&port)))
 		switch errno {
 		case 0:
