@@ -22,7 +22,7 @@ func init() {
 
 // maxOverC bounds hvi's cost of an event, which it looks into and judges, by that of
 // a listener in C that only answers, where both watch the same.
-const maxOverC = 1.25
+const maxOverC = 1.15
 
 // registerGuards watch what the listener doesn't. A processor that patches code writes
 // CR4, too, which costs the guest exits to Xen, but no event.
