@@ -171,7 +171,12 @@ func (d *dumper) dump(ctx context.Context, stop context.CancelCauseFunc, hv Hype
 		return st, err
 	}
 	mem := hv.OpenMemory(info.ID)
-	w, err := dump.WriteLiME(ctx, f, mem, end+1, func(err error) bool { return errors.Is(err, xen.ErrNoPage) }, func(w dump.Written) {
+	from := dump.Source{
+		Memory: mem, End: end + 1,
+		Absent: func(err error) bool { return errors.Is(err, xen.ErrNoPage) },
+		Any:    func(first x86.GFN, n int) (bool, error) { return hv.AnyPage(info.ID, first, n) },
+	}
+	w, err := dump.WriteLiME(ctx, f, from, func(w dump.Written) {
 		st.Memory, st.Stored = w.Memory, w.Stored
 		show(st)
 		if w.Stored > st.Total+dumpSlack {

@@ -19,6 +19,7 @@ type Hypervisor interface {
 	CPU(xen.DomID) xen.CPU
 	RingFrame(xen.DomID) (x86.GFN, error)
 	PageFrameType(xen.DomID, x86.GFN) (xen.PageType, error)
+	AnyPage(dom xen.DomID, first x86.GFN, n int) (bool, error)
 	ProbeMemAccess(xen.DomID) error
 	MonitorCapabilities(xen.DomID) (xen.MonitorCaps, error)
 	AltP2M(xen.DomID) (xen.AltP2M, error)

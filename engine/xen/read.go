@@ -201,28 +201,54 @@ func (t PageType) String() string {
 
 // PageFrameType returns what lies behind a guest frame, without mapping it.
 func (h *Host) PageFrameType(dom DomID, gfn x86.GFN) (PageType, error) {
+	var t PageType
+	return t, h.pageFrameTypes(dom, gfn, 1, func(got PageType) { t = got })
+}
+
+// AnyPage reports whether there is a page behind any of n guest frames, without mapping
+// them: a call for a thousand of them, where a read is one for each.
+func (h *Host) AnyPage(dom DomID, first x86.GFN, n int) (any bool, err error) {
+	for n > 0 && !any && err == nil {
+		part := min(n, maxFrameTypes)
+		err = h.pageFrameTypes(dom, first, part, func(t PageType) { any = any || t.Present() })
+		first, n = first+x86.GFN(part), n-part
+	}
+	return any, err
+}
+
+// maxFrameTypes is how many frames Xen tells of at once (GET_PAGE_FRAME_INFO's limit in
+// xen/arch/x86/domctl.c).
+const maxFrameTypes = 1024
+
+// pageFrameTypes calls each with what lies behind n frames in turn, maxFrameTypes at most.
+func (h *Host) pageFrameTypes(dom DomID, first x86.GFN, n int, each func(PageType)) error {
 	const op = "domctl(getpageframeinfo3)"
 	if h.closed.Load() {
-		return 0, ErrClosed
+		return ErrClosed
 	}
 	l := h.c.Layout
 	b, err := h.c.NewDomctl(abi.DomctlGetPageFrameInfo3, uint16(dom))
 	if err != nil {
-		return 0, h.fail(op, dom, err)
+		return h.fail(op, dom, err)
 	}
 	defer b.Free()
-	arr, err := h.c.Alloc(8)
+	arr, err := h.c.Alloc(8 * n)
 	if err != nil {
-		return 0, h.fail(op, dom, err)
+		return h.fail(op, dom, err)
 	}
 	defer arr.Free()
-	arr.PutU64(0, uint64(gfn))
-	b.PutU64(l.Domctl.U+l.GetPageFrameInfo3.Num, 1)
+	for i := range n {
+		arr.PutU64(8*i, uint64(first)+uint64(i))
+	}
+	b.PutU64(l.Domctl.U+l.GetPageFrameInfo3.Num, uint64(n))
 	b.PutU64(l.Domctl.U+l.GetPageFrameInfo3.Array, arr.Addr())
 	if err := h.c.Domctl(b); err != nil {
-		return 0, opError(h.release, op, dom, err, "gfn "+gfn.String())
+		return opError(h.release, op, dom, err, "gfn "+first.String())
 	}
-	return PageType(arr.U64(0) & abi.PFInfoTypeMask), nil
+	for i := range n {
+		each(PageType(arr.U64(8*i) & abi.PFInfoTypeMask))
+	}
+	return nil
 }
 
 // Access is what a guest may do with a page, as mem_access sets it.

@@ -231,6 +231,15 @@ func TestReads(t *testing.T) {
 				t.Errorf("PageFrameType(%v) = %v, %v", gfn, typ, err)
 			}
 		}
+		for _, tt := range []struct {
+			first x86.GFN
+			n     int
+			want  bool
+		}{{0, 1, true}, {255, 3000, true}, {256, 3000, false}, {256, 1024, false}, {xentest.DefaultRingFrame - 2000, 2000, false}, {xentest.DefaultRingFrame - 2000, 2001, true}, {0, 0, false}} {
+			if got, err := h.AnyPage(1, tt.first, tt.n); err != nil || got != tt.want {
+				t.Errorf("AnyPage(%v, %d) = %v, %v", tt.first, tt.n, got, err)
+			}
+		}
 		caps, err := h.MonitorCapabilities(1)
 		if err != nil || !caps.Has(abi.MonitorEventMovToMSR) || !caps.Has(abi.MonitorEventSingleStep) || caps.Has(abi.MonitorEventPrivilegedCall) || caps.Has(-1) || caps.Has(32) {
 			t.Errorf("MonitorCapabilities = %v, %v", caps, err)
@@ -502,6 +511,7 @@ func TestClosed(t *testing.T) {
 		"HVMParam":      second(h.HVMParam(0, 1)),
 		"MaxGFN":        second(h.MaxGFN(0)),
 		"PageFrameType": second(h.PageFrameType(0, 0)),
+		"AnyPage":       second(h.AnyPage(0, 0, 1)),
 		"MemAccess":     second(h.MemAccess(0, 0)),
 		"Capabilities":  second(h.MonitorCapabilities(0)),
 		"Version":       second(h.VMEventVersion()),

@@ -26,25 +26,40 @@ type Written struct {
 	Memory, Stored uint64
 }
 
-// WriteLiME writes the memory below end as a LiME dump. Frames for which a read fails
-// with an error that absent says yes to are left out; any other error ends it. Pages of
-// zeros are holes of the file. It needs 1 MiB of memory, whatever the guest's size, and
-// calls progress now and then, and at the end. The guest must not run, or what is
-// written was never its memory at any one moment.
-func WriteLiME(ctx context.Context, f File, mem guest.Memory, end x86.GFN, absent func(error) bool, progress func(Written)) (Written, error) {
+// Source is what a memory image is made of.
+type Source struct {
+	Memory guest.Memory
+	// End is the first frame of those that aren't asked for any more.
+	End x86.GFN
+	// Absent says of an error of Memory's that there is no page.
+	Absent func(error) bool
+	// Any reports whether any of n frames is there: guests have gigabytes of address
+	// space with nothing in it, and to ask is cheaper than to try.
+	Any func(first x86.GFN, n int) (bool, error)
+}
+
+// WriteLiME writes memory as a LiME dump. Frames for which a read fails with an error
+// that means absent are left out; any other error ends it. Pages of zeros are holes of
+// the file. It needs 1 MiB of memory, whatever the guest's size, and calls progress now
+// and then, and at the end. The guest must not run, or what is written was never its
+// memory at any one moment.
+func WriteLiME(ctx context.Context, f File, from Source, progress func(Written)) (Written, error) {
 	w := limeWriter{f: f}
 	buf := make([]byte, writeChunk)
-	for pa, top := x86.PhysAddr(0), end.Addr(); pa < top; pa += writeChunk {
+	for pa, top := x86.PhysAddr(0), from.End.Addr(); pa < top; pa += writeChunk {
 		if err := ctx.Err(); err != nil {
 			return w.done, err
 		}
 		b := buf[:min(writeChunk, top-pa)]
-		err := mem.ReadPhys(pa, b)
+		err := from.Memory.ReadPhys(pa, b)
 		switch {
 		case err == nil:
 			err = w.put(pa, b)
-		case absent(err):
-			err = w.pages(pa, b, mem, absent)
+		case from.Absent(err):
+			var any bool
+			if any, err = from.Any(pa.GFN(), len(b)/x86.PageSize); any {
+				err = w.pages(pa, b, from)
+			}
 		}
 		if err != nil {
 			return w.done, err
@@ -72,13 +87,13 @@ type limeWriter struct {
 }
 
 // pages writes those pages of a chunk that are there.
-func (w *limeWriter) pages(pa x86.PhysAddr, b []byte, mem guest.Memory, absent func(error) bool) error {
+func (w *limeWriter) pages(pa x86.PhysAddr, b []byte, from Source) error {
 	for ; len(b) > 0; pa, b = pa+x86.PageSize, b[x86.PageSize:] {
 		page := b[:x86.PageSize]
-		err := mem.ReadPhys(pa, page)
+		err := from.Memory.ReadPhys(pa, page)
 		if err == nil {
 			err = w.put(pa, page)
-		} else if absent(err) {
+		} else if from.Absent(err) {
 			err = nil
 		}
 		if err != nil {

@@ -34,6 +34,18 @@ func (p patchy) ReadPhys(pa x86.PhysAddr, b []byte) error {
 	return nil
 }
 
+// sourceOf has memory whose frames below end are written.
+func sourceOf(mem patchy, end x86.GFN) Source {
+	return Source{Memory: mem, End: end, Absent: isAbsent, Any: func(first x86.GFN, n int) (bool, error) {
+		for gfn := first; gfn < first+x86.GFN(n); gfn++ {
+			if mem.pages[gfn] != nil {
+				return true, nil
+			}
+		}
+		return false, nil
+	}}
+}
+
 func isAbsent(err error) bool { return errors.Is(err, errAbsent) }
 
 // TestWriteLiME writes memory with gaps and zeros, and reads the same back.
@@ -52,7 +64,7 @@ func TestWriteLiME(t *testing.T) {
 		t.Fatal(err)
 	}
 	var last Written
-	w, err := WriteLiME(t.Context(), f, mem, 0x401, isAbsent, func(now Written) {
+	w, err := WriteLiME(t.Context(), f, sourceOf(mem, 0x401), func(now Written) {
 		if now.Memory < last.Memory {
 			t.Errorf("%+v after %+v", now, last)
 		}
@@ -110,18 +122,23 @@ func TestWriteLiMEFails(t *testing.T) {
 	none := func(Written) {}
 	f := newFile()
 	defer f.Close()
-	if _, err := WriteLiME(t.Context(), f, mem, 3, isAbsent, none); !errors.Is(err, syscall.EIO) {
+	if _, err := WriteLiME(t.Context(), f, sourceOf(mem, 3), none); !errors.Is(err, syscall.EIO) {
 		t.Errorf("memory that can't be read: %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := WriteLiME(ctx, f, mem, 3, isAbsent, none); !errors.Is(err, context.Canceled) {
+	if _, err := WriteLiME(ctx, f, sourceOf(mem, 3), none); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
+	}
+	mem.bad = 0
+	asked := sourceOf(mem, 3)
+	asked.Any = func(x86.GFN, int) (bool, error) { return false, syscall.EPERM }
+	if _, err := WriteLiME(t.Context(), f, asked, none); !errors.Is(err, syscall.EPERM) {
+		t.Errorf("frames that can't be asked for: %v", err)
 	}
 	closed := newFile()
 	closed.Close()
-	mem.bad = 0
-	if _, err := WriteLiME(t.Context(), closed, mem, 3, isAbsent, none); !errors.Is(err, os.ErrClosed) {
+	if _, err := WriteLiME(t.Context(), closed, sourceOf(mem, 3), none); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("a file that is closed: %v", err)
 	}
 }
