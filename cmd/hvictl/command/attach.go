@@ -41,7 +41,7 @@ Only root may attach.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&mode, "mode", "", "observe: alert only; enforce: guards may block")
+	f.StringVar(&mode, "mode", "", "learn: see hvictl learn; observe: alert only; enforce: guards may block")
 	f.StringArrayVar(&guards, "guard", nil, "with --mode, set one guard's action, `NAME=ACTION`; can be given again")
 	// The flags exist: it can't fail.
 	_ = cmd.RegisterFlagCompletionFunc("mode", cobra.FixedCompletions(attachModes(), cobra.ShellCompDirectiveNoFileComp))
