@@ -8,6 +8,7 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -78,8 +79,9 @@ type request struct {
 	reply chan message
 }
 
-// Open connects to the machine's xenstored, by its socket or through the
-// kernel.
+// Open connects to the machine's xenstored, by its socket or through the kernel. Where
+// there is a socket and nobody listens, xenstored has died: then the kernel would take
+// requests, too, and nobody answer them.
 func Open() (*Client, error) {
 	var errs []error
 	for _, place := range places {
@@ -88,6 +90,9 @@ func Open() (*Client, error) {
 			return c, nil
 		}
 		errs = append(errs, err)
+		if errors.Is(err, syscall.ECONNREFUSED) {
+			break
+		}
 	}
 	return nil, fmt.Errorf("xenstored is not reachable: %w", errors.Join(errs...))
 }

@@ -34,7 +34,7 @@ type Lasting struct {
 	ended  chan struct{}
 
 	mu      sync.Mutex
-	c       *Client
+	c, next *Client // next is one on which things are being watched, nil without
 	watches map[watch]bool
 	closed  bool
 }
@@ -118,20 +118,53 @@ func (l *Lasting) redial() *Client {
 	}
 }
 
-// adopt registers all watches on a connection and makes it the current one.
+// adopt registers all watches on a connection and makes it the current one. It asks
+// unlocked: where there is no xenstored the kernel's device takes requests all the same,
+// and who wants to read meanwhile is to be told that there is no connection.
 func (l *Lasting) adopt(c *Client) error {
+	registered := map[watch]bool{}
+	for {
+		next, more, err := l.unregistered(c, registered)
+		if err != nil {
+			return err
+		}
+		if !more {
+			break
+		}
+		if err := c.Watch(next.path, next.token); err != nil {
+			return err
+		}
+		registered[next] = true
+	}
+	// What was to be watched when it was registered, and is not any more.
+	for w := range registered {
+		if err := c.Unwatch(w.path, w.token); err != nil {
+			return nil // the connection has ended, which its events tell
+		}
+	}
+	return nil
+}
+
+// unregistered returns a watch that is not among those registered on a connection. If
+// there is none, the connection is the current one from then on, and those registered
+// are the ones that nobody wants.
+func (l *Lasting) unregistered(c *Client, registered map[watch]bool) (next watch, more bool, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
-		return errClosed
+		return watch{}, false, errClosed
 	}
+	l.next = c
 	for w := range l.watches {
-		if err := c.Watch(w.path, w.token); err != nil {
-			return err
+		if !registered[w] {
+			return w, true, nil
 		}
 	}
-	l.c = c
-	return nil
+	l.c, l.next = c, nil
+	for w := range l.watches {
+		delete(registered, w)
+	}
+	return watch{}, false, nil
 }
 
 func (l *Lasting) current() *Client {
@@ -178,9 +211,12 @@ func (l *Lasting) Close() error {
 		l.closed = true
 		close(l.quit)
 	}
-	c := l.c
+	c, next := l.c, l.next
 	l.mu.Unlock()
 	err := c.Close()
+	if next != nil {
+		err = errors.Join(err, next.Close()) // so that nobody waits for its answer
+	}
 	<-l.ended
 	return err
 }

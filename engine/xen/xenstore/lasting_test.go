@@ -2,6 +2,9 @@ package xenstore_test
 
 import (
 	"errors"
+	"io"
+	"net"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -96,5 +99,82 @@ func TestLastingCloseWithout(t *testing.T) {
 	check(t, "close", l.Close())
 	if _, err := xenstore.OpenLasting(xenstore.LastingOptions{Dial: func() (*xenstore.Client, error) { return xenstore.Dial(dir + "/socket") }}); err == nil {
 		t.Error("opened without a xenstored")
+	}
+}
+
+// TestLastingSilent has somebody take requests and never answer, as the kernel's device
+// does where there is no xenstored: who asks meanwhile is told that there is no
+// connection, and does not wait for that.
+func TestLastingSilent(t *testing.T) {
+	dir := t.TempDir()
+	s, err := xenstoretest.New(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	silent := filepath.Join(dir, "silent")
+	listener, err := net.Listen("unix", silent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	asked := make(chan struct{})
+	go func() {
+		conn, err := listener.Accept()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		if _, err := conn.Read(make([]byte, 1)); err == nil {
+			close(asked)
+		}
+		_, _ = io.Copy(io.Discard, conn) // until it is given up
+	}()
+	first := true
+	lost := make(chan error, 1)
+	l, err := xenstore.OpenLasting(xenstore.LastingOptions{
+		Dial: func() (*xenstore.Client, error) {
+			if first {
+				first = false
+				return xenstore.Dial(dir + "/socket")
+			}
+			return xenstore.Dial(silent)
+		},
+		Lost: func(why error) { lost <- why }, RedialAfter: time.Hour,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	check(t, "watch", l.Watch("/a", "kept"))
+	go func() {
+		for range l.Events() {
+			// Nobody else does.
+		}
+	}()
+	check(t, "stop xenstored", s.Close())
+	<-lost
+	<-asked
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if _, err := l.Read("/a"); !errors.Is(err, xenstore.ErrDead) {
+			t.Errorf("a read without a connection: %v", err)
+		}
+		if err := l.Watch("/d", "never"); !errors.Is(err, xenstore.ErrDead) {
+			t.Errorf("a watch without a connection: %v", err)
+		}
+		check(t, "unwatch without a connection", l.Unwatch("/a", "kept"))
+	}()
+	select {
+	case <-done:
+	case <-time.After(10 * time.Second):
+		t.Fatal("who asks waits for an answer to somebody else")
+	}
+	closed := make(chan error)
+	go func() { closed <- l.Close() }()
+	select {
+	case err := <-closed:
+		check(t, "close", err)
+	case <-time.After(10 * time.Second):
+		t.Fatal("Close waits for an answer to the connection that is being made")
 	}
 }
