@@ -6,7 +6,6 @@ import (
 
 	"github.com/xen-hvi/hvi/control"
 	"github.com/xen-hvi/hvi/engine/journal"
-	"github.com/xen-hvi/hvi/engine/policy"
 )
 
 func init() {
@@ -61,7 +60,7 @@ func learn(t *T) error {
 		return nil
 	}
 	for _, p := range l.Proposals {
-		t.Check(p.Violations == runs && !p.Broad() && p.Guard == policy.GuardKernelText && p.Domain == g.UUID && p.Process == "insmod" && p.Module == "pwn" && p.Target == victim && p.Bytes != "",
+		t.Check(p.Violations == runs && !p.Broad() && p.Guard == "kernel-text" && p.Domain == g.UUID && p.Process == "insmod" && p.Module == "pwn" && p.Target == victim && p.Bytes != "",
 			"%s: %d times, as narrow as can be: %s", p.ID, p.Violations, p.Exception.String())
 	}
 	var made []control.Exception
