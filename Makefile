@@ -11,7 +11,8 @@ VERSION ?=
 # Beside them, on demand: the same roads on the other processor (package-xl-intel,
 # package-libvirt-intel, xl-roads-intel, xl-roads-amd), parts of those
 # (package-units, package-metadata-intel), and what takes long by itself: tiers-amd,
-# package-upgrade, idle, breakpoints with ten times the hits, xl-coredump-whole, attacks with its
+# package-upgrade, idle, engine-failure, xenstored-restarted,
+# breakpoints with ten times the hits, xl-coredump-whole, attacks with its
 # siblings attacks-next, -access and -amd, healthy with -old, -middle, -next, -long and
 # -next-long, looks-intel, looks-amd, slowdown,
 # engine-killed and engine-killed-amd with ten times the kills,

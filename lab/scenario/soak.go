@@ -21,11 +21,11 @@ import (
 	"github.com/xen-hvi/hvi/engine/x86"
 )
 
-// How often each part of a domain's life is repeated: on demand, and a tenth of
-// it in every test.
+// How often each part of a domain's life is repeated: on demand, and a twentieth
+// of it in every test.
 const (
 	soakCreates, soakReboots, soakSaves = 1000, 200, 100
-	cyclesShare                         = 10
+	cyclesShare                         = 20
 )
 
 func init() {
@@ -52,7 +52,7 @@ func init() {
 	})
 	Register(Scenario{
 		Name:     "cycles",
-		Brief:    "100 creations, 20 reboots, 10 saves and restores: hvid holds no more than before",
+		Brief:    "50 creations, 10 reboots, 5 saves and restores: hvid holds no more than before",
 		Emulator: QEMU,
 		Timeout:  20 * time.Minute,
 		Run: func(t *T) error {
