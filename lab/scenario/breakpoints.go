@@ -425,7 +425,7 @@ type function struct {
 // functions reads the beginning, n bytes, of those of the named functions that the
 // guest's kernel has.
 func (g *Guest) functions(h *xen.Host, n int, names ...string) (fs []function, err error) {
-	out, err := g.Run("grep -w -E '(" + strings.Join(names, "|") + ")$' /proc/kallsyms")
+	out, err := g.Run(withKernelSymbols("grep -w -E '(" + strings.Join(names, "|") + ")$' " + kernelSymbols))
 	if err != nil {
 		return nil, err
 	}
@@ -713,7 +713,7 @@ func (g *Guest) shadowsRunOut() error {
 	const most = 64
 	t := g.t
 	// A function of each page, by the guest's own word.
-	out, err := g.Run(fmt.Sprintf(`grep -v '\[' /proc/kallsyms | awk '$2 ~ /^[tT]$/ && !s[substr($1, 1, 13)]++ { print $3 }' | head -n %d`, 3*most))
+	out, err := g.Run(withKernelSymbols(fmt.Sprintf(`awk '$2 ~ /^[tT]$/ && !s[substr($1, 1, 13)]++ { print $3 }' %s | head -n %d`, kernelSymbols, 3*most)))
 	if err != nil {
 		return err
 	}

@@ -549,11 +549,26 @@ type Attack struct {
 	Times int
 }
 
-// addresses looks up symbols in the guest's /proc/kallsyms, all at once, since to
-// go through that takes the guest six emulated seconds. Of several with one name
-// the first counts.
+// kernelSymbols are the symbols of the guest's kernel as it says them, in the form of
+// /proc/kallsyms, without those of modules. To go through that takes the guest six
+// emulated seconds, so withKernelSymbols makes a copy once.
+const kernelSymbols = "/tmp/kallsyms"
+
+// withKernelSymbols is a command that needs that file.
+func withKernelSymbols(command string) string {
+	return `[ -s ` + kernelSymbols + ` ] || grep -v '\[' /proc/kallsyms >` + kernelSymbols + `; ` + command
+}
+
+// linesOf is a command that writes the lines of these symbols. A regular expression of
+// as many names takes seconds, too.
+func linesOf(symbols ...string) string {
+	return withKernelSymbols(`awk 'BEGIN { split("` + strings.Join(symbols, " ") + `", a, " "); for (i in a) want[a[i]] } $3 in want' ` + kernelSymbols)
+}
+
+// addresses looks up symbols of the guest's kernel. Of several with one name the first
+// counts.
 func (g *Guest) addresses(symbols ...string) (map[string]string, error) {
-	out, err := g.Run("grep -E ' (" + strings.Join(symbols, "|") + ")$' /proc/kallsyms")
+	out, err := g.Run(linesOf(symbols...))
 	if err != nil {
 		return nil, err
 	}

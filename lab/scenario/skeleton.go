@@ -419,7 +419,7 @@ func (t *T) protectedGuest(c GuestConfig, want control.State) (g *Guest, st cont
 // guest's own /proc/kallsyms says of the kernel image. It takes a guest six
 // emulated seconds, so it is for the scenarios of whole lives.
 func (g *Guest) checkSymbols(st control.DomainStatus) error {
-	out, err := g.Run(`grep -c -v '\[' /proc/kallsyms; grep -m 1 -w _text /proc/kallsyms`)
+	out, err := g.Run(withKernelSymbols("wc -l <" + kernelSymbols + "; grep -m 1 -w _text " + kernelSymbols))
 	if err != nil {
 		return err
 	}
