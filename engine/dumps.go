@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -90,6 +91,10 @@ func newDumper(d *Dumps) *dumper {
 	return &dumper{Dumps: *d, turn: make(chan struct{}, 1)}
 }
 
+// dumpNiceness is that of the thread that writes a dump. hvid's own would keep dom0's
+// programs, hvictl among them, waiting for as long as that takes.
+const dumpNiceness = 10
+
 // dumping is a session's dump under way.
 type dumping struct {
 	stop context.CancelCauseFunc
@@ -116,6 +121,9 @@ func (s *Session) startDump() string {
 	go func() {
 		defer close(under.done)
 		defer stop(nil)
+		// Never unlocked: the thread, whose priority nobody wants, ends with it.
+		runtime.LockOSThread()
+		_ = syscall.Setpriority(syscall.PRIO_PROCESS, syscall.Gettid(), dumpNiceness) // else it is as hvid's
 		last, err := s.dumper.dump(ctx, stop, s.hv, s.info, file, show)
 		if err != nil {
 			show(DumpStatus{State: DumpFailed, Memory: last.Memory, Stored: last.Stored, Total: last.Total, Reason: err.Error()})
