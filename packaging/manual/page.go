@@ -151,7 +151,8 @@ func (p *Page) fill(para string) {
 		line = ""
 	}
 	for _, w := range words {
-		if long := len(line) + 1 + len(w); line != "" && (long > lineLength && !openMark(line) || long > 2*lineLength) {
+		// A mark is two bytes longer when it is a change of font.
+		if long := len(line) + 1 + len(w) + 2*strings.Count(line+w, "`"); line != "" && (long > lineLength && !openMark(line) || long > 2*lineLength) {
 			emit()
 		}
 		if line != "" {
@@ -165,7 +166,8 @@ func (p *Page) fill(para string) {
 	emit()
 }
 
-// lineLength is how long a line of text gets, in bytes before it is escaped.
+// lineLength is how long a line of text gets, in bytes before other characters than marks
+// are escaped.
 const lineLength = 68
 
 // openMark reports whether a mark in line waits for its end.
