@@ -26,15 +26,11 @@ type EventChannel struct {
 		Read(func(fd uintptr) bool) error
 	}
 
-	buf [maxPorts]byte // Serve's
+	buf hypercall.Ports // Serve's
 
 	woken atomic.Bool
 	gate  *hypercall.Gate
 }
-
-// maxPorts is the size of what is read at once. One port has one number of four bytes to
-// tell, and is silent until it is unmasked; what is left unread would not be told again.
-const maxPorts = 64
 
 // BindInterdomain binds a local port to a domain's unbound port, such as the
 // one mutate.VMEventEnable returns.

@@ -202,7 +202,9 @@ func (t PageType) String() string {
 // PageFrameType returns what lies behind a guest frame, without mapping it.
 func (h *Host) PageFrameType(dom DomID, gfn x86.GFN) (PageType, error) {
 	var t PageType
-	return t, h.pageFrameTypes(dom, gfn, 1, func(got PageType) { t = got })
+	// Not in one statement with the return, in which t may be read before the call.
+	err := h.pageFrameTypes(dom, gfn, 1, func(got PageType) { t = got })
+	return t, err
 }
 
 // AnyPage reports whether there is a page behind any of n guest frames, without mapping

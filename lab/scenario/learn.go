@@ -101,7 +101,7 @@ func learn(t *T) error {
 	t.Check(len(after) == len(before), "and makes no record: %d before, %d after", len(before), len(after))
 
 	// Nothing else was learnt: not the same to another function.
-	v, err := g.Attack(Attack{Mode: "text", Symbol: "kernel_restart"})
+	v, err := g.Attack(Attack{Mode: "text", Symbol: unwanted})
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package command
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -66,18 +67,7 @@ has taken over its kernel can choose them. Only root may allow.`,
 				_, err := a.out.Write(config.FormatExceptions("", out))
 				return err
 			}
-			c := a.client()
-			defer c.Close()
-			var all []control.Exception
-			for _, e := range out {
-				if all, err = c.Allow(cmd.Context(), e); err != nil {
-					return err
-				}
-			}
-			made := slices.DeleteFunc(all, func(x control.Exception) bool {
-				return !slices.ContainsFunc(out, func(e policy.Exception) bool { return e.ID() == x.ID })
-			})
-			return a.exceptionTable(made)
+			return a.allow(cmd.Context(), out)
 		},
 	}
 	f := cmd.Flags()
@@ -91,6 +81,42 @@ has taken over its kernel can choose them. Only root may allow.`,
 	return cmd
 }
 
+// allow has hvid keep exceptions, and shows them. Those before one that hvid refuses
+// are in force, and are shown as well.
+func (a *app) allow(ctx context.Context, list []policy.Exception) error {
+	c := a.client()
+	defer c.Close()
+	made := []control.Exception{}
+	var refused error
+	for _, e := range list {
+		all, err := c.Allow(ctx, e)
+		if err != nil {
+			refused = err
+			break
+		}
+		made = all
+	}
+	made = slices.DeleteFunc(made, func(x control.Exception) bool {
+		return !slices.ContainsFunc(list, func(e policy.Exception) bool { return e.ID() == x.ID })
+	})
+	if refused != nil && len(made) == 0 {
+		return refused
+	}
+	return errors.Join(a.exceptionTable(made), refused)
+}
+
+// leftOut reads the conditions that --any leaves out.
+func leftOut(cmd *cobra.Command, any []string) (map[string]bool, error) {
+	leave := map[string]bool{}
+	for _, w := range any {
+		if !slices.Contains(control.Conditions(), w) {
+			return nil, usage(cmd, policy.UnknownWord("condition", w, control.Conditions(), policy.Origin{}).Error())
+		}
+		leave[w] = true
+	}
+	return leave, nil
+}
+
 // exceptionsFor makes the exceptions for an event.
 func (a *app) exceptionsFor(cmd *cobra.Command, id journal.ID, processes, any []string) ([]policy.Exception, error) {
 	if _, _, ok := id.Split(); !ok {
@@ -98,12 +124,9 @@ func (a *app) exceptionsFor(cmd *cobra.Command, id journal.ID, processes, any []
 		p.Fix = "see the IDs: hvictl events"
 		return nil, p
 	}
-	leave := map[string]bool{}
-	for _, w := range any {
-		if !slices.Contains(control.Conditions(), w) {
-			return nil, usage(cmd, policy.UnknownWord("condition", w, control.Conditions(), policy.Origin{}).Error())
-		}
-		leave[w] = true
+	leave, err := leftOut(cmd, any)
+	if err != nil {
+		return nil, err
 	}
 	if len(processes) > 0 {
 		if leave[control.AnyProcess] {

@@ -50,15 +50,11 @@ with --print proposals are written as TOML instead. Only root may accept.`,
 			if show && len(accept) > 0 {
 				return usage(cmd, "--print and --accept exclude each other")
 			}
-			leave := map[string]bool{}
-			for _, w := range any {
-				if !slices.Contains(control.Conditions(), w) {
-					return usage(cmd, policy.UnknownWord("condition", w, control.Conditions(), policy.Origin{}).Error())
-				}
-				leave[w] = true
+			leave, err := leftOut(cmd, any)
+			if err != nil {
+				return err
 			}
 			q := control.EventsQuery{Domain: args[0]}
-			var err error
 			if q.Since, err = a.parseTime(cmd, "since", since); err != nil {
 				return err
 			}
@@ -123,7 +119,7 @@ func (a *app) learned(ctx context.Context, q control.EventsQuery, leave map[stri
 	}
 }
 
-// acceptLearned puts proposals in force, all that are named or none.
+// acceptLearned puts proposals in force, none where one that is named is not there.
 func (a *app) acceptLearned(cmd *cobra.Command, l control.Learned, accept []string) error {
 	var out []policy.Exception
 	broad := 0
@@ -145,20 +141,7 @@ func (a *app) acceptLearned(cmd *cobra.Command, l control.Learned, accept []stri
 			return p
 		}
 	}
-	c := a.client()
-	defer c.Close()
-	made := []control.Exception{}
-	for _, e := range out {
-		all, err := c.Allow(cmd.Context(), e)
-		if err != nil {
-			return err
-		}
-		made = all
-	}
-	made = slices.DeleteFunc(made, func(x control.Exception) bool {
-		return !slices.ContainsFunc(out, func(e policy.Exception) bool { return e.ID() == x.ID })
-	})
-	if err := a.exceptionTable(made); err != nil {
+	if err := a.allow(cmd.Context(), out); err != nil {
 		return err
 	}
 	if broad > 0 && a.format != formatJSON {

@@ -406,6 +406,8 @@ func TestHangUp(t *testing.T) {
 	if c.Err() != nil {
 		t.Errorf("at first: %v", c.Err())
 	}
+	// So that there is somebody to hang up.
+	check(t, "write", c.Write("/a", "0"))
 	s.Mute(true)
 	errs := make(chan error)
 	for range 3 {

@@ -122,6 +122,11 @@ func (l *Lasting) redial() *Client {
 // unlocked: where there is no xenstored the kernel's device takes requests all the same,
 // and who wants to read meanwhile is to be told that there is no connection.
 func (l *Lasting) adopt(c *Client) error {
+	defer func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.next = nil
+	}()
 	registered := map[watch]bool{}
 	for {
 		next, more, err := l.unregistered(c, registered)
@@ -160,7 +165,7 @@ func (l *Lasting) unregistered(c *Client, registered map[watch]bool) (next watch
 			return w, true, nil
 		}
 	}
-	l.c, l.next = c, nil
+	l.c = c
 	for w := range l.watches {
 		delete(registered, w)
 	}

@@ -52,16 +52,20 @@ func (p *evtchnPort) Port() uint32 { return p.port }
 // so the runtime is not told. If it were, it would begin to watch for a call that
 // takes long, in a thread of its own, which costs more than an event does.
 
+// Ports has room for what is read at once. One port has one number of four bytes to tell,
+// and is silent until it is unmasked; what is left unread would not be told again.
+type Ports [64]byte
+
 // ReadPorts reads the numbers of the ports that fired, as bytes.
-func ReadPorts(fd int, b *[64]byte) (int, error) { return portCall(unix.SYS_READ, fd, b, len(b)) }
+func ReadPorts(fd int, b *Ports) (int, error) { return portCall(unix.SYS_READ, fd, b, len(b)) }
 
 // WritePorts unmasks the ports that were read into the first n bytes.
-func WritePorts(fd int, b *[64]byte, n int) error {
+func WritePorts(fd int, b *Ports, n int) error {
 	_, err := portCall(unix.SYS_WRITE, fd, b, n)
 	return err
 }
 
-func portCall(call uintptr, fd int, b *[64]byte, n int) (int, error) {
+func portCall(call uintptr, fd int, b *Ports, n int) (int, error) {
 	for {
 		got, _, errno := unix.RawSyscall(call, uintptr(fd), uintptr(unsafe.Pointer(b)), uintptr(n))
 		switch errno {
