@@ -37,6 +37,10 @@ type ImageWatch struct {
 	// odd are the places that were found to hold what they should not, as told
 	// before, by offset.
 	odd map[uint32][maxPatch]byte
+	// traced says of each place whether the guest's table has it traced, as read
+	// when that was first asked since [ImageWatch.Refresh]; told says that it was.
+	traced []bool
+	told   bool
 }
 
 // ImageChange is what is not as it was, and what no patch of the kernel's own
@@ -53,8 +57,9 @@ type ImageChange struct {
 	To    report.Place
 }
 
-// WatchText takes the kernel's code as it is now for right. The guest should be
-// paused, or the kernel may be patching it.
+// WatchText takes the kernel's code as it is now for right, but for what kprobes have
+// displaced in it. The guest should be paused. A place that the kernel is patching at
+// this very moment is not watched.
 func (r *Reader) WatchText() (*ImageWatch, error) {
 	r.tlb.Flush()
 	r.beginLook()
@@ -66,7 +71,10 @@ func (r *Reader) WatchText() (*ImageWatch, error) {
 	if err := r.as.Read(start, text); err != nil {
 		return nil, &ReadError{What: "kernel text", Err: err}
 	}
-	sites, err := r.patchSites(text[r.k.TextStart-start:])
+	if err := r.undoKprobes(start, text); err != nil {
+		return nil, err
+	}
+	sites, half, err := r.patchSites(text[r.k.TextStart-start:])
 	if err != nil {
 		return nil, err
 	}
@@ -74,7 +82,7 @@ func (r *Reader) WatchText() (*ImageWatch, error) {
 		sites[i].off += uint32(r.k.TextStart - start)
 		sites[i].target += uint32(r.k.TextStart - start)
 	}
-	w := &ImageWatch{start: start, sites: sites}
+	w := &ImageWatch{start: start, sites: sites, ignored: half}
 	w.take(text)
 	return w, nil
 }
@@ -122,12 +130,44 @@ func (w *ImageWatch) digest(page *[x86.PageSize]byte, line int) uint32 {
 	return uint32(maphash.Bytes(w.seed, page[line*textLine:(line+1)*textLine]))
 }
 
-// sitesOf returns the places that have a byte in a page.
-func (w *ImageWatch) sitesOf(page int) []patchSite {
+// sitesOf returns the places that have a byte in a page, and the index of the first.
+func (w *ImageWatch) sitesOf(page int) (first int, sites []patchSite) {
 	from, to := uint32(page)<<x86.PageShift, uint32(page+1)<<x86.PageShift
-	first := sort.Search(len(w.sites), func(i int) bool { return w.sites[i].off+uint32(w.sites[i].n) > from })
+	first = sort.Search(len(w.sites), func(i int) bool { return w.sites[i].off+uint32(w.sites[i].n) > from })
 	last := sort.Search(len(w.sites), func(i int) bool { return w.sites[i].off >= to })
-	return w.sites[first:max(first, last)]
+	return first, w.sites[first:max(first, last)]
+}
+
+// Refresh forgets what was read of the guest for the comparisons so far and can change:
+// which functions are traced. It is read once for all comparisons until the next
+// Refresh.
+func (w *ImageWatch) Refresh() { w.told = false }
+
+// readTraced reads which functions are traced.
+func (w *ImageWatch) readTraced(r *Reader) error {
+	if w.told {
+		return nil
+	}
+	if w.traced == nil {
+		w.traced = make([]bool, len(w.sites))
+	}
+	clear(w.traced)
+	next := 0 // where the table, which is nearly in order, will go on
+	err := r.eachTraced(func(ip x86.VirtAddr, on bool) {
+		if !on || ip < w.start || ip-w.start >= x86.VirtAddr(w.size) {
+			return
+		}
+		off := uint32(ip - w.start)
+		if next >= len(w.sites) || w.sites[next].off != off {
+			next = sort.Search(len(w.sites), func(i int) bool { return w.sites[i].off >= off })
+		}
+		if next < len(w.sites) && w.sites[next].off == off {
+			w.traced[next] = true
+			next++
+		}
+	})
+	w.told = err == nil
+	return err
 }
 
 // mask clears what the kernel patches, and what is not watched.
@@ -139,7 +179,8 @@ func (w *ImageWatch) mask(page int, b *[x86.PageSize]byte) {
 			clear(b[from-va : to-va])
 		}
 	}
-	for _, s := range w.sitesOf(page) {
+	_, sites := w.sitesOf(page)
+	for _, s := range sites {
 		from, to := max(int(s.off)-base, 0), min(int(s.off)+int(s.n)-base, x86.PageSize)
 		clear(b[from:to])
 	}
@@ -191,9 +232,9 @@ func (w *ImageWatch) changed(page int, text *[x86.PageSize + maxPatch]byte, mask
 // comparePatches looks at the places that the kernel patches.
 func (w *ImageWatch) comparePatches(r *Reader, page int, text []byte) ([]ImageChange, error) {
 	var out []ImageChange
-	var traced map[x86.VirtAddr]bool
 	base := page << x86.PageShift
-	for _, s := range w.sitesOf(page) {
+	first, sites := w.sitesOf(page)
+	for i, s := range sites {
 		at := int(s.off) - base
 		if at < 0 || at+int(s.n) > len(text) {
 			continue // of the page before, or cut off by the end of all code
@@ -211,17 +252,10 @@ func (w *ImageWatch) comparePatches(r *Reader, page int, text []byte) ([]ImageCh
 		}
 		if right && s.kind == siteTrace && b[0] == 0xe8 {
 			// A call needs somebody who traces.
-			if traced == nil {
-				traced = map[x86.VirtAddr]bool{}
-				if err := r.eachTraced(func(ip x86.VirtAddr, on bool) {
-					if on {
-						traced[ip] = true
-					}
-				}); err != nil {
-					return out, err
-				}
+			if err := w.readTraced(r); err != nil {
+				return out, err
 			}
-			right = traced[va]
+			right = w.traced[first+i]
 		}
 		if right {
 			delete(w.odd, s.off)
@@ -240,6 +274,9 @@ func (w *ImageWatch) comparePatches(r *Reader, page int, text []byte) ([]ImageCh
 func (w *ImageWatch) patchRight(r *Reader, s patchSite, b []byte, va x86.VirtAddr) (bool, report.Place) {
 	var whole [maxPatch]byte
 	copy(whole[:], b)
+	if s.kind == siteLock {
+		return isLock(b[0]), report.Place{In: report.InNothing}
+	}
 	if s.length(whole[:]) != s.n {
 		return false, report.Place{In: report.InNothing}
 	}
@@ -268,6 +305,52 @@ func (w *ImageWatch) Accept(c ImageChange) {
 	copy(page[at:], c.Now)
 	w.mask(int(off)>>x86.PageShift, &page)
 	w.lines[off/textLine] = w.digest(&page, at/textLine)
+}
+
+// Bytes are some at an address, to be written there.
+type Bytes struct {
+	Addr  x86.VirtAddr
+	Bytes []byte
+}
+
+// Undo returns what is to be written so that a change is none any more, given what its
+// page was when there was none. That may have been in the middle of a patch of the
+// kernel's own: it returns nothing where the place had no instruction of its own then,
+// or goes beyond the page.
+func (w *ImageWatch) Undo(c ImageChange, was *[x86.PageSize]byte) []Bytes {
+	off := uint32(c.Addr - w.start)
+	at, page := int(off&x86.PageMask), int(off>>x86.PageShift)
+	if c.Patch {
+		_, sites := w.sitesOf(page)
+		for _, s := range sites {
+			if s.off != off || at+int(s.n) > x86.PageSize {
+				continue
+			}
+			var whole [maxPatch]byte
+			copy(whole[:], was[at:at+int(s.n)])
+			if s.length(whole[:]) == s.n {
+				return []Bytes{{c.Addr, slices.Clone(was[at : at+int(s.n)])}}
+			}
+		}
+		return nil
+	}
+	before, now := *was, *was
+	copy(now[at:], c.Now)
+	w.mask(page, &before)
+	w.mask(page, &now)
+	var out []Bytes
+	for i := at; i < min(at+textLine, x86.PageSize); i++ {
+		if before[i] == now[i] {
+			continue
+		}
+		va := c.Addr + x86.VirtAddr(i-at)
+		if n := len(out) - 1; n >= 0 && out[n].Addr+x86.VirtAddr(len(out[n].Bytes)) == va {
+			out[n].Bytes = append(out[n].Bytes, was[i])
+		} else {
+			out = append(out, Bytes{va, []byte{was[i]}})
+		}
+	}
+	return out
 }
 
 // undoKprobes puts back what the kernel's kprobes have displaced in a copy of the

@@ -17,12 +17,14 @@ const (
 	ftracePages = jumpTable + 0x2000
 	ftraceBatch = jumpTable + 0x3000
 	aKprobe     = jumpTable + 0x4000
+	lockTable   = jumpTable + 0x5000
 
 	keyAt   = 0x1100 // a branch of a static key, and where it leads to
 	keyTo   = 0x1180
 	shortAt = 0x1200 // a short one
 	callAt  = 0x1ffd // a static call, across two pages
 	traceAt = 0x2200 // a function that can be traced
+	lockAt  = 0x2300 // a LOCK prefix
 	codeAt  = 0x2340 // code that nothing patches
 )
 
@@ -31,6 +33,7 @@ func newTextGuest(t testing.TB) *kernelGuest {
 		"__start___jump_table": jumpTable, "__stop___jump_table": jumpTable + 3*jumpEntrySize,
 		"__start_static_call_sites": callTable, "__stop_static_call_sites": callTable + callSiteSize,
 		"ftrace_pages_start": ftracePages,
+		"__smp_locks":        lockTable, "__smp_locks_end": lockTable + lockSize,
 	}})
 	testOffsets(&k.Offsets, false)
 	k.Offsets.Kprobe.Opcode = 64
@@ -51,6 +54,9 @@ func newTextGuest(t testing.TB) *kernelGuest {
 	b.code(shortAt, 0x66, 0x90)
 	b.code(callAt, call(callAt, keyTo)...)
 	b.code(traceAt, 0x0f, 0x1f, 0x44, 0, 0)
+	b.code(lockAt, 0x3e)
+	toLock := lockAt - lockTable
+	b.u32(g.Base+lockTable, uint32(toLock))
 	for i, e := range [][2]x86.VirtAddr{{keyAt, keyTo}, {shortAt, shortAt + 0x20}, {linuxtest.Data, linuxtest.Data}} {
 		at := x86.VirtAddr(jumpTable + i*jumpEntrySize)
 		b.u32(g.Base+at, uint32(e[0]-at))
@@ -120,6 +126,8 @@ func TestImageWatch(t *testing.T) {
 			b.code(codeAt, jump(codeAt, 0x1000)...)
 		}, 0, ""},
 		{"a kprobe on a key", func(b *kernelGuest) { kprobe(b, keyAt, 0x0f); b.code(keyAt, 0xcc) }, 0, ""},
+		{"a second processor", func(b *kernelGuest) { b.code(lockAt, 0xf0) }, 0, ""},
+		{"something else in place of a prefix", func(b *kernelGuest) { b.code(lockAt, 0x90) }, lockAt, report.InNothing},
 		{"half a patch", func(b *kernelGuest) { b.code(keyAt, 0xcc) }, keyAt, report.InNothing},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -129,7 +137,7 @@ func TestImageWatch(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if w.Pages() != linuxtest.TextSize/x86.PageSize || len(w.sites) != 4 {
+			if w.Pages() != linuxtest.TextSize/x86.PageSize || len(w.sites) != 5 {
 				t.Fatalf("%d pages, places %+v", w.Pages(), w.sites)
 			}
 			c.do(b)
@@ -152,6 +160,119 @@ func TestImageWatch(t *testing.T) {
 				t.Errorf("told again: %+v", again)
 			}
 		})
+	}
+}
+
+// TestImageWatchBegins takes a kernel's code for right while there is a kprobe in it and
+// while a place is being patched: that both end is no change, and what is not theirs is.
+func TestImageWatchBegins(t *testing.T) {
+	b := newTextGuest(t)
+	b.pointer(b.Addr("kprobe_table")+8, b.Base+aKprobe)
+	b.pointer(b.Base+aKprobe+8, b.Addr("kprobe_table")+8)
+	b.pointer(b.Base+aKprobe+32, b.Base+codeAt)
+	was := byte(codeAt * 7 & 0xff)
+	b.Write(b.Base+aKprobe+64, []byte{was})
+	b.code(codeAt, 0xcc)
+	b.code(keyAt, 0xcc)
+	r := b.reader()
+	w, err := r.WatchText()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := compareAll(t, w, r); len(got) != 0 {
+		t.Errorf("at once: %+v", got)
+	}
+	b.pointer(b.Addr("kprobe_table")+8, 0)
+	b.code(codeAt, was)
+	b.code(keyAt, jump(keyAt, keyTo)...)
+	if got := compareAll(t, w, r); len(got) != 0 {
+		t.Errorf("when both are over: %+v", got)
+	}
+	b.code(keyAt+maxPatch, 0x90)
+	if got := compareAll(t, w, r); len(got) != 1 || got[0].Addr != (b.Base+keyAt)&^(textLine-1) {
+		t.Errorf("a change behind the place: %+v", got)
+	}
+}
+
+// TestImageWatchRefresh asks the guest once which functions are traced, until it is
+// told to do so again.
+func TestImageWatchRefresh(t *testing.T) {
+	b := newTextGuest(t)
+	r := b.reader()
+	w, err := r.WatchText()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.code(traceAt, call(traceAt, 0x1080)...)
+	if got := compareAll(t, w, r); len(got) != 1 {
+		t.Fatalf("before the table says so: %+v", got)
+	}
+	b.WriteUint64(b.Base+ftraceBatch+8, 1|ftraceRecordEnabled)
+	if got := compareAll(t, w, r); len(got) != 1 {
+		t.Errorf("with what the table said before: %+v", got)
+	}
+	w.Refresh()
+	if got := compareAll(t, w, r); len(got) != 0 {
+		t.Errorf("with what it says now: %+v", got)
+	}
+}
+
+// TestImageWatchUndo writes what it is told to, and the change is none any more; what the
+// kernel has patched meanwhile stays.
+func TestImageWatchUndo(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		page int // of the change
+		do   func(b *kernelGuest)
+		want int // pieces to be written
+	}{
+		{"code", codeAt >> x86.PageShift, func(b *kernelGuest) { b.code(codeAt+5, 0x90, 0x90); b.code(codeAt+9, 0x90) }, 2},
+		{"a branch", keyAt >> x86.PageShift, func(b *kernelGuest) { b.code(keyAt, jump(keyAt, keyTo+1)...) }, 1},
+		{"code beside a branch that is switched on", keyAt >> x86.PageShift, func(b *kernelGuest) {
+			b.code(keyAt, jump(keyAt, keyTo)...)
+			b.code(keyAt+5, 0x90)
+		}, 1},
+		{"a call across two pages", callAt >> x86.PageShift, func(b *kernelGuest) { b.code(callAt, 0x90, 0x90) }, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			b := newTextGuest(t)
+			r := b.reader()
+			w, err := r.WatchText()
+			if err != nil {
+				t.Fatal(err)
+			}
+			var was [x86.PageSize]byte
+			if err := r.as.Read(w.start+x86.VirtAddr(c.page)<<x86.PageShift, was[:]); err != nil {
+				t.Fatal(err)
+			}
+			c.do(b)
+			changes, err := w.Compare(r, c.page)
+			if err != nil || len(changes) != 1 {
+				t.Fatalf("%+v, %v", changes, err)
+			}
+			todo := w.Undo(changes[0], &was)
+			if len(todo) != c.want {
+				t.Fatalf("to be written: %+v, want %d pieces", todo, c.want)
+			}
+			for _, x := range todo {
+				b.Write(x.Addr, x.Bytes)
+			}
+			if left, err := w.Compare(r, c.page); err != nil || len(todo) > 0 && len(left) > 0 {
+				t.Errorf("left: %+v, %v", left, err)
+			}
+		})
+	}
+	b := newTextGuest(t)
+	r := b.reader()
+	w, err := r.WatchText()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var half [x86.PageSize]byte
+	half[keyAt&x86.PageMask] = 0xcc
+	b.code(keyAt, 0x90)
+	if todo := w.Undo(ImageChange{Addr: b.Base + keyAt, Now: []byte{0x90}, Patch: true}, &half); len(todo) != 0 {
+		t.Errorf("what was half a patch is written again: %+v", todo)
 	}
 }
 

@@ -32,7 +32,9 @@ type FtraceRecordOffsets struct {
 //   - a static key's branch is a NOP or a jump to its one target (jump_label.c);
 //   - a static call is a call or jump to a function, a NOP, or a return
 //     (static_call.c), and so is the trampoline of one, which modules call;
-//   - a function that can be traced begins with a NOP or a call (ftrace.c).
+//   - a function that can be traced begins with a NOP or a call (ftrace.c);
+//   - an instruction that only several processors need locked has the prefix LOCK or,
+//     on one, DS (alternative.c).
 //
 // (All in arch/x86/kernel.) The rest changes by kprobes alone, which keep what
 // they displaced.
@@ -42,6 +44,7 @@ const (
 	siteKey   siteKind = iota // a static key's branch
 	siteCall                  // a static call, or its trampoline
 	siteTrace                 // where a function can be traced
+	siteLock                  // a LOCK prefix
 )
 
 // patchSite is such a place.
@@ -60,6 +63,7 @@ const (
 	maxFtracePages = 1 << 12
 	jumpEntrySize  = 16 // struct jump_entry: s32 code, s32 target, s64 key
 	callSiteSize   = 8  // struct static_call_site: s32 addr, s32 key
+	lockSize       = 4  // s32
 )
 
 // ftraceRecordEnabled is FTRACE_FL_ENABLED (include/linux/ftrace.h): the function
@@ -76,9 +80,8 @@ func isNOP5(b []byte) bool {
 // patchSites returns the places in the kernel's code that it patches itself, by
 // their offset. text is that code now. A place whose present instruction is none
 // of those that belong there is left out, and so nothing but what it holds now is
-// right for it.
-func (r *Reader) patchSites(text []byte) ([]patchSite, error) {
-	var sites []patchSite
+// right for it; but for one that the kernel is patching now, which is in half.
+func (r *Reader) patchSites(text []byte) (sites []patchSite, half []Range, err error) {
 	add := func(at x86.VirtAddr, kind siteKind, target x86.VirtAddr) {
 		start := r.k.TextStart
 		if at < start || at >= r.k.TextEnd || (kind == siteKey && (target < start || target >= r.k.TextEnd)) {
@@ -90,17 +93,21 @@ func (r *Reader) patchSites(text []byte) ([]patchSite, error) {
 		}
 		if s.n = s.length(text[s.off:]); s.n > 0 {
 			sites = append(sites, s)
+		} else if text[s.off] == 0xcc && kind != siteLock {
+			// First of all the kernel puts a breakpoint there.
+			half = append(half, Range{Start: at, End: at + maxPatch})
 		}
 	}
 	if err := r.jumpTable(add); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if err := r.staticCalls(add); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if err := r.eachTraced(func(ip x86.VirtAddr, _ bool) { add(ip, siteTrace, 0) }); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
+	r.lockPrefixes(func(at x86.VirtAddr) { add(at, siteLock, 0) })
 	for sym := range r.k.Symbols.All() {
 		if patchedSymbol(sym.Name) {
 			add(sym.Addr, siteCall, 0)
@@ -115,7 +122,7 @@ func (r *Reader) patchSites(text []byte) ([]patchSite, error) {
 		}
 		end = s.off + uint32(s.n)
 		return false
-	}), nil
+	}), half, nil
 }
 
 // patchedSymbol says that the instruction at a symbol is patched like a static
@@ -136,6 +143,11 @@ func (s patchSite) length(b []byte) uint8 {
 		return 0
 	}
 	switch {
+	case s.kind == siteLock:
+		if isLock(b[0]) {
+			return 1
+		}
+		return 0
 	case isNOP5(b), b[0] == 0xe9 && s.kind != siteTrace, b[0] == 0xe8 && s.kind != siteKey:
 		return 5
 	case s.kind == siteKey && (b[0] == 0xeb || b[0] == 0x66 && b[1] == 0x90):
@@ -150,6 +162,10 @@ func (s patchSite) length(b []byte) uint8 {
 	}
 	return 0
 }
+
+// isLock says that a byte is the prefix LOCK, or the one that the kernel puts in its
+// place.
+func isLock(b byte) bool { return b == 0xf0 || b == 0x3e }
 
 // goesTo returns where the instruction at a place leads; ok is false if it leads
 // nowhere else.
@@ -188,6 +204,20 @@ func (r *Reader) staticCalls(f func(at x86.VirtAddr, kind siteKind, target x86.V
 		f(relative(table, at), siteCall, 0)
 	}
 	return err
+}
+
+// lockPrefixes calls f with each LOCK prefix that the kernel takes away while it has one
+// processor. It frees the table if it has several from the start, and never takes one
+// away then: what is there instead, or that nothing is, is no matter, since the places
+// that it names have no such prefix.
+func (r *Reader) lockPrefixes(f func(at x86.VirtAddr)) {
+	table, at, err := r.table("__smp_locks", "__smp_locks_end", lockSize)
+	if err != nil {
+		return
+	}
+	for ; len(table) > 0; table, at = table[lockSize:], at+lockSize {
+		f(relative(table, at))
+	}
 }
 
 // relative is the address that a 32-bit number at an address is the distance to.
