@@ -88,6 +88,7 @@ func (s *Session) arm() error {
 	s.startLooks()
 	s.update(func(st *Status) { st.Views = views })
 	s.watchView(views)
+	s.startPatching()
 	s.startMoving()
 	if err := s.ledger.Unpause(); err != nil {
 		return fail(err)

@@ -394,6 +394,7 @@ func (s *Session) mapShadow(sh *shadow) error {
 // shadowPage has the running view lead to the shadow of a frame.
 func (s *Session) shadowPage(sh *shadow, gfn x86.GFN) error {
 	h := &s.hidden
+	s.closePatchedFrame(gfn) // that of the guest's is to be restricted, whenever it is led to again
 	page := view.NewPage(gfn, sh.frame, sh.mapped.Bytes())
 	if err := h.live.Shadow(page); err != nil {
 		return err

@@ -64,6 +64,23 @@ func (e *Engine) ScanForTest(id xen.DomID, n int) {
 	})
 }
 
+// FollowPatchingForTest has the session of a domain see to what the kernel has patched,
+// at a time at which its clock stands from then on. With run, page after page was
+// patched just before.
+func (e *Engine) FollowPatchingForTest(id xen.DomID, now time.Time, run bool) {
+	s := e.byID(id).current()
+	s.do(func() {
+		if run {
+			for i := range runPages {
+				s.patching.run[-1-i] = struct{}{}
+			}
+			s.patching.last = now
+		}
+		s.now = func() time.Time { return now }
+		s.followPatching(now)
+	})
+}
+
 // LookForTest has the session of a domain look for one guard.
 func (e *Engine) LookForTest(id xen.DomID, name policy.GuardName) {
 	s := e.byID(id).current()

@@ -42,6 +42,8 @@ type scan struct {
 	order    []int       // of this round
 	next     int         // in order
 	suspects map[int]int // parts with a change, and how often it was seen
+	// undo undoes a change, and says what came of it; nil where that can't be done.
+	undo func(part int, c guard.Change) (note string, undone bool)
 
 	// lazy is that of the rounds, of which the next is due at nextRound.
 	lazy      lazy
@@ -113,6 +115,7 @@ func (s *Session) scanDue() <-chan time.Time {
 func (s *Session) scanSome() {
 	for _, sc := range s.scans {
 		until := time.Now().Add(scanBudget)
+		sc.scanner.Refresh()
 		// In no order, so that a guest that changes everything can't have the same
 		// parts wait each time.
 		for part := range sc.suspects {
@@ -160,7 +163,16 @@ func (s *Session) scanPart(sc *scan, part int) {
 	s.countFound(sc.guard, len(changes))
 	done := s.outcomeFound(sc.guard)
 	for i, c := range changes {
-		sc.scanner.Accept(c)
+		undone := false
+		if sc.undo != nil {
+			var note string
+			if note, undone = sc.undo(part, c); note != "" {
+				c.Note += "; " + note
+			}
+		}
+		if !undone {
+			sc.scanner.Accept(c)
+		}
 		if i >= maxScanRecords || !s.affordable(sc.guard, time.Now()) {
 			s.unrecorded.Add(1)
 			s.suppress(sc.guard, done, time.Now(), 1)

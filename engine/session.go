@@ -35,6 +35,9 @@ type Session struct {
 	identifyWith linux.Options
 	// permitted are the host's exceptions, nil for none.
 	permitted Permitted
+	// now is the clock of what is to be done when some time has passed since another
+	// thing was.
+	now func() time.Time
 	// firstLook is Options.FirstLook.
 	firstLook time.Duration
 	// budget is Options.Budget.
@@ -48,20 +51,21 @@ type Session struct {
 	quit     chan struct{} // closed when the goroutine has ended
 
 	// Owned by the session's goroutine.
-	policy  policy.Effective
-	arming  x86.Registers  // vCPU 0's when the guards were armed first
-	armedAt bool           // arming is set
-	left    *ledger.Ledger // of a domain that is held; see takeLedger
-	stages  stages
-	ring    *vmevent.Ring
-	page    MappedPage
-	channel Channel
-	server  *vmevent.Server
-	memory  GuestMemory
-	kernel  *linux.Kernel
-	set     *guard.Set
-	scans   []*scan
-	looks   *looks
+	policy   policy.Effective
+	arming   x86.Registers  // vCPU 0's when the guards were armed first
+	armedAt  bool           // arming is set
+	left     *ledger.Ledger // of a domain that is held; see takeLedger
+	stages   stages
+	ring     *vmevent.Ring
+	page     MappedPage
+	channel  Channel
+	server   *vmevent.Server
+	memory   GuestMemory
+	kernel   *linux.Kernel
+	set      *guard.Set
+	scans    []*scan
+	patching patching
+	looks    *looks
 	// slow has what the guards were that are slow now.
 	slow   map[policy.GuardName]GuardStatus
 	moving moving
@@ -113,7 +117,7 @@ func newSession(hv Hypervisor, l *ledger.Ledger, rec Recorder, log *slog.Logger,
 	s := &Session{
 		hv: hv, ledger: l, record: rec, info: info, policy: p,
 		log:      log.With("domid", info.ID, "domain", name, "uuid", info.UUID),
-		activity: newActivity(time.Now()), commands: make(chan func()), quit: make(chan struct{}), newPulse: unwatched,
+		activity: newActivity(time.Now()), commands: make(chan func()), quit: make(chan struct{}), newPulse: unwatched, now: time.Now,
 	}
 	st := Status{Info: info, Name: name, State: StateDeclared, Decided: true, Policy: p, PolicySource: decl.Source, PolicyFrom: decl.From}
 	st.Guards = pendingGuards(p)
@@ -272,6 +276,7 @@ func (s *Session) Release() error {
 func (s *Session) run(attached chan<- error) {
 	defer close(s.quit)
 	defer s.stopScans()
+	defer s.stopPatching()
 	defer s.stopLooks()
 	defer s.stopDump()
 	err := s.attach()
@@ -313,6 +318,10 @@ func (s *Session) run(attached chan<- error) {
 			s.summarize()
 		case <-s.scanDue():
 			s.scanSome()
+		case <-s.patchedMore():
+			s.followPatching(s.now())
+		case <-s.patchingDue():
+			s.followPatching(s.now())
 		case l := <-s.found():
 			s.tell(l)
 		case <-s.viewCheckDue():

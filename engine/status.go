@@ -143,6 +143,8 @@ type Status struct {
 	// Stepped and Emulated count the accesses to restricted pages that were let
 	// through: by a step in the host's view, and by Xen's emulator.
 	Stepped, Emulated uint64
+	// Patching says what has become of the kernel's patching of its own code.
+	Patching PatchingStatus
 	// Restored counts frames that were restricted again after Xen had dropped
 	// their restriction in a view.
 	Restored uint64

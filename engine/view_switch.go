@@ -118,6 +118,10 @@ func (s *Session) runIn(name string) error {
 	s.waitQuiet(ctx)
 	cancel()
 	s.recordRest()
+	s.closePatched(func(*openPage) bool { return true })
+	if s.views == nil {
+		return errors.New("the view that it runs in is lost")
+	}
 	from, to := *s.views.current(), s.views.named(name)
 	if err := s.liftBreakpoints(); err != nil {
 		s.placeAgain()

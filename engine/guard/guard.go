@@ -76,6 +76,10 @@ type Guard struct {
 	// needs; nil for a guard that can't. The guest must be paused while it is
 	// called.
 	Scan func(*Target) (Scanner, error)
+	// Patches says that the writes which the guard lets pass are the kernel's patching
+	// of its own code, the result of which Scan can judge. Its Watch has whole frames
+	// alone, in the order of Scan's parts.
+	Patches bool
 	// Moving is for a guard whose frames come and go; nil for all others.
 	Moving *Moving
 	// Look finds violations afterwards, on every platform; nil for a guard that

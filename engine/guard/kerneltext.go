@@ -18,14 +18,16 @@ import (
 // kernel code. A write is the kernel's own when all three hold: that page
 // table is loaded, the address is in that window, and the instruction is in
 // kernel text, which this guard keeps honest. Everything else is a violation.
-// Code that calls text_poke itself looks the same from here.
 //
-// Without page access, the code is compared now and then with what it was.
+// Code that is not the kernel's and calls text_poke looks the same from here. So what
+// has been patched is looked at soon afterwards: whether it is a place that the kernel
+// patches, and with what belongs there. Without page access, all of the code is
+// compared now and then with what it was.
 func KernelText() Guard {
 	return Guard{
 		Name:  policy.GuardKernelText,
 		Needs: NeedMemAccess,
-		Scan:  scanText,
+		Scan:  scanText, Patches: true,
 		Watch: func(t *Target) (Watch, error) {
 			frames, err := t.Kernel.TextFrames()
 			if err != nil {

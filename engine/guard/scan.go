@@ -21,6 +21,12 @@ type Scanner interface {
 	Compare(part int) ([]Change, error)
 	// Accept takes a change that was told for known.
 	Accept(Change)
+	// Refresh has the next comparisons read anew what they need to know of the guest
+	// beside what they compare. It is called before each lot of them.
+	Refresh()
+	// Undo returns what is to be written so that a change is none any more, given what
+	// the part was when there was none; nothing if that can't be told.
+	Undo(c Change, was *[x86.PageSize]byte) []linux.Bytes
 }
 
 // Change is something that is not as it was.
@@ -69,3 +75,9 @@ func (s textScanner) Compare(part int) ([]Change, error) {
 }
 
 func (s textScanner) Accept(c Change) { s.watch.Accept(c.image) }
+
+func (s textScanner) Refresh() { s.watch.Refresh() }
+
+func (s textScanner) Undo(c Change, was *[x86.PageSize]byte) []linux.Bytes {
+	return s.watch.Undo(c.image, was)
+}

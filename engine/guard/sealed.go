@@ -6,6 +6,7 @@ import (
 	"github.com/xen-hvi/hvi/engine/guest/linux"
 	"github.com/xen-hvi/hvi/engine/policy"
 	"github.com/xen-hvi/hvi/engine/vmevent"
+	"github.com/xen-hvi/hvi/engine/x86"
 	"github.com/xen-hvi/hvi/engine/xen"
 )
 
@@ -104,4 +105,12 @@ func (s dataScanner) Compare(part int) ([]Change, error) {
 func (s dataScanner) Accept(c Change) {
 	w, _ := s.find(c.part)
 	w.Accept(c.image)
+}
+
+// Refresh has nothing to do: data that is never written is compared with nothing else.
+func (s dataScanner) Refresh() {}
+
+func (s dataScanner) Undo(c Change, was *[x86.PageSize]byte) []linux.Bytes {
+	w, _ := s.find(c.part)
+	return w.Undo(c.image, was)
 }

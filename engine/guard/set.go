@@ -39,6 +39,9 @@ type Armed struct {
 
 	cost cost
 
+	// patched notes what the guard lets pass, of one that lets the kernel patch itself.
+	patched *Patched
+
 	// stop says that there was a violation for which the domain is to be stopped.
 	stop atomic.Bool
 }
@@ -174,6 +177,9 @@ func (s *Set) add(g Guard, action policy.Action) error {
 	}
 	for _, r := range w.Ranges {
 		s.addRange(a, index, r)
+	}
+	if g.Patches {
+		a.patched = newPatched(w.Frames)
 	}
 	for _, msr := range w.MSRs {
 		s.msrs[msr] = index
@@ -323,6 +329,23 @@ func (s *Set) Moving() *Armed {
 // vCPU is held until then.
 func (s *Set) Gone() <-chan GoneFrame { return s.gone }
 
+// Patched returns the armed guard that lets the kernel patch itself, and what that has
+// patched; nil for none.
+func (s *Set) Patched() (*Armed, *Patched) {
+	for _, a := range s.armed {
+		if a.patched != nil {
+			return a, a.patched
+		}
+	}
+	return nil, nil
+}
+
+// Alone reports whether a guard is the only one that watches a frame.
+func (s *Set) Alone(a *Armed, gfn x86.GFN) bool {
+	w := s.frames[gfn]
+	return w != 0 && w&hasParts == 0 && s.armed[w-1] == a
+}
+
 // Fixed reports whether a frame is watched by a guard whose frames don't move.
 func (s *Set) Fixed(gfn x86.GFN) bool {
 	_, fixed := s.frames[gfn]
@@ -419,6 +442,9 @@ func (s *Set) decide(ev *vmevent.Event) vmevent.Verdict {
 func (s *Set) judged(a *Armed, ev *vmevent.Event) vmevent.Verdict {
 	if !a.judge(ev) {
 		a.Passed.Add(1)
+		if a.patched != nil {
+			a.patched.note(ev.Mem.GFN)
+		}
 		return s.passing(ev)
 	}
 	return s.violation(a, ev, 0)

@@ -342,6 +342,17 @@ func (l *Ledger) Unrestrict(first x86.GFN, count uint64) error {
 	return fmt.Errorf("ledger: no restriction of %d frames from %v on of domain %d is outstanding", count, first, l.domain)
 }
 
+// Adjust permits other access to frames that a [Ledger.Restrict] has restricted, until
+// the next Adjust. It has no entry of its own: to undo the restriction undoes it.
+func (l *Ledger) Adjust(access xen.Access, first x86.GFN, count uint64) error {
+	if !slices.ContainsFunc(l.open, func(e Entry) bool {
+		return e.Op == OpAccess && uint64(first) >= e.GFN && uint64(first)+count <= e.GFN+e.Count
+	}) {
+		return fmt.Errorf("ledger: no restriction of %d frames from %v on of domain %d is outstanding", count, first, l.domain)
+	}
+	return l.xen.SetMemAccess(l.domain, access, first, count)
+}
+
 // GrowPagingPool gives a domain more memory for its page tables. was is the
 // size from before, in bytes, to which it returns.
 func (l *Ledger) GrowPagingPool(was, bytes uint64) error {

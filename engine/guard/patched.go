@@ -1,0 +1,89 @@
+package guard
+
+import (
+	"math/bits"
+	"sync/atomic"
+
+	"github.com/xen-hvi/hvi/engine/guest/linux"
+	"github.com/xen-hvi/hvi/engine/x86"
+)
+
+// Patched says which pages of its code the kernel has patched itself, from the ring
+// goroutine, which lets that happen, to whoever looks at the result.
+//
+// A page is named by its place in the code, the first being 0, as a [Scanner] of the
+// code names it.
+type Patched struct {
+	frames []linux.FrameRange // in order of their place
+	bits   []atomic.Uint64    // by place
+	more   chan struct{}      // capacity one
+}
+
+func newPatched(frames []linux.FrameRange) *Patched {
+	n := uint64(0)
+	for _, f := range frames {
+		n += f.N
+	}
+	return &Patched{frames: frames, bits: make([]atomic.Uint64, (n+63)/64), more: make(chan struct{}, 1)}
+}
+
+// note says that a page has been patched. Until it is taken, to say so again does
+// nothing.
+func (p *Patched) note(gfn x86.GFN) {
+	page, ok := p.page(gfn)
+	if !ok {
+		return
+	}
+	w, bit := &p.bits[page/64], uint64(1)<<(page%64)
+	if w.Load()&bit != 0 {
+		return
+	}
+	w.Or(bit)
+	select {
+	case p.more <- struct{}{}:
+	default:
+	}
+}
+
+// page returns the place of a frame.
+func (p *Patched) page(gfn x86.GFN) (uint64, bool) {
+	before := uint64(0)
+	for _, f := range p.frames {
+		if gfn >= f.First && uint64(gfn-f.First) < f.N {
+			return before + uint64(gfn-f.First), true
+		}
+		before += f.N
+	}
+	return 0, false
+}
+
+// More delivers when there is a page to be taken.
+func (p *Patched) More() <-chan struct{} { return p.more }
+
+// Take calls f with each page that was patched since the last time, in order.
+func (p *Patched) Take(f func(page int)) {
+	select {
+	case <-p.more:
+	default:
+	}
+	for i := range p.bits {
+		if p.bits[i].Load() == 0 {
+			continue
+		}
+		for w := p.bits[i].Swap(0); w != 0; w &= w - 1 {
+			f(i*64 + bits.TrailingZeros64(w))
+		}
+	}
+}
+
+// Frame returns the frame of a page; false beyond the last.
+func (p *Patched) Frame(page int) (x86.GFN, bool) {
+	n := uint64(page)
+	for _, f := range p.frames {
+		if n < f.N {
+			return f.First + x86.GFN(n), true
+		}
+		n -= f.N
+	}
+	return 0, false
+}

@@ -1,0 +1,401 @@
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/xen-hvi/hvi/engine/guard"
+	"github.com/xen-hvi/hvi/engine/guest/linux"
+	"github.com/xen-hvi/hvi/engine/x86"
+	"github.com/xen-hvi/hvi/engine/xen"
+)
+
+// A kernel patches its own code: 277 stores to switch a static key, 150,000 to switch
+// the function tracer on. The guard of the code sees to it that they are the kernel's
+// own, and this to what they come to. Each page that was patched is compared soon
+// afterwards with what it was and what may be patched into it, as all of the code is
+// where there is no page access.
+//
+// An event for each store would have the guest crawl while the tracer is switched. So
+// while the kernel patches page after page, those pages, and the next ones, are opened:
+// they may be written for a moment without an event. Then they are closed, and compared.
+// What somebody else has written meanwhile is found by that, reported, and undone where
+// the guard prevents: a copy of each open page is kept for it. Pages of which
+// a guard watches a part, and such as have a hidden breakpoint, stay closed.
+
+const (
+	// patchTick is how often what has been patched is seen to while the kernel patches,
+	// and so how long it is before a page is opened, and how exactly one is closed.
+	patchTick = 20 * time.Millisecond
+	// patchRest is how long a page is left alone after it was patched: the kernel is in
+	// the middle of it at first.
+	patchRest = time.Second
+	// A run of patches is over when there was none for patchGap; pages are opened when
+	// runPages have been patched in one. To switch static keys patches fewer.
+	patchGap = time.Second
+	runPages = 48
+	// openFor is how long a page is open. The kernel goes three times over 256 places
+	// of some twenty pages before it goes on to the next.
+	openFor = 200 * time.Millisecond
+	// openAhead is how many pages are opened behind the last that was patched, and
+	// maxOpen how many at a time.
+	openAhead = 64
+	maxOpen   = 512
+)
+
+// patching follows what the kernel patches. It is the session goroutine's.
+type patching struct {
+	// armed is the guard that lets it, and patched what it has let; nil where there is
+	// none, or where its result can't be judged.
+	armed   *guard.Armed
+	patched *guard.Patched
+	// scan compares pages; it is the same for as long as the kernel is.
+	scan   *scan
+	kernel *linux.Kernel
+
+	timer *time.Timer // nil while there is nothing to see to
+	// due says when pages are to be compared that were patched.
+	due map[int]time.Time
+	// looked is when the suspects were compared again.
+	looked time.Time
+	// run are the pages that were patched in this run, the last of them at last; front
+	// is the foremost.
+	run   map[int]struct{}
+	last  time.Time
+	front int
+	// eager says that the last pages were opened, so that there are few events.
+	eager bool
+
+	open map[x86.GFN]*openPage
+	// was is what pages were before they were opened, of those that are not known to
+	// be right since.
+	was   map[int]*[x86.PageSize]byte
+	count PatchingStatus
+	// closed says that none is opened any more, since that failed.
+	closed bool
+}
+
+// openPage is a page of the kernel's code that may be written.
+type openPage struct {
+	page  int
+	since time.Time
+}
+
+// PatchingStatus is what has become of the kernel's patching of its own code.
+type PatchingStatus struct {
+	// Compared counts pages that were compared with what they may be, Opened those
+	// that were writable for a moment, and Undone changes that were not the kernel's
+	// own and are undone.
+	Compared, Opened, Undone uint64
+	// Unknown says why what is patched is not compared; empty if it is.
+	Unknown string
+}
+
+// startPatching begins to follow what the guards that have just been armed let the
+// kernel patch. The domain must be paused.
+func (s *Session) startPatching() {
+	p := &s.patching
+	a, patched := s.set.Patched()
+	if a == nil {
+		s.stopPatching()
+		return
+	}
+	p.armed, p.patched, p.closed = nil, nil, false
+	if p.scan == nil || p.kernel != s.kernel {
+		scanner, err := a.Guard.Scan(&guard.Target{Kernel: s.kernel, Boot: s.arming, Actions: s.actions()})
+		if err != nil {
+			s.log.Warn("what the kernel patches can't be compared", "guard", string(a.Guard.Name), "err", err)
+			s.stopPatching()
+			s.update(func(st *Status) { st.Patching.Unknown = err.Error() })
+			return
+		}
+		s.stopPatching()
+		*p = patching{
+			scan:   &scan{guard: a.Guard.Name, scanner: scanner, suspects: make(map[int]int), undo: s.undoPatch},
+			kernel: s.kernel, due: make(map[int]time.Time), run: make(map[int]struct{}),
+			open: make(map[x86.GFN]*openPage), was: make(map[int]*[x86.PageSize]byte),
+		}
+	}
+	p.armed, p.patched = a, patched
+	s.wakePatching()
+}
+
+// stopPatching ends that.
+func (s *Session) stopPatching() {
+	if s.patching.timer != nil {
+		s.patching.timer.Stop()
+	}
+	s.patching = patching{}
+}
+
+// patchedMore delivers when the kernel begins to patch its code.
+func (s *Session) patchedMore() <-chan struct{} {
+	p := &s.patching
+	if p.patched == nil || p.timer != nil && !p.eager {
+		return nil // the next tick is soon enough: there may be an event for each store
+	}
+	return p.patched.More()
+}
+
+// patchingDue is when to see to it the next time, nil for never.
+func (s *Session) patchingDue() <-chan time.Time {
+	if s.patching.timer == nil {
+		return nil
+	}
+	return s.patching.timer.C
+}
+
+// running reports whether page after page is being patched.
+func (p *patching) running() bool { return len(p.run) >= runPages && !p.closed }
+
+// wakePatching has followPatching called at the next tick, if there is anything to see
+// to.
+func (s *Session) wakePatching() {
+	p := &s.patching
+	wait := time.Duration(0)
+	switch {
+	case p.scan == nil:
+	case len(p.run) > 0 || len(p.open) > 0:
+		wait = patchTick
+	case len(p.due) > 0 || len(p.scan.suspects) > 0:
+		wait = patchRest / 4
+	}
+	switch {
+	case wait == 0 && p.timer != nil:
+		p.timer.Stop()
+		p.timer = nil
+	case wait == 0:
+	case p.timer == nil:
+		p.timer = time.NewTimer(wait)
+	default:
+		p.timer.Reset(wait)
+	}
+}
+
+// followPatching sees to what was patched since the last time.
+func (s *Session) followPatching(now time.Time) {
+	p := &s.patching
+	if p.scan == nil {
+		return
+	}
+	p.scan.scanner.Refresh()
+	s.takePatched(now)
+	s.closePatched(func(o *openPage) bool { return now.Sub(o.since) >= openFor })
+	again := now.Sub(p.looked) >= scanTick
+	if again {
+		p.looked = now
+	}
+	until := time.Now().Add(scanBudget)
+	for page := range maps.Clone(p.scan.suspects) {
+		if again && time.Now().Before(until) {
+			s.comparePatched(page)
+		}
+	}
+	for page, at := range p.due {
+		if now.After(at) && time.Now().Before(until) {
+			s.comparePatched(page)
+		}
+	}
+	if p.count != s.status.Load().Patching {
+		s.update(func(st *Status) { st.Patching = p.count })
+	}
+	s.wakePatching()
+}
+
+// takePatched takes in which pages were patched, and opens what that asks for.
+func (s *Session) takePatched(now time.Time) {
+	p := &s.patching
+	p.eager = false
+	if p.patched == nil {
+		clear(p.run)
+		return
+	}
+	if now.Sub(p.last) > patchGap {
+		clear(p.run)
+		p.front = 0
+	}
+	var pages []int
+	p.patched.Take(func(page int) { pages = append(pages, page) })
+	for _, page := range pages {
+		p.run[page], p.last = struct{}{}, now
+		if _, known := p.due[page]; !known {
+			p.due[page] = now.Add(patchRest)
+		}
+	}
+	if !p.running() {
+		return
+	}
+	patched := len(pages)
+	if patched == 0 {
+		p.eager = true
+		return
+	}
+	if front := pages[len(pages)-1]; front > p.front {
+		p.front = front
+		for i := range openAhead {
+			pages = append(pages, front+1+i)
+		}
+	}
+	p.eager = s.openPatched(pages, now) >= patched
+}
+
+// openPatched lets pages be written without an event, as far as nothing is against it,
+// and returns how many.
+func (s *Session) openPatched(pages []int, now time.Time) int {
+	p := &s.patching
+	var gfns []x86.GFN
+	for _, page := range pages {
+		gfn, ok := p.patched.Frame(page)
+		if !ok || p.open[gfn] != nil || len(p.open) >= maxOpen || !s.set.Alone(p.armed, gfn) || s.shadowOf(gfn) != nil {
+			continue
+		}
+		if _, suspect := p.scan.suspects[page]; suspect {
+			continue
+		}
+		// Nobody but the kernel has written here until now.
+		was := new([x86.PageSize]byte)
+		if err := s.memory.ReadPhys(gfn.Addr(), was[:]); err != nil {
+			continue
+		}
+		p.was[page] = was
+		p.open[gfn] = &openPage{page: page, since: now}
+		gfns = append(gfns, gfn)
+	}
+	if err := s.permitPatched(gfns, xen.AccessRWX); err != nil {
+		if !s.gone() {
+			s.log.Warn("pages that the kernel patches can't be opened", "err", err)
+		}
+		p.closed = true // and what was opened is closed when its time is over
+		return 0
+	}
+	p.count.Opened += uint64(len(gfns))
+	return len(gfns)
+}
+
+// closePatched closes those open pages that it is said of, and compares them.
+func (s *Session) closePatched(which func(*openPage) bool) {
+	p := &s.patching
+	var gfns []x86.GFN
+	for gfn, o := range p.open {
+		if which(o) {
+			gfns = append(gfns, gfn)
+		}
+	}
+	if len(gfns) == 0 {
+		return
+	}
+	slices.Sort(gfns)
+	pages := make([]int, 0, len(gfns))
+	for _, gfn := range gfns {
+		pages = append(pages, p.open[gfn].page)
+		delete(p.open, gfn)
+	}
+	if err := s.permitPatched(gfns, p.armed.Watch.Access); err != nil && !s.gone() {
+		s.viewLost(p.armed.Guard.Name, err)
+	}
+	for _, page := range pages {
+		s.comparePatched(page)
+	}
+}
+
+// closePatchedFrame closes a page, if it is open, and compares it.
+func (s *Session) closePatchedFrame(gfn x86.GFN) {
+	o := s.patching.open[gfn]
+	if o != nil {
+		s.closePatched(func(other *openPage) bool { return other == o })
+	}
+}
+
+// forgetOpen says that no page is open any more, since what was restricted is not. They
+// are compared later, if there is somebody who does.
+func (s *Session) forgetOpen() {
+	p := &s.patching
+	for gfn, o := range p.open {
+		p.due[o.page] = s.now()
+		delete(p.open, gfn)
+	}
+}
+
+// permitPatched permits access to frames, which are in order, where the domain runs.
+func (s *Session) permitPatched(gfns []x86.GFN, access xen.Access) error {
+	for i := 0; i < len(gfns); {
+		n := 1
+		for i+n < len(gfns) && gfns[i+n] == gfns[i]+x86.GFN(n) {
+			n++
+		}
+		var err error
+		if s.views != nil {
+			err = s.ledger.RestrictView(s.views.current().ID, access, gfns[i], uint64(n))
+		} else {
+			err = s.ledger.Adjust(access, gfns[i], uint64(n))
+		}
+		if err != nil {
+			return err
+		}
+		i += n
+	}
+	return nil
+}
+
+// comparePatched compares a page.
+func (s *Session) comparePatched(page int) {
+	p := &s.patching
+	if gfn, ok := p.patched.Frame(page); ok && p.open[gfn] != nil {
+		return // when it is closed
+	}
+	delete(p.due, page)
+	s.scanPart(p.scan, page)
+	if _, suspect := p.scan.suspects[page]; !suspect {
+		delete(p.was, page)
+	}
+	p.count.Compared++
+}
+
+// undoPatch undoes a change of a page that was open, if the guard is to prevent it, and
+// says what came of that; nothing if there was nothing to do.
+func (s *Session) undoPatch(page int, c guard.Change) (note string, undone bool) {
+	p := &s.patching
+	was := p.was[page]
+	if was == nil || !s.policy.Action(p.scan.guard).Prevents() {
+		return "", false
+	}
+	todo := p.scan.scanner.Undo(c, was)
+	gfn, ok := p.patched.Frame(page)
+	if len(todo) == 0 || !ok {
+		return "it could not be undone: what was there is not known", false
+	}
+	if err := s.putBack(gfn, c, todo); err != nil {
+		s.log.Error("a change of the kernel's code could not be undone", "address", c.Addr, "err", err)
+		return "it could not be undone: " + err.Error(), false
+	}
+	p.count.Undone++
+	return "it was undone", true
+}
+
+// errChangedAgain says that the guest has changed what was to be undone.
+var errChangedAgain = errors.New("the guest has changed it again")
+
+// putBack writes into the guest's code what was there, with the domain paused. The page
+// is the one that was compared, whatever the guest's page tables say now.
+func (s *Session) putBack(gfn x86.GFN, c guard.Change, todo []linux.Bytes) (err error) {
+	if err := s.ledger.Pause(); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.ledger.Unpause()) }()
+	page, err := s.hv.MapPage(s.info.ID, gfn)
+	if err != nil {
+		return fmt.Errorf("map the page: %w", err)
+	}
+	defer func() { err = errors.Join(err, page.Close()) }()
+	code := page.Bytes()
+	if at := c.Addr & x86.PageMask; string(code[at:min(int(at)+len(c.Now), x86.PageSize)]) != string(c.Now[:min(len(c.Now), x86.PageSize-int(at))]) {
+		return errChangedAgain
+	}
+	for _, b := range todo {
+		copy(code[b.Addr&x86.PageMask:], b.Bytes)
+	}
+	return nil
+}

@@ -1,0 +1,296 @@
+package engine_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/xen-hvi/hvi/engine"
+	"github.com/xen-hvi/hvi/engine/guest/linux/linuxtest"
+	"github.com/xen-hvi/hvi/engine/journal"
+	"github.com/xen-hvi/hvi/engine/policy"
+	"github.com/xen-hvi/hvi/engine/x86"
+	"github.com/xen-hvi/hvi/engine/xen"
+	"github.com/xen-hvi/hvi/engine/xen/abi"
+	"github.com/xen-hvi/hvi/engine/xen/xentest"
+)
+
+// Where the kernel of these tests patches itself: one branch of a static key.
+const (
+	branch, branchTo = 0x1100, 0x1180
+	branchOn         = "\xe9\x7b\x00\x00\x00"
+	branchOff        = "\x0f\x1f\x44\x00\x00"
+)
+
+// patchingWorld is a protected guest whose kernel's own patches can be told.
+func patchingWorld(t *testing.T, altp2m bool, guards ...string) *world {
+	t.Helper()
+	spec := withViews
+	if !altp2m {
+		spec.AltP2M = xen.AltP2MDisabled
+	}
+	w := newWorldOf(t, linuxtest.Config{Variables: []string{"__start___jump_table", "__stop___jump_table"}}, xentest.Config{AltP2M: altp2m}, spec)
+	table := w.guest.Addr("__start___jump_table")
+	for i, to := range []x86.VirtAddr{w.guest.Base + branch, w.guest.Base + branchTo} {
+		at := table + x86.VirtAddr(i)*4
+		w.guest.Write(at, binary.LittleEndian.AppendUint32(nil, uint32(to-at)))
+	}
+	w.guest.Write(w.guest.Base+branch, []byte(branchOff))
+	w.copyMemory()
+	w.decl = declareGuards(t, guards...)
+	w.appear()
+	w.boot()
+	if st := w.status(); st.Patching.Unknown != "" || w.guardStatus(policy.GuardKernelText).State != engine.GuardArmed {
+		t.Fatalf("%+v, %+v", st.Patching, st.Guards)
+	}
+	w.at(0) // the clock stands
+	return w
+}
+
+// code writes into the guest's code, as somebody there does.
+func (w *world) code(off x86.VirtAddr, b string) {
+	w.dom.Write(w.guest.PhysBase+x86.PhysAddr(off), []byte(b))
+}
+
+// textFrame is the frame of a place in the guest's code.
+func (w *world) textFrame(off x86.PhysAddr) x86.GFN { return (w.guest.PhysBase + off).GFN() }
+
+// poke is a store of the kernel's own way to patch its code, which is let happen.
+func (w *world) poke(off x86.PhysAddr, b string) {
+	w.t.Helper()
+	l := &w.layout.VMEvent
+	regs := w.guest.Regs[0]
+	regs.RIP, regs.CR3 = uint64(w.guest.Base), uint64(linuxtest.PokingPGD)
+	a := w.parse(w.sendEvent(abi.VMEventReasonMemAccess, regs, func(put func(int, uint64)) {
+		put(l.MemAccess.GFN, uint64(w.textFrame(off)))
+		put(l.MemAccess.Offset, uint64(off&x86.PageMask))
+		put(l.MemAccess.GLA, uint64(linuxtest.Window)+uint64(off&x86.PageMask))
+		put(l.MemAccess.Flags, abi.MemAccessR|abi.MemAccessW|abi.MemAccessGLAValid)
+		put(l.OffAltP2MIdx, uint64(w.dom.View()))
+	}))
+	if a.flags&abi.VMEventFlagEmulateNoWrite != 0 {
+		w.t.Fatalf("the kernel's patch of %#x is discarded: %+v", off, a)
+	}
+	w.code(x86.VirtAddr(off), b)
+}
+
+// begun is when the time of these tests begins.
+var begun = time.Now()
+
+// at has the session see to what was patched when some time has passed. Nothing else
+// passes time.
+func (w *world) at(later time.Duration) { w.engine.FollowPatchingForTest(7, begun.Add(later), false) }
+
+// runs does so when the kernel has patched page after page.
+func (w *world) runs(later time.Duration) { w.engine.FollowPatchingForTest(7, begun.Add(later), true) }
+
+// follow does so as often as a change must be seen, and once more.
+func (w *world) follow(from time.Duration) {
+	for i := range time.Duration(4) {
+		w.at(from + i*2*time.Second)
+	}
+}
+
+// TestPatchedIsCompared lets the kernel patch itself, and finds what doesn't belong
+// there: code of others that calls the kernel's own way to patch.
+func TestPatchedIsCompared(t *testing.T) {
+	for name, views := range map[string]bool{"views": true, "access": false} {
+		t.Run(name, func(t *testing.T) {
+			w := patchingWorld(t, views)
+			w.poke(branch, branchOn)
+			w.follow(2 * time.Second)
+			if g, p := w.guardStatus(policy.GuardKernelText), w.status().Patching; g.Violations != 0 || g.Passed != 1 || p.Compared != 1 || p.Opened != 0 {
+				t.Fatalf("the kernel's own patch: %+v, %+v", g, p)
+			}
+			w.poke(0x2340, "\x90\x90")
+			w.follow(20 * time.Second)
+			if g := w.guardStatus(policy.GuardKernelText); g.Violations != 1 || g.Found != 1 || g.Blocked != 0 {
+				t.Fatalf("what does not belong there: %+v", g)
+			}
+			r := <-w.events.got
+			if r.Guard != "kernel-text" || r.Action != journal.Found || r.Target.Memory.Addr != w.guest.Base+0x2340 || strings.Contains(string(r.Detail.Note), "undone") {
+				t.Errorf("record %+v", r)
+			}
+			w.poke(0x2341, "\x90")
+			w.follow(40 * time.Second)
+			if g := w.guardStatus(policy.GuardKernelText); g.Violations != 1 {
+				t.Errorf("told again: %+v", g)
+			}
+			// Half a patch is none of the kernel's that lasts.
+			w.poke(branch, "\xcc")
+			w.at(60 * time.Second)
+			w.poke(branch, branchOff)
+			w.follow(62 * time.Second)
+			if g := w.guardStatus(policy.GuardKernelText); g.Violations != 1 {
+				t.Errorf("half a patch, which then ended: %+v", g)
+			}
+		})
+	}
+}
+
+// access returns what a frame of the code permits where the guest runs.
+func (w *world) textAccess(gfn x86.GFN) uint8 {
+	if v := w.dom.View(); v != 0 {
+		return w.dom.ViewAccess(v, gfn)
+	}
+	return w.dom.Access(gfn)
+}
+
+// TestPatchingIsLetThrough opens the pages that the kernel is patching, closes them, and
+// undoes what others have written meanwhile.
+func TestPatchingIsLetThrough(t *testing.T) {
+	for name, views := range map[string]bool{"views": true, "access": false} {
+		t.Run(name, func(t *testing.T) {
+			w := patchingWorld(t, views, "kernel-text=block")
+			open := func() (n int) {
+				for page := range x86.PhysAddr(linuxtest.TextSize / x86.PageSize) {
+					if w.textAccess(w.textFrame(page<<x86.PageShift)) == abi.AccessRWX {
+						n++
+					}
+				}
+				return n
+			}
+			w.poke(branch, branchOn)
+			w.at(0)
+			if n := open(); n != 0 {
+				t.Fatalf("%d pages are open after one patch", n)
+			}
+			w.runs(time.Second)
+			w.poke(branch, branchOff)
+			w.at(time.Second)
+			// From the page that was patched to the end of the code.
+			if n, want := open(), linuxtest.TextSize/x86.PageSize-1; n != want {
+				t.Fatalf("%d pages are open, want %d", n, want)
+			}
+			w.engine.CheckView(7)
+			if n := open(); n == 0 || w.status().Restored != 0 {
+				t.Errorf("open pages are taken for lost: %d, %d restored", n, w.status().Restored)
+			}
+			// The kernel patches on without an event, and somebody else writes, too.
+			before := w.dom.Read(w.guest.PhysBase+0x2340, 8)
+			w.code(branch, branchOn)
+			w.code(0x2340, "\x0f\x0b")
+			w.at(time.Second + 100*time.Millisecond)
+			if n := open(); n == 0 {
+				t.Error("the pages are closed already")
+			}
+			w.at(2 * time.Second)
+			if n := open(); n != 0 {
+				t.Fatalf("%d pages are open when it is over", n)
+			}
+			w.follow(4 * time.Second)
+			g, p := w.guardStatus(policy.GuardKernelText), w.status().Patching
+			if g.Violations != 1 || g.Found != 1 || p.Undone != 1 || p.Opened != uint64(linuxtest.TextSize/x86.PageSize-1) {
+				t.Fatalf("%+v, %+v", g, p)
+			}
+			r := <-w.events.got
+			if r.Action != journal.Found || r.Target.Memory.Addr != w.guest.Base+0x2340 || !strings.Contains(string(r.Detail.Note), "it was undone") {
+				t.Errorf("record %+v", r)
+			}
+			if now := w.dom.Read(w.guest.PhysBase+0x2340, 8); !bytes.Equal(now, before) {
+				t.Errorf("the code is % x, and was % x", now, before)
+			}
+			if now := w.dom.Read(w.guest.PhysBase+branch, 5); string(now) != branchOn {
+				t.Errorf("the kernel's own patch is % x", now)
+			}
+			// It is found again if it is made again.
+			w.poke(0x2340, "\x0f\x0b")
+			w.follow(20 * time.Second)
+			if g := w.guardStatus(policy.GuardKernelText); g.Violations != 2 {
+				t.Errorf("made again: %+v", g)
+			}
+			w.dom.Shutdown(abi.ShutdownPoweroff)
+			w.engine.ShutDown(w.info)
+			w.checkClean(1)
+		})
+	}
+}
+
+// TestOpenPagesAndOthers has pages open while the guards are exchanged, a breakpoint is
+// set and the domain is let go of.
+func TestOpenPagesAndOthers(t *testing.T) {
+	w := patchingWorld(t, true)
+	at := w.place(where)
+	w.runs(time.Second)
+	w.poke(at-w.guest.PhysBase, string(w.dom.Read(at, 1)))
+	w.at(time.Second)
+	if a := w.textAccess(at.GFN()); a != abi.AccessRWX {
+		t.Fatalf("the page is not open: %d", a)
+	}
+	w.set(where)
+	if a := w.textAccess(at.GFN()); a != abi.AccessX {
+		t.Errorf("with a breakpoint the page permits %d", a)
+	}
+	w.runs(2 * time.Second)
+	w.poke(at-w.guest.PhysBase, string(w.dom.Read(at, 1)))
+	w.at(2 * time.Second)
+	if a := w.textAccess(at.GFN()); a != abi.AccessX {
+		t.Errorf("a page with a breakpoint is opened: %d", a)
+	}
+	w.clear(where)
+	if a := w.textAccess(at.GFN()); a != abi.AccessRX {
+		t.Errorf("without the breakpoint the page permits %d", a)
+	}
+	w.runs(4 * time.Second)
+	w.poke(at-w.guest.PhysBase, string(w.dom.Read(at, 1)))
+	w.at(4 * time.Second)
+	if a := w.textAccess(at.GFN()); a != abi.AccessRWX {
+		t.Fatalf("the page is not open: %d", a)
+	}
+	w.code(0x2340, "\x0f\x0b")
+	if err := w.engine.Apply(t.Context(), w.info, declareGuards(t, "cr=alert")); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(w.dom.ViewRestricted(w.dom.View())); n != guardedFrames {
+		t.Errorf("%d frames are restricted under the new policy, want %d", n, guardedFrames)
+	}
+	w.follow(6 * time.Second)
+	if g := w.guardStatus(policy.GuardKernelText); g.Found != 1 {
+		t.Errorf("what was written to an open page before the policy changed: %+v", g)
+	}
+	w.runs(20 * time.Second)
+	w.poke(at-w.guest.PhysBase, string(w.dom.Read(at, 1)))
+	w.at(20 * time.Second)
+	w.dom.Shutdown(abi.ShutdownPoweroff)
+	w.engine.ShutDown(w.info)
+	w.checkClean(1)
+}
+
+// TestPatchingCantBeOpened goes on with an event for each store where Xen refuses.
+func TestPatchingCantBeOpened(t *testing.T) {
+	w := patchingWorld(t, true)
+	w.xen.FailNext("altp2m(set_mem_access_multi)", 12)
+	w.runs(time.Second)
+	w.poke(branch, branchOn)
+	w.at(time.Second)
+	w.at(2 * time.Second)
+	for page := range x86.PhysAddr(linuxtest.TextSize / x86.PageSize) {
+		if a := w.textAccess(w.textFrame(page << x86.PageShift)); a != abi.AccessRX {
+			t.Errorf("page %d permits %d", page, a)
+		}
+	}
+	w.runs(3 * time.Second)
+	w.poke(branch, branchOff)
+	w.at(3 * time.Second)
+	if st := w.status(); st.State != engine.StateProtecting || st.Patching.Opened != 0 {
+		t.Errorf("%s, %+v", st.State, st.Patching)
+	}
+	if a := w.textAccess(w.textFrame(branch)); a != abi.AccessRX {
+		t.Errorf("a page is opened after all: %d", a)
+	}
+	// A page that can't be closed again is a guard that holds no more.
+	w = patchingWorld(t, true)
+	w.runs(time.Second)
+	w.poke(branch, branchOn)
+	w.at(time.Second)
+	w.xen.FailNext("altp2m(set_mem_access_multi)", 12)
+	w.at(2 * time.Second)
+	st := w.status()
+	i := slices.IndexFunc(st.Guards, func(g engine.GuardStatus) bool { return g.Name == policy.GuardKernelText })
+	if st.State != engine.StateDegraded || st.Guards[i].State != engine.GuardDegraded {
+		t.Errorf("%s, %+v", st.State, st.Guards[i])
+	}
+}
