@@ -360,6 +360,12 @@ type Counters struct {
 	// Restored counts frames that were restricted again after Xen had dropped
 	// their restriction.
 	Restored uint64 `json:"restored"`
+	// Compared counts pages of the kernel's code that were compared after it had patched
+	// them, Opened those that it could write for a moment without an event, and Undone
+	// changes that were not the kernel's own and were undone.
+	Compared uint64 `json:"compared"`
+	Opened   uint64 `json:"opened"`
+	Undone   uint64 `json:"undone"`
 	// ShadowReads and ShadowWrites count the guest's accesses to the pages that
 	// have breakpoints, Concealed those to hvi's own pages, which it cannot see,
 	// and GuestBreakpoints the breakpoints of its own.

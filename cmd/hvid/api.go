@@ -347,6 +347,7 @@ func domainStatus(st engine.Status) control.DomainStatus {
 		RequireAttach: st.Policy.RequireAttach, Held: st.Held,
 		Counters: control.Counters{
 			RingEvents: st.Events, RingBusy: st.Served, RingPeak: st.RingPeak, RecordsLost: st.Unrecorded, Stepped: st.Stepped, Emulated: st.Emulated, Restored: st.Restored,
+			Compared: st.Patching.Compared, Opened: st.Patching.Opened, Undone: st.Patching.Undone,
 			ShadowReads: st.Hidden.Reads, ShadowWrites: st.Hidden.Writes, Concealed: st.Hidden.Concealed, GuestBreakpoints: st.Hidden.Returned,
 		},
 		Views: views(st.Views),

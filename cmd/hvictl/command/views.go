@@ -64,7 +64,8 @@ switch.`,
 				return a.json(viewsReport{
 					ID: d.ID, UUID: d.UUID, Name: d.Name.String(), Tier: d.Tier, TierReason: d.TierReason,
 					Views: append([]control.View{}, d.Views...), Stepped: d.Counters.Stepped, Emulated: d.Counters.Emulated,
-					Restored: d.Counters.Restored, Breakpoints: append([]control.Breakpoint{}, d.Breakpoints...),
+					Restored: d.Counters.Restored, Compared: d.Counters.Compared, Opened: d.Counters.Opened, Undone: d.Counters.Undone,
+					Breakpoints: append([]control.Breakpoint{}, d.Breakpoints...),
 					ShadowReads: d.Counters.ShadowReads, ShadowWrites: d.Counters.ShadowWrites, Concealed: d.Counters.Concealed,
 				})
 			}
@@ -118,6 +119,11 @@ type viewsReport struct {
 	Stepped    uint64         `json:"stepped"`
 	Emulated   uint64         `json:"emulated"`
 	Restored   uint64         `json:"restored"`
+	// What became of the kernel's patching of its own code: pages compared afterwards,
+	// those that it could write without an event, and changes of others' undone.
+	Compared uint64 `json:"compared"`
+	Opened   uint64 `json:"opened"`
+	Undone   uint64 `json:"undone"`
 	// Breakpoints are the hidden ones; the counters are of accesses to the pages
 	// they are in, and to hvi's copies of those.
 	Breakpoints  []control.Breakpoint `json:"breakpoints"`
@@ -162,6 +168,9 @@ func (a *app) viewsTable(d control.DomainStatus) {
 	fmt.Fprintln(a.out)
 	a.table(a.out, "", []string{"VIEW", "VCPUS", "FIRST", "FRAMES", "ACCESS", "GUARD"}, rows)
 	fmt.Fprintf(a.out, "\nLet through: %d in a step of the processor, %d by Xen's emulator.\n", d.Counters.Stepped, d.Counters.Emulated)
+	if c := d.Counters; c.Compared > 0 {
+		fmt.Fprintf(a.out, "Compared after the kernel had patched them: %d pages, of which it could write %d without an event; %d changes undone.\n", c.Compared, c.Opened, c.Undone)
+	}
 	a.shadows(d)
 	if n := d.Counters.Restored; n > 0 {
 		fmt.Fprintf(a.out, "Restricted again after Xen had dropped it: %d.\n", n)
