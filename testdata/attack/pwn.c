@@ -11,7 +11,10 @@
  *
  *	mode=text          make a page table entry writable, store one byte
  *	                   through the text mapping
- *	mode=keep          as text, and leave the byte so
+ *	mode=keep          as text, and leave the byte so; with times=N, tried so often,
+ *	                   some milliseconds apart, until it lands
+ *	mode=poke          have the kernel's own text_poke, which is at poke=0x...,
+ *	                   store four bytes, and leave them so
  *	mode=alias         the same through the direct mapping of the same frame
  *	mode=rep           as text, four bytes with rep movsb
  *	mode=wp            as text, by clearing CR0.WP instead; where it stays set,
@@ -39,6 +42,7 @@
  * which VMFUNC was carried out and not refused with #UD. In a processor that
  * lacks the bit to be cleared it says "no such bit" in place of the values.
  */
+#include <linux/delay.h>
 #include <linux/init.h>
 #include <linux/kernel.h>
 #include <linux/module.h>
@@ -59,6 +63,8 @@ static char *symbol = "kernel_restart";
 module_param(symbol, charp, 0);
 static unsigned long address;
 module_param(address, ulong, 0);
+static unsigned long poke;
+module_param(poke, ulong, 0);
 static unsigned int reason;
 module_param(reason, uint, 0);
 static unsigned int times = 1;
@@ -305,6 +311,45 @@ static int attack_text(bool alias, bool rep, bool keep, bool wp)
 	return 0;
 }
 
+/* attack_slowly tries to have a byte of code changed for good. */
+static int attack_slowly(void)
+{
+	unsigned int i = 0;
+	u8 *text = (u8 *)address;
+	u8 before;
+	int err;
+
+	if (times == 1 || !address)
+		return attack_text(false, false, true, false);
+	before = READ_ONCE(*text);
+	do {
+		err = attack_text(false, false, true, false);
+		usleep_range(5000, 10000);
+	} while (!err && ++i < times && READ_ONCE(*text) == before);
+	return err;
+}
+
+/* attack_poke has the kernel itself patch its code, with what does not belong there. */
+static int attack_poke(void)
+{
+	void *(*text_poke)(void *to, const void *from, size_t n) = (void *)poke;
+	const u8 *text = (const u8 *)address;
+	u8 before[4], tried[4], after[4];
+	unsigned int i;
+
+	if (!poke || !address)
+		return -EINVAL;
+	for (i = 0; i < sizeof(before); i++) {
+		before[i] = READ_ONCE(text[i]);
+		tried[i] = before[i] ^ FLIP;
+	}
+	text_poke((void *)address, tried, sizeof(tried));
+	for (i = 0; i < sizeof(after); i++)
+		after[i] = READ_ONCE(text[i]);
+	report(address, number(before, 4), number(tried, 4), number(after, 4));
+	return 0;
+}
+
 static int end(void)
 {
 	struct sched_shutdown s = { .reason = reason };
@@ -339,7 +384,9 @@ static int __init pwn_init(void)
 	if (!strcmp(mode, "text"))
 		return attack_text(false, false, false, false);
 	if (!strcmp(mode, "keep"))
-		return attack_text(false, false, true, false);
+		return attack_slowly();
+	if (!strcmp(mode, "poke"))
+		return attack_poke();
 	if (!strcmp(mode, "alias"))
 		return attack_text(true, false, false, false);
 	if (!strcmp(mode, "rep"))

@@ -1,0 +1,215 @@
+package scenario
+
+import (
+	"fmt"
+	"math"
+	"strings"
+	"time"
+
+	"github.com/xen-hvi/hvi/control"
+	"github.com/xen-hvi/hvi/engine/journal"
+)
+
+func init() {
+	for _, s := range []struct{ name, kernel, altp2m, brief string }{
+		{"patching", "", "external", "The kernel patches all of its code at once, which stays quick; what others write meanwhile is found"},
+		{"patching-access", "", "mixed", "The same where pages are restricted for everybody"},
+		{"patching-next", "7.2-cloud", "external", "The same on the next Debian's kernel"},
+	} {
+		Register(Scenario{
+			Name: s.name, Brief: s.brief, Emulator: Bochs, GuestKernel: s.kernel,
+			Timeout: 60 * time.Minute,
+			Run:     func(t *T) error { return patching(t, s.altp2m) },
+		})
+	}
+}
+
+// maxPatching bounds how many times as long the kernel takes to switch its function
+// tracer on or off under hvi.
+const maxPatching = 3
+
+// tracer switches the tracer of all functions.
+func (g *Guest) tracer(kind string) (time.Duration, error) {
+	start := time.Now()
+	out, err := g.Run("echo " + kind + " >" + tracing + "current_tracer; cat " + tracing + "current_tracer")
+	if err == nil && strings.TrimSpace(out) != kind {
+		err = fmt.Errorf("the tracer is %q, not %s", out, kind)
+	}
+	return time.Since(start), err
+}
+
+// traceAll switches it on and off, and returns what each takes.
+func (g *Guest) traceAll() (on, off time.Duration, err error) {
+	on, off = math.MaxInt64, math.MaxInt64
+	for range 2 {
+		d, err := g.tracer("function")
+		if err != nil {
+			return 0, 0, err
+		}
+		on = min(on, d)
+		if d, err = g.tracer("nop"); err != nil {
+			return 0, 0, err
+		}
+		off = min(off, d)
+	}
+	return on, off, nil
+}
+
+// patching has the kernel patch the beginning of each function, without and with
+// protection, and attacks it meanwhile and afterwards.
+func patching(t *T, altp2m string) error {
+	if _, err := t.StartHVID(); err != nil {
+		return err
+	}
+	c := enforce
+	c.Altp2m = altp2m
+	g, st, err := t.protectedGuest(c, control.StateProtecting)
+	if err != nil {
+		return err
+	}
+	t.Fact("guest_kernel", st.GuestKernel)
+	t.Fact("tier", string(st.Tier))
+	// The tracer's buffer would fill up, and what is traced is not the point.
+	if _, err := g.Run("mount -t tracefs none " + tracing + "; echo 0 >" + tracing + "tracing_on"); err != nil {
+		return err
+	}
+	before, err := g.Status()
+	if err != nil {
+		return err
+	}
+	on, off, err := g.traceAll()
+	if err != nil {
+		return err
+	}
+	after, err := g.Status()
+	if err != nil {
+		return err
+	}
+	was, is := guardStatus(before, "kernel-text"), guardStatus(after, "kernel-text")
+	t.Check(is.Events == was.Events, "none of it is taken for an attack: %d", is.Events-was.Events)
+	t.Check(after.Counters.Opened > before.Counters.Opened, "pages are opened: %d", after.Counters.Opened)
+	t.Fact("writes_seen", is.Passed-was.Passed)
+	t.Fact("pages", map[string]uint64{"opened": after.Counters.Opened, "compared": after.Counters.Compared})
+
+	if err := g.attackedWhilePatched(); err != nil {
+		return err
+	}
+	if err := g.attackedByPatching(); err != nil {
+		return err
+	}
+	if err := t.HVICtl(nil, "detach", g.Name); err != nil {
+		return err
+	}
+	freeOn, freeOff, err := g.traceAll()
+	if err != nil {
+		return err
+	}
+	for _, x := range []struct {
+		what      string
+		with, out time.Duration
+	}{{"on", on, freeOn}, {"off", off, freeOff}} {
+		ratio := x.with.Seconds() / x.out.Seconds()
+		t.Fact("tracer_"+x.what, map[string]any{
+			"instructions":      int64(x.with.Seconds() * instructionsPerSecond),
+			"instructions_free": int64(x.out.Seconds() * instructionsPerSecond),
+			"ratio":             math.Round(ratio*100) / 100,
+		})
+		t.Check(ratio <= maxPatching, "to switch the tracer %s takes %.2f times as long as without hvi", x.what, ratio)
+	}
+	return g.Shutdown()
+}
+
+// pwn loads the attack module, and returns what it said last.
+func (g *Guest) pwn(arguments string) (Verdict, error) {
+	out, err := g.Run("insmod /lib/pwn.ko " + arguments + "; dmesg | grep hvi-pwn | tail -n 1; rmmod pwn")
+	if err != nil {
+		return Verdict{}, err
+	}
+	return parseVerdict(out)
+}
+
+// textAlarms are the records of a guard about the kernel's code, the latest last.
+func (g *Guest) textAlarms(action journal.Action) ([]journal.Record, error) {
+	all, err := g.Events()
+	var out []journal.Record
+	for _, r := range all {
+		if r.Guard == "kernel-text" && r.Action == action {
+			out = append(out, r)
+		}
+	}
+	return out, err
+}
+
+// attackedWhilePatched attacks while the kernel is patching itself, until a write lands
+// in a page that is open.
+func (g *Guest) attackedWhilePatched() error {
+	t := g.t
+	at, err := g.addresses(unwanted)
+	if err != nil {
+		return err
+	}
+	text, err := g.Run("dmesg -c >/dev/null; (insmod /lib/pwn.ko mode=keep times=4000 address=" + at[unwanted] + ") & for i in 1 2 3 4; do echo function >" + tracing + "current_tracer; echo nop >" + tracing + "current_tracer; done; wait; dmesg | grep -c BLOCKED; dmesg | grep hvi-pwn | tail -n 1; rmmod pwn")
+	if err != nil {
+		return err
+	}
+	v, err := parseVerdict(text)
+	if err != nil {
+		return err
+	}
+	blocked, err := g.textAlarms(journal.Blocked)
+	if err != nil {
+		return err
+	}
+	t.Check(len(blocked) > 0, "what is written to a closed page is blocked: %d records", len(blocked))
+	if !t.Check(v.Written, "what is written to an open page lands: %+v", v) {
+		return nil
+	}
+	var found []journal.Record
+	err = t.Eventually(foundLimit, "the change is found", func() (bool, error) {
+		found, err = g.textAlarms(journal.Found)
+		return len(found) > 0, err
+	})
+	if err != nil {
+		return err
+	}
+	r := found[len(found)-1]
+	note := string(r.Detail.Note)
+	t.Check(r.Target.Memory != nil && uint64(r.Target.Memory.Addr)&^63 == v.Address&^63, "where it was made: %s", r.Target)
+	t.Check(strings.Contains(note, "it was undone"), "and undone: %s", note)
+	again, err := g.pwn("mode=text address=" + at[unwanted])
+	if err != nil {
+		return err
+	}
+	t.Check(again.Before == v.Before, "the code is what it was: %#x, and was %#x", again.Before, v.Before)
+	t.Check(!again.Written, "and guarded: %+v", again)
+	return nil
+}
+
+// attackedByPatching has the kernel's own way to patch write what does not belong there.
+func (g *Guest) attackedByPatching() error {
+	t := g.t
+	before, err := g.textAlarms(journal.Found)
+	if err != nil {
+		return err
+	}
+	at, err := g.addresses(unwanted, "text_poke")
+	if err != nil {
+		return err
+	}
+	v, err := g.pwn("mode=poke poke=" + at["text_poke"] + " address=" + at[unwanted])
+	if err != nil {
+		return err
+	}
+	t.Check(v.Written, "the kernel lets a module patch its code: %+v", v)
+	var found []journal.Record
+	err = t.Eventually(foundLimit, "what was patched is found", func() (bool, error) {
+		found, err = g.textAlarms(journal.Found)
+		return len(found) > len(before), err
+	})
+	if err != nil {
+		return err
+	}
+	r := found[len(found)-1]
+	t.Check(r.Target.Memory != nil && uint64(r.Target.Memory.Addr)&^63 == v.Address&^63, "where it was made: %s", r.Target)
+	return nil
+}
