@@ -35,6 +35,10 @@ type ModuleOffsets struct {
 	InitLayout int `c:"init_layout"`
 	Mem        int `c:"mem"`
 	MemTypes   int `c:"mem[]"`
+	// How its code is unwound, see orcOf.
+	NumOrcs int `c:"arch.num_orcs"`
+	OrcIPs  int `c:"arch.orc_unwind_ip"`
+	Orcs    int `c:"arch.orc_unwind"`
 	// Pages of thunks that a module's indirect jumps go through where the
 	// processor predicts them badly (ITS, 6.15 and stable kernels since).
 	ITSPages    int `c:"its_page_array|arch.its_pages.pages"`
@@ -98,19 +102,33 @@ func (m *Module) Name() string {
 // taken itself off it is not found. It does not allocate.
 func (k *Kernel) ModuleAt(va x86.VirtAddr, m *Module) bool {
 	o := &k.Offsets.Module
-	if k.addr.modules == 0 || o.List < 0 || o.Name < 0 || k.Offsets.ModuleRegion.Base < 0 || k.Offsets.ModuleRegion.Bytes < 0 {
+	if o.Name < 0 {
 		return false
+	}
+	mod, base := k.moduleOf(va)
+	if mod == 0 {
+		return false
+	}
+	m.Base = base
+	return k.as.Read(mod+x86.VirtAddr(o.Name), m.RawName[:]) == nil
+}
+
+// moduleOf returns the struct module of the module whose memory holds an address, and
+// where that part of it begins; 0 if there is none. It does not allocate.
+func (k *Kernel) moduleOf(va x86.VirtAddr) (mod, base x86.VirtAddr) {
+	o := &k.Offsets.Module
+	if k.addr.modules == 0 || o.List < 0 || k.Offsets.ModuleRegion.Base < 0 || k.Offsets.ModuleRegion.Bytes < 0 {
+		return 0, 0
 	}
 	node, err := k.as.ReadPointer(k.addr.modules)
 	for i := 0; err == nil && i < maxModules && node != k.addr.modules && node.KernelHalf(); i++ {
 		mod := node - x86.VirtAddr(o.List)
 		if base, ok := k.moduleRegion(mod, va); ok {
-			m.Base = base
-			return k.as.Read(mod+x86.VirtAddr(o.Name), m.RawName[:]) == nil
+			return mod, base
 		}
 		node, err = k.as.ReadPointer(node)
 	}
-	return false
+	return 0, 0
 }
 
 // moduleRegion returns the start of the module's region that holds va.

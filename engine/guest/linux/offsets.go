@@ -110,6 +110,8 @@ type Offsets struct {
 	AnonName       AnonNameOffsets       `c:"anon_vma_name"`
 	SpecialMapping SpecialMappingOffsets `c:"vm_special_mapping"`
 
+	Orc OrcOffsets `c:"orc_entry"`
+
 	RunQueue RunQueueOffsets `c:"rq"`
 
 	Maple      MapleOffsets     `c:"maple_tree"`

@@ -274,6 +274,24 @@ func (r *Reader) taskReader() *taskReader {
 	return t
 }
 
+// ProcessOf returns what there is to know of a task, as it is now. It is an error if the
+// task is another one by now.
+func (r *Reader) ProcessOf(task *Task) (report.Process, error) {
+	r.tlb.Flush()
+	t, node := r.taskReader(), r.k.Offsets.Task.ThreadNode
+	if node < 0 {
+		node = r.k.Offsets.Task.Tasks
+	}
+	if node < 0 {
+		return report.Process{}, &ReadError{What: "task_struct.thread_node", Err: ErrUnsupported}
+	}
+	p, err := t.read(task.Addr, node)
+	if err == nil && (p.PID != task.PID || p.TGID != task.TGID) {
+		err = errEnded
+	}
+	return p, err
+}
+
 // tellMissing notes which tasks are not there, and what others lack.
 func (t *taskReader) tellMissing() {
 	for i, task := range t.unsettled {

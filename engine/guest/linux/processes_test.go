@@ -104,6 +104,24 @@ func TestProcesses(t *testing.T) {
 	}
 }
 
+// TestProcessOf describes one task, and not another that is in its place by now.
+func TestProcessOf(t *testing.T) {
+	p, r := processGuest(t, 5)
+	task := Task{Addr: p.Tasks[3], PID: 4, TGID: 4}
+	got, err := r.ProcessOf(&task)
+	if err != nil || got.PID != 4 || got.Comm != "worker" || got.Cgroup != "/system.slice" || got.Cred.UID != 1004 {
+		t.Errorf("%+v, %v", got, err)
+	}
+	p.WriteUint32(p.Tasks[3]+linuxtest.TaskPID, 9)
+	if got, err := r.ProcessOf(&task); err == nil {
+		t.Errorf("with another number: %+v", got)
+	}
+	p.WriteUint64(p.Tasks[2]+linuxtest.TaskThreadNode, 0)
+	if got, err := r.ProcessOf(&Task{Addr: p.Tasks[2], PID: 3, TGID: 3}); err == nil {
+		t.Errorf("ended: %+v", got)
+	}
+}
+
 func TestEachTaskDoesNotAllocate(t *testing.T) {
 	_, r := processGuest(t, 40)
 	n := 0
