@@ -100,7 +100,7 @@ func (s *Session) report(e *guard.Evidence) {
 		s.suppress(e.Guard, s.outcomeOf(e.Action, e.Fate), e.When(), 1)
 		return
 	}
-	r := s.outcomeOf(e.Action, e.Fate).in(newRecord(e, s.kernel))
+	r := s.outcomeOf(e.Action, e.Fate).in(s.newRecord(e))
 	if e.Action.Stops() && s.stop.last == "" {
 		r.Detail.Note = printable.Escape("the domain could not be stopped: " + s.stop.problem())
 	}

@@ -2,6 +2,9 @@ package engine
 
 import (
 	"encoding/binary"
+	"slices"
+
+	"golang.org/x/arch/x86/x86asm"
 
 	"github.com/xen-hvi/hvi/engine/guest"
 	"github.com/xen-hvi/hvi/engine/guest/linux"
@@ -39,31 +42,84 @@ func parents(k *linux.Kernel, task x86.VirtAddr) []journal.Parent {
 	return out
 }
 
-// calls returns what on a stack looks like addresses to return to: those in the
+// describe adds what else is known of a task: its program, its control group and its
+// user. They are read when the vCPU runs on, as its parents are.
+func describe(p *journal.Process, k *linux.Kernel, t *linux.Task) {
+	was, err := k.NewReader(nil).ProcessOf(t)
+	if err != nil {
+		return
+	}
+	p.Exe, p.Cgroup = was.Exe, was.Cgroup
+	if was.Cred.Addr != 0 {
+		p.UID, p.EUID = &was.Cred.UID, &was.Cred.EUID
+	}
+}
+
+// instruction returns what lies at an address, as an instruction; nil if nothing could be
+// read there.
+func instruction(code []byte, rip uint64) *journal.Instruction {
+	if len(code) == 0 {
+		return nil
+	}
+	inst, err := x86asm.Decode(code, 64)
+	if err != nil || inst.Len == 0 || inst.Len > len(code) {
+		return &journal.Instruction{Bytes: slices.Clone(code)}
+	}
+	return &journal.Instruction{
+		Bytes: slices.Clone(code[:inst.Len]),
+		Text:  printable.Escape(x86asm.GNUSyntax(inst, rip, nil)),
+	}
+}
+
+// calls returns where the calls return to that a kernel was in. Its stack is unwound as
+// far as the kernel has tables for its code; where it has none for the innermost,
+// what looks like such addresses is returned.
+func calls(k *linux.Kernel, regs *x86.Registers, stack []byte) ([]journal.Location, journal.CallsFrom) {
+	if at, _ := k.Unwind(regs, stack, journal.MaxCalls); len(at) > 0 {
+		out := make([]journal.Location, 0, len(at))
+		for _, va := range at {
+			l, _ := codeLocation(k, va)
+			out = append(out, l)
+		}
+		return out, journal.CallsUnwound
+	}
+	if found := scanned(k, stack); len(found) > 0 {
+		return found, journal.CallsScanned
+	}
+	return nil, ""
+}
+
+// codeLocation is that of an address in the kernel's code or a module's; false if it is
+// in neither.
+func codeLocation(k *linux.Kernel, va x86.VirtAddr) (journal.Location, bool) {
+	l := location(k, va)
+	if va > k.TextStart && va < k.TextEnd {
+		return l, true
+	}
+	var m linux.Module
+	if va < moduleSpace || !k.ModuleAt(va, &m) {
+		return l, false
+	}
+	// Symbols of modules are not read.
+	l.Module = printable.Escape(m.Name())
+	l.Symbol, l.Offset = l.Module, journal.Hex(va-m.Base)
+	return l, true
+}
+
+// scanned returns what on a stack looks like addresses to return to: those in the
 // kernel's code or a module's right behind a call instruction.
-func calls(k *linux.Kernel, stack []byte) []journal.Location {
+func scanned(k *linux.Kernel, stack []byte) []journal.Location {
 	as := k.AddressSpace()
 	var out []journal.Location
 	for ; len(stack) >= 8 && len(out) < journal.MaxCalls; stack = stack[8:] {
 		va := x86.VirtAddr(binary.LittleEndian.Uint64(stack))
 		inKernel := va > k.TextStart && va < k.TextEnd
-		if !inKernel && va < moduleSpace {
+		if !inKernel && va < moduleSpace || !behindCall(&as, va) {
 			continue
 		}
-		if !behindCall(&as, va) {
-			continue
+		if l, ok := codeLocation(k, va); ok {
+			out = append(out, l)
 		}
-		l := location(k, va)
-		if !inKernel {
-			var m linux.Module
-			if !k.ModuleAt(va, &m) {
-				continue
-			}
-			// Symbols of modules are not read.
-			l.Module = printable.Escape(m.Name())
-			l.Symbol, l.Offset = l.Module, journal.Hex(va-m.Base)
-		}
-		out = append(out, l)
 	}
 	return out
 }

@@ -11,7 +11,8 @@ import (
 
 // newRecord gives the evidence its meaning: symbols, the process, the bytes. What was
 // done about it is the session's to say.
-func newRecord(e *guard.Evidence, k *linux.Kernel) journal.Record {
+func (s *Session) newRecord(e *guard.Evidence) journal.Record {
+	k := s.kernel
 	r := journal.Record{
 		Time:   e.When(),
 		VCPU:   int(e.VCPU),
@@ -19,6 +20,7 @@ func newRecord(e *guard.Evidence, k *linux.Kernel) journal.Record {
 		RIP:    location(k, x86.VirtAddr(e.Regs.RIP)),
 		Detail: journal.Detail{CR3: journal.Hex(e.Regs.CR3)},
 	}
+	r.Instruction = instruction(e.Insn(), e.Regs.RIP)
 	if e.InModule {
 		// Module symbols are not read; the offset is the module's own.
 		r.RIP.Module = printable.Escape(e.Module.Name())
@@ -29,10 +31,11 @@ func newRecord(e *guard.Evidence, k *linux.Kernel) journal.Record {
 			PID: e.Task.PID, TGID: e.Task.TGID, Comm: printable.Escape(e.Task.Name()), Task: e.Task.Addr,
 			Parents: parents(k, e.Task.Addr),
 		}
+		describe(&r.Process, k, &e.Task)
 	} else {
 		r.Process.Unknown = "the vCPU's current task could not be read"
 	}
-	r.Calls = calls(k, e.Stack())
+	r.Calls, r.CallsFrom = calls(k, &e.Regs, e.Stack())
 	switch e.Reason {
 	case vmevent.ReasonMovToMSR:
 		index := e.MSR.MSR

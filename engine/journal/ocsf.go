@@ -2,6 +2,7 @@ package journal
 
 import (
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -95,6 +96,14 @@ func (t Technique) ocsf() map[string]any {
 // ocsf is OCSF's process object. It has one parent: OCSF asks for no deeper nesting.
 func (p *Process) ocsf() map[string]any {
 	out := map[string]any{"pid": p.TGID, "tid": p.PID, "name": p.Comm}
+	if p.Exe != "" {
+		path := p.Exe.String()
+		const regularFile = 1 // type_id
+		out["file"] = map[string]any{"path": path, "name": path[strings.LastIndexByte(path, '/')+1:], "type_id": regularFile}
+	}
+	if p.EUID != nil {
+		out["user"] = map[string]any{"uid": strconv.FormatUint(uint64(*p.EUID), 10)}
+	}
 	if len(p.Parents) > 0 {
 		out["parent_process"] = map[string]any{"pid": p.Parents[0].TGID, "name": p.Parents[0].Comm}
 	}

@@ -118,19 +118,34 @@ type Record struct {
 	Attack []Technique `json:"attack,omitempty"`
 	// Mode is the domain's mode at the time, "learn", "observe" or "enforce".
 	Mode string `json:"mode"`
-	// RIP is the instruction that did it.
-	RIP     Location `json:"rip"`
-	Process Process  `json:"process"`
-	// Calls are addresses on the kernel's stack at that moment that look like those
-	// to return to, the innermost first. The stack is not unwound: some may be left
-	// over from calls that are long over. At most MaxCalls.
-	Calls  []Location `json:"calls,omitempty"`
-	Target Target     `json:"target"`
+	// RIP is where the instruction is that did it, and Instruction what it is, nil where
+	// it could not be read.
+	RIP         Location     `json:"rip"`
+	Instruction *Instruction `json:"instruction,omitempty"`
+	Process     Process      `json:"process"`
+	// Calls are where the calls return to that the kernel was in at that moment, the
+	// innermost first, and CallsFrom how they were told. At most MaxCalls.
+	Calls     []Location `json:"calls,omitempty"`
+	CallsFrom CallsFrom  `json:"calls_from,omitempty"`
+	Target    Target     `json:"target"`
 	// Before is what the target held, Attempted what it would have become.
 	Before    Value  `json:"before"`
 	Attempted Value  `json:"attempted"`
 	Detail    Detail `json:"detail,omitzero"`
 }
+
+// CallsFrom is how a record's Calls were told.
+type CallsFrom string
+
+// Ways to tell them.
+const (
+	// CallsUnwound: the stack was unwound by the kernel's own tables (ORC), as far as
+	// it was kept. Each of the calls was under way.
+	CallsUnwound CallsFrom = "unwound"
+	// CallsScanned: they are what looks like addresses to return to on the stack. Some
+	// may be left over from calls that are long over.
+	CallsScanned CallsFrom = "scanned"
+)
 
 // MaxCalls and MaxParents bound a record's Calls and its process's Parents.
 const (
@@ -194,6 +209,14 @@ func (l Location) long() string {
 	return fmt.Sprintf("%s (%s)", l, l.Addr)
 }
 
+// Instruction is one of the processor's.
+type Instruction struct {
+	Bytes HexBytes `json:"bytes"`
+	// Text is the instruction in the assembler's language, in AT&T's syntax as the
+	// kernel's own tools show it; empty where it is none.
+	Text printable.Text `json:"text,omitzero"`
+}
+
 // Process is the task that ran on the vCPU. It is what the guest's memory says
 // and as trustworthy as the guest's kernel.
 type Process struct {
@@ -207,6 +230,16 @@ type Process struct {
 	// Parents are the process's parent, that one's, and so on, as they were a moment
 	// later. At most MaxParents.
 	Parents []Parent `json:"parents,omitempty"`
+	// Exe is the path of its program as its own root sees it, and Cgroup its path in
+	// the unified hierarchy of control groups, or in the first that has a name: a
+	// container's process is in one of its own. Both are as they were a moment later;
+	// empty where they could not be told.
+	Exe    printable.Text `json:"exe,omitzero"`
+	Cgroup printable.Text `json:"cgroup,omitzero"`
+	// UID and EUID are the user and the effective user, in the first user namespace;
+	// nil where they could not be told.
+	UID  *uint32 `json:"uid,omitempty"`
+	EUID *uint32 `json:"euid,omitempty"`
 	// Unknown is empty, or says why the process could not be told; the other
 	// fields are then zero.
 	Unknown string `json:"unknown,omitempty"`

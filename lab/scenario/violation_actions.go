@@ -131,8 +131,8 @@ func (g *Guest) isKilled(guard string, a Attack) error {
 	if a.Symbol != "" {
 		arguments += " address=" + a.Symbol
 	}
-	// The shell becomes insmod, so that its number is known.
-	out, err := g.Run("dmesg -c >/dev/null; sh -c 'echo pid=$$; exec insmod /lib/pwn.ko " + arguments + "'; echo status=$?; dmesg | grep hvi-pwn; rmmod pwn; ls /sys/module/pwn 2>/dev/null | wc -l")
+	// The shell becomes insmod, so that its number is known, in a control group of its own.
+	out, err := g.Run("mkdir -p /cg; mount -t cgroup2 none /cg; mkdir -p /cg/attacker; dmesg -c >/dev/null; sh -c 'echo $$ >/cg/attacker/cgroup.procs; echo pid=$$; exec insmod /lib/pwn.ko " + arguments + "'; echo status=$?; dmesg | grep hvi-pwn; rmmod pwn; ls /sys/module/pwn 2>/dev/null | wc -l")
 	if err != nil {
 		return err
 	}
@@ -151,6 +151,9 @@ func (g *Guest) isKilled(guard string, a Attack) error {
 	t.Fact("event.killed."+guard, r)
 	t.Check(len(events) == 1 && r.Guard == guard && r.Action == journal.Killed && r.Detail.Note == "", "as blocked, with the process killed: %d records, %s %s", len(events), r.Summary(), r.Detail.Note)
 	t.Check(r.Process.Comm == "insmod" && strings.Contains(out, "pid="+strconv.Itoa(int(r.Process.PID))+"\n"), "and which process it was: %+v", r.Process)
+	p := r.Process
+	t.Check(strings.HasSuffix(string(p.Exe), "/busybox") && p.Cgroup == "/attacker" && p.UID != nil && *p.UID == 0 && p.EUID != nil && *p.EUID == 0 && len(p.Parents) > 0,
+		"and its program, control group, user and parents: %+v", p)
 	comms, err := g.Run("cat /proc/[0-9]*/comm")
 	if err != nil {
 		return err
