@@ -11,9 +11,9 @@ import (
 func init() {
 	Register(Scenario{
 		Name:     "slowdown",
-		Brief:    "What protection costs a guest: boot, fork and exec, files, system calls, modules, its own patching",
+		Brief:    "What each preset and each guard costs a guest: boot, fork and exec, files, system calls, modules, patching",
 		Emulator: Bochs,
-		Timeout:  40 * time.Minute,
+		Timeout:  150 * time.Minute,
 		Run:      slowdown,
 	})
 }
@@ -31,55 +31,103 @@ var workloads = []struct{ name, command string }{
 // that counts instructions quicker, and what runs beside makes it slower.
 const timings = 3
 
-// slowdown times a guest without protection, and with each mode. The emulator's
-// clock counts instructions, those of Xen and of hvid among them, since all share
-// one processor.
+// protections are what a guest is timed under: nobody, and each preset.
+var protections = []struct {
+	name  string
+	lines []string
+	// most is how much longer it may take, in percent; 0 for any.
+	most float64
+}{
+	{"off", []string{`introspection = "off"`}, 0},
+	{"linux-observe", []string{`introspection = "observe"`, `introspection_policy = "linux-observe"`}, 0},
+	{"linux-server", []string{`introspection = "enforce"`, `introspection_policy = "linux-server"`}, 2},
+	{"linux-strict", []string{`introspection = "enforce"`, `introspection_policy = "linux-strict"`}, 5},
+}
+
+// bounded are the workloads that those bounds are for: what a guest does that does not
+// change its kernel.
+var bounded = map[string]bool{"boot": true, "fork-exec": true, "files": true, "syscalls": true}
+
+// slowdown times a guest without protection, with each preset, and with each guard
+// alone. The emulator's clock counts instructions, those of Xen and of hvid among
+// them, since all share one processor.
 func slowdown(t *T) error {
 	if _, err := t.StartHVID(); err != nil {
 		return err
 	}
 	base := map[string]time.Duration{}
-	for _, mode := range []string{"off", "observe", "enforce"} {
-		took, err := timed(t, mode)
+	for _, p := range protections {
+		g, took, err := timed(t, p.name, p.lines)
 		if err != nil {
-			return fmt.Errorf("mode %s: %w", mode, err)
+			return fmt.Errorf("%s: %w", p.name, err)
+		}
+		if p.name == "off" {
+			base = took
 		}
 		facts := map[string]any{}
 		for name, d := range took {
-			if mode == "off" {
-				base[name] = d
-			}
-			facts[name] = map[string]any{
-				"instructions": int64(d.Seconds() * instructionsPerSecond),
-				"percent":      math.Round(float64(d-base[name])/float64(base[name])*1000) / 10,
+			more := percent(d, base[name])
+			facts[name] = map[string]any{"instructions": int64(d.Seconds() * instructionsPerSecond), "percent": more}
+			t.Check(p.most == 0 || !bounded[name] || more <= p.most, "%s: %s takes %.1f %% longer", p.name, name, more)
+		}
+		t.Fact("took."+p.name, facts)
+		if p.name == "linux-strict" {
+			if err := eachGuard(g, base); err != nil {
+				return err
 			}
 		}
-		t.Fact("took."+mode, facts)
+		if err := g.Shutdown(); err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
-func timed(t *T, mode string) (map[string]time.Duration, error) {
+// percent is how much longer d is than base.
+func percent(d, base time.Duration) float64 {
+	return math.Round(float64(d-base)/float64(base)*1000) / 10
+}
+
+// timed starts a guest and times it.
+func timed(t *T, name string, lines []string) (*Guest, map[string]time.Duration, error) {
 	c := enforce
-	c.Name, c.Lines = mode, []string{fmt.Sprintf("introspection = %q", mode)}
-	took := map[string]time.Duration{}
+	c.Name, c.Lines = name, lines
 	start := time.Now()
 	g, err := t.StartGuest(c)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if _, err := g.WaitUp(); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	took["boot"] = time.Since(start)
+	boot := time.Since(start)
 	want := control.StateProtecting
-	if mode == "off" {
+	if name == "off" {
 		want = control.StateUnprotected
 	}
 	before, err := g.WaitState(protectLimit, want)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
+	took, err := g.workloads()
+	if err != nil {
+		return nil, nil, err
+	}
+	took["boot"] = boot
+	after, err := g.Status()
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, gs := range after.Guards {
+		t.Check(gs.Events == 0, "%s takes nothing of it for an attack: %d", gs.Name, gs.Events)
+	}
+	t.Fact("events."+name, after.Counters.RingEvents-before.Counters.RingEvents)
+	return g, took, nil
+}
+
+// workloads times each.
+func (g *Guest) workloads() (map[string]time.Duration, error) {
+	took := map[string]time.Duration{}
 	for range timings {
 		for _, w := range workloads {
 			start := time.Now()
@@ -91,13 +139,34 @@ func timed(t *T, mode string) (map[string]time.Duration, error) {
 			}
 		}
 	}
-	after, err := g.Status()
+	return took, nil
+}
+
+// eachGuard times a guest with each guard alone.
+func eachGuard(g *Guest, base map[string]time.Duration) error {
+	st, err := g.Status()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	for _, gs := range after.Guards {
-		t.Check(gs.Events == 0, "%s takes nothing of it for an attack: %d", gs.Name, gs.Events)
+	for _, one := range st.Guards {
+		args := []string{"set", g.Name}
+		for _, other := range st.Guards {
+			if other.Name != one.Name {
+				args = append(args, "--guard", other.Name+"=off")
+			}
+		}
+		if err := g.t.HVICtl(nil, args...); err != nil {
+			return err
+		}
+		took, err := g.workloads()
+		if err != nil {
+			return fmt.Errorf("guard %s: %w", one.Name, err)
+		}
+		facts := map[string]float64{}
+		for name, d := range took {
+			facts[name] = percent(d, base[name])
+		}
+		g.t.Fact("percent.guard."+one.Name, facts)
 	}
-	t.Fact("events."+mode, after.Counters.RingEvents-before.Counters.RingEvents)
-	return took, g.Shutdown()
+	return nil
 }
