@@ -149,7 +149,7 @@ func eachGuard(g *Guest, base map[string]time.Duration) error {
 		return err
 	}
 	for _, one := range st.Guards {
-		args := []string{"set", g.Name}
+		args := []string{"set", g.Name, "--guard", one.Name + "=default"}
 		for _, other := range st.Guards {
 			if other.Name != one.Name {
 				args = append(args, "--guard", other.Name+"=off")
