@@ -3,7 +3,6 @@ package engine
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"time"
 
@@ -31,8 +30,11 @@ const (
 	// and so how long it is before a page is opened, and how exactly one is closed.
 	patchTick = 20 * time.Millisecond
 	// patchRest is how long a page is left alone after it was patched: the kernel is in
-	// the middle of it at first.
+	// the middle of it at first. One that is patched all the time is compared after
+	// mostRest anyway, but for places that have a breakpoint in them then, as they
+	// have in the middle of a patch.
 	patchRest = time.Second
+	mostRest  = 10 * time.Second
 	// A run of patches is over when there was none for patchGap; pages are opened when
 	// runPages have been patched in one. To switch static keys patches fewer.
 	patchGap = time.Second
@@ -57,10 +59,9 @@ type patching struct {
 	kernel *linux.Kernel
 
 	timer *time.Timer // nil while there is nothing to see to
-	// due says when pages are to be compared that were patched.
-	due map[int]time.Time
-	// looked is when the suspects were compared again.
-	looked time.Time
+	// pages are those that were patched or opened and are not known to be right since.
+	pages map[int]*patchedPage
+	open  int // how many of them are open
 	// run are the pages that were patched in this run, the last of them at last; front
 	// is the foremost.
 	run   map[int]struct{}
@@ -69,19 +70,21 @@ type patching struct {
 	// eager says that the last pages were opened, so that there are few events.
 	eager bool
 
-	open map[x86.GFN]*openPage
-	// was is what pages were before they were opened, of those that are not known to
-	// be right since.
-	was   map[int]*[x86.PageSize]byte
 	count PatchingStatus
 	// closed says that none is opened any more, since that failed.
 	closed bool
 }
 
-// openPage is a page of the kernel's code that may be written.
-type openPage struct {
-	page  int
-	since time.Time
+// patchedPage is a page of the kernel's code that was patched, or may have been.
+type patchedPage struct {
+	gfn x86.GFN
+	// due is when it is to be compared; since is since when it was not.
+	due, since time.Time
+	// open says that it may be written, since opened.
+	open   bool
+	opened time.Time
+	// was is what it was before it was opened, nil of one that never was.
+	was *[x86.PageSize]byte
 }
 
 // PatchingStatus is what has become of the kernel's patching of its own code.
@@ -106,18 +109,14 @@ func (s *Session) startPatching() {
 	p.armed, p.patched, p.closed = nil, nil, false
 	if p.scan == nil || p.kernel != s.kernel {
 		scanner, err := a.Guard.Scan(&guard.Target{Kernel: s.kernel, Boot: s.arming, Actions: s.actions()})
+		s.stopPatching()
 		if err != nil {
 			s.log.Warn("what the kernel patches can't be compared", "guard", string(a.Guard.Name), "err", err)
-			s.stopPatching()
 			s.update(func(st *Status) { st.Patching.Unknown = err.Error() })
 			return
 		}
-		s.stopPatching()
-		*p = patching{
-			scan:   &scan{guard: a.Guard.Name, scanner: scanner, suspects: make(map[int]int), undo: s.undoPatch},
-			kernel: s.kernel, due: make(map[int]time.Time), run: make(map[int]struct{}),
-			open: make(map[x86.GFN]*openPage), was: make(map[int]*[x86.PageSize]byte),
-		}
+		p.scan = &scan{guard: a.Guard.Name, scanner: scanner, suspects: make(map[int]suspicion), undo: s.undoPatch}
+		p.kernel, p.pages, p.run = s.kernel, make(map[int]*patchedPage), make(map[int]struct{})
 	}
 	p.armed, p.patched = a, patched
 	s.wakePatching()
@@ -158,9 +157,9 @@ func (s *Session) wakePatching() {
 	wait := time.Duration(0)
 	switch {
 	case p.scan == nil:
-	case len(p.run) > 0 || len(p.open) > 0:
+	case len(p.run) > 0 || p.open > 0:
 		wait = patchTick
-	case len(p.due) > 0 || len(p.scan.suspects) > 0:
+	case len(p.pages) > 0:
 		wait = patchRest / 4
 	}
 	switch {
@@ -183,20 +182,11 @@ func (s *Session) followPatching(now time.Time) {
 	}
 	p.scan.scanner.Refresh()
 	s.takePatched(now)
-	s.closePatched(func(o *openPage) bool { return now.Sub(o.since) >= openFor })
-	again := now.Sub(p.looked) >= scanTick
-	if again {
-		p.looked = now
-	}
+	s.closePatched(now, func(o *patchedPage) bool { return now.Sub(o.opened) >= openFor })
 	until := time.Now().Add(scanBudget)
-	for page := range maps.Clone(p.scan.suspects) {
-		if again && time.Now().Before(until) {
-			s.comparePatched(page)
-		}
-	}
-	for page, at := range p.due {
-		if now.After(at) && time.Now().Before(until) {
-			s.comparePatched(page)
+	for page, o := range p.pages {
+		if !o.open && !now.Before(o.due) && time.Now().Before(until) {
+			s.comparePatched(page, now)
 		}
 	}
 	if p.count != s.status.Load().Patching {
@@ -209,10 +199,6 @@ func (s *Session) followPatching(now time.Time) {
 func (s *Session) takePatched(now time.Time) {
 	p := &s.patching
 	p.eager = false
-	if p.patched == nil {
-		clear(p.run)
-		return
-	}
 	if now.Sub(p.last) > patchGap {
 		clear(p.run)
 		p.front = 0
@@ -221,8 +207,11 @@ func (s *Session) takePatched(now time.Time) {
 	p.patched.Take(func(page int) { pages = append(pages, page) })
 	for _, page := range pages {
 		p.run[page], p.last = struct{}{}, now
-		if _, known := p.due[page]; !known {
-			p.due[page] = now.Add(patchRest)
+		if o := s.patchedPage(page, now); o != nil {
+			o.due = now.Add(patchRest)
+			if limit := o.since.Add(mostRest); o.due.After(limit) {
+				o.due = limit
+			}
 		}
 	}
 	if !p.running() {
@@ -242,17 +231,28 @@ func (s *Session) takePatched(now time.Time) {
 	p.eager = s.openPatched(pages, now) >= patched
 }
 
+// patchedPage returns what is known of a page, from now on; nil beyond the last.
+func (s *Session) patchedPage(page int, now time.Time) *patchedPage {
+	p := &s.patching
+	o := p.pages[page]
+	if gfn, ok := p.patched.Frame(page); o == nil && ok {
+		o = &patchedPage{gfn: gfn, since: now, due: now.Add(patchRest)}
+		p.pages[page] = o
+	}
+	return o
+}
+
 // openPatched lets pages be written without an event, as far as nothing is against it,
 // and returns how many.
 func (s *Session) openPatched(pages []int, now time.Time) int {
 	p := &s.patching
 	var gfns []x86.GFN
 	for _, page := range pages {
-		gfn, ok := p.patched.Frame(page)
-		if !ok || p.open[gfn] != nil || len(p.open) >= maxOpen || !s.set.Alone(p.armed, gfn) || s.shadowOf(gfn) != nil {
+		if _, suspect := p.scan.suspects[page]; suspect || p.open >= maxOpen {
 			continue
 		}
-		if _, suspect := p.scan.suspects[page]; suspect {
+		gfn, ok := p.patched.Frame(page)
+		if !ok || s.isOpen(gfn) || !s.set.Alone(p.armed, gfn) || s.shadowOf(gfn) != nil {
 			continue
 		}
 		// Nobody but the kernel has written here until now.
@@ -260,10 +260,15 @@ func (s *Session) openPatched(pages []int, now time.Time) int {
 		if err := s.memory.ReadPhys(gfn.Addr(), was[:]); err != nil {
 			continue
 		}
-		p.was[page] = was
-		p.open[gfn] = &openPage{page: page, since: now}
+		o := s.patchedPage(page, now)
+		o.open, o.opened = true, now
+		if o.was == nil {
+			o.was = was
+		}
+		p.open++
 		gfns = append(gfns, gfn)
 	}
+	slices.Sort(gfns)
 	if err := s.permitPatched(gfns, xen.AccessRWX); err != nil {
 		if !s.gone() {
 			s.log.Warn("pages that the kernel patches can't be opened", "err", err)
@@ -275,48 +280,63 @@ func (s *Session) openPatched(pages []int, now time.Time) int {
 	return len(gfns)
 }
 
+// isOpen reports whether a frame is of a page that is open.
+func (s *Session) isOpen(gfn x86.GFN) bool {
+	p := &s.patching
+	if p.open == 0 {
+		return false
+	}
+	page, ok := p.patched.Page(gfn)
+	return ok && p.pages[page] != nil && p.pages[page].open
+}
+
 // closePatched closes those open pages that it is said of, and compares them.
-func (s *Session) closePatched(which func(*openPage) bool) {
+func (s *Session) closePatched(now time.Time, which func(*patchedPage) bool) {
 	p := &s.patching
 	var gfns []x86.GFN
-	for gfn, o := range p.open {
-		if which(o) {
-			gfns = append(gfns, gfn)
+	var pages []int
+	for page, o := range p.pages {
+		if o.open && which(o) {
+			o.open = false
+			p.open--
+			gfns, pages = append(gfns, o.gfn), append(pages, page)
 		}
 	}
 	if len(gfns) == 0 {
 		return
 	}
 	slices.Sort(gfns)
-	pages := make([]int, 0, len(gfns))
-	for _, gfn := range gfns {
-		pages = append(pages, p.open[gfn].page)
-		delete(p.open, gfn)
-	}
 	if err := s.permitPatched(gfns, p.armed.Watch.Access); err != nil && !s.gone() {
 		s.viewLost(p.armed.Guard.Name, err)
 	}
+	p.scan.scanner.Refresh()
 	for _, page := range pages {
-		s.comparePatched(page)
+		s.comparePatched(page, now)
 	}
 }
 
 // closePatchedFrame closes a page, if it is open, and compares it.
 func (s *Session) closePatchedFrame(gfn x86.GFN) {
-	o := s.patching.open[gfn]
-	if o != nil {
-		s.closePatched(func(other *openPage) bool { return other == o })
+	if s.isOpen(gfn) {
+		s.closePatched(s.now(), func(o *patchedPage) bool { return o.gfn == gfn })
 	}
+}
+
+// closeAllPatched closes all that are open, and compares them.
+func (s *Session) closeAllPatched() {
+	s.closePatched(s.now(), func(*patchedPage) bool { return true })
 }
 
 // forgetOpen says that no page is open any more, since what was restricted is not. They
 // are compared later, if there is somebody who does.
 func (s *Session) forgetOpen() {
 	p := &s.patching
-	for gfn, o := range p.open {
-		p.due[o.page] = s.now()
-		delete(p.open, gfn)
+	for _, o := range p.pages {
+		if o.open {
+			o.open, o.due = false, s.now()
+		}
 	}
+	p.open = 0
 }
 
 // permitPatched permits access to frames, which are in order, where the domain runs.
@@ -340,34 +360,40 @@ func (s *Session) permitPatched(gfns []x86.GFN, access xen.Access) error {
 	return nil
 }
 
-// comparePatched compares a page.
-func (s *Session) comparePatched(page int) {
+// comparePatched compares a page, and forgets it if it is right.
+func (s *Session) comparePatched(page int, now time.Time) {
 	p := &s.patching
-	if gfn, ok := p.patched.Frame(page); ok && p.open[gfn] != nil {
-		return // when it is closed
-	}
-	delete(p.due, page)
-	s.scanPart(p.scan, page)
-	if _, suspect := p.scan.suspects[page]; !suspect {
-		delete(p.was, page)
+	o := p.pages[page]
+	busy := now.Sub(o.since) >= mostRest
+	o.since, o.due = now, now.Add(patchRest) // unless it is right
+	changes, err := p.scan.scanner.Compare(page)
+	if err != nil {
+		s.log.Debug("compare what was patched", "page", page, "err", err)
+		return
 	}
 	p.count.Compared++
+	if busy {
+		changes = slices.DeleteFunc(changes, guard.Change.Half)
+	}
+	s.judgeChanges(p.scan, page, changes)
+	if _, suspect := p.scan.suspects[page]; !suspect && !busy {
+		delete(p.pages, page)
+	}
 }
 
 // undoPatch undoes a change of a page that was open, if the guard is to prevent it, and
 // says what came of that; nothing if there was nothing to do.
 func (s *Session) undoPatch(page int, c guard.Change) (note string, undone bool) {
 	p := &s.patching
-	was := p.was[page]
-	if was == nil || !s.policy.Action(p.scan.guard).Prevents() {
+	o := p.pages[page]
+	if o == nil || o.was == nil || !s.policy.Action(p.scan.guard).Prevents() {
 		return "", false
 	}
-	todo := p.scan.scanner.Undo(c, was)
-	gfn, ok := p.patched.Frame(page)
-	if len(todo) == 0 || !ok {
+	todo := p.scan.scanner.Undo(c, o.was)
+	if len(todo) == 0 {
 		return "it could not be undone: what was there is not known", false
 	}
-	if err := s.putBack(gfn, c, todo); err != nil {
+	if err := s.putBack(o.gfn, c, todo); err != nil {
 		s.log.Error("a change of the kernel's code could not be undone", "address", c.Addr, "err", err)
 		return "it could not be undone: " + err.Error(), false
 	}

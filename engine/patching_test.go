@@ -294,3 +294,46 @@ func TestPatchingCantBeOpened(t *testing.T) {
 		t.Errorf("%s, %+v", st.State, st.Guards[i])
 	}
 }
+
+// TestPatchedAllTheTime has the kernel patch one place again and again, so that whoever
+// looks meets half a patch each time. It is no violation, and hides none.
+func TestPatchedAllTheTime(t *testing.T) {
+	w := patchingWorld(t, true)
+	storm := func(from time.Duration) {
+		for i := range time.Duration(100) {
+			w.poke(branch, "\xcc")
+			w.at(from + i*time.Second/2)
+		}
+	}
+	storm(time.Second)
+	if g, p := w.guardStatus(policy.GuardKernelText), w.status().Patching; g.Violations != 0 || p.Compared < 4 || p.Compared > 20 {
+		t.Fatalf("%+v, %+v", g, p)
+	}
+	w.poke(branch+0x10, "\x90\x90")
+	storm(time.Minute)
+	if g := w.guardStatus(policy.GuardKernelText); g.Violations != 1 {
+		t.Errorf("another change of the same page: %+v", g)
+	}
+	// It is one when it stays.
+	w.follow(2 * time.Minute)
+	if g := w.guardStatus(policy.GuardKernelText); g.Violations != 2 {
+		t.Errorf("half a patch that nobody ends: %+v", g)
+	}
+}
+
+// TestChangesElsewhere has another change at each look, as of a kernel at work: none of
+// them is there long enough.
+func TestChangesElsewhere(t *testing.T) {
+	w := patchingWorld(t, true)
+	for i := range 12 {
+		off := x86.PhysAddr(0x2100 + 0x100*(i%4))
+		was := w.dom.Read(w.guest.PhysBase+off, 1)
+		w.poke(off, "\xcc")
+		w.at(time.Duration(10+2*i) * time.Second)
+		w.poke(off, string(was))
+	}
+	w.follow(time.Minute)
+	if g := w.guardStatus(policy.GuardKernelText); g.Violations != 0 {
+		t.Errorf("%+v", g)
+	}
+}

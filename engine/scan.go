@@ -3,12 +3,14 @@ package engine
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/xen-hvi/hvi/engine/guard"
 	"github.com/xen-hvi/hvi/engine/journal"
 	"github.com/xen-hvi/hvi/engine/policy"
 	"github.com/xen-hvi/hvi/engine/printable"
+	"github.com/xen-hvi/hvi/engine/x86"
 )
 
 const (
@@ -39,15 +41,36 @@ type scan struct {
 	scanner guard.Scanner
 	timer   *time.Ticker
 
-	order    []int       // of this round
-	next     int         // in order
-	suspects map[int]int // parts with a change, and how often it was seen
+	order    []int             // of this round
+	next     int               // in order
+	suspects map[int]suspicion // parts with a change
 	// undo undoes a change, and says what came of it; nil where that can't be done.
 	undo func(part int, c guard.Change) (note string, undone bool)
 
 	// lazy is that of the rounds, of which the next is due at nextRound.
 	lazy      lazy
 	nextRound time.Time
+}
+
+// suspicion is of a part in which something has changed.
+type suspicion struct {
+	looks int // in a row in which it was seen
+	// at are the places that were changed in all of them.
+	at []x86.VirtAddr
+}
+
+// again takes in another look, and returns those of the changes that were there in
+// each of them. One that is elsewhere each time is a kernel at work.
+func (s *suspicion) again(changes []guard.Change) []guard.Change {
+	if s.looks > 0 {
+		changes = slices.DeleteFunc(slices.Clone(changes), func(c guard.Change) bool { return !slices.Contains(s.at, c.Addr) })
+	}
+	s.looks++
+	s.at = s.at[:0]
+	for _, c := range changes {
+		s.at = append(s.at, c.Addr)
+	}
+	return changes
 }
 
 // due reports whether a new round is to begin.
@@ -89,7 +112,7 @@ func (s *Session) startScans() {
 		}
 		s.scans = append(s.scans, &scan{
 			guard: g.Name, scanner: scanner, timer: time.NewTicker(scanTick),
-			order: rand.Perm(scanner.Parts()), suspects: make(map[int]int),
+			order: rand.Perm(scanner.Parts()), suspects: make(map[int]suspicion),
 		})
 		s.setGuard(g.Name, GuardScanning, fmt.Sprintf("%s; instead a change is found within %v, and not prevented", now.Reason, ScanPeriod))
 	}
@@ -149,14 +172,27 @@ func (s *Session) scanPart(sc *scan, part int) {
 		s.log.Debug("scan", "guard", string(sc.guard), "part", part, "err", err)
 		return
 	}
-	if len(changes) == 0 {
+	s.judgeChanges(sc, part, changes)
+}
+
+// judgeChanges takes in what has changed in a part, and reports what lasts.
+func (s *Session) judgeChanges(sc *scan, part int, changes []guard.Change) {
+	sus := sc.suspects[part]
+	lasting := sus.again(changes)
+	switch {
+	case len(changes) == 0:
 		delete(sc.suspects, part)
 		return
-	}
-	if sc.suspects[part]++; sc.suspects[part] < scanLooks {
+	case len(lasting) == 0:
+		sus = suspicion{}
+		sus.again(changes)
+		fallthrough
+	case sus.looks < scanLooks:
+		sc.suspects[part] = sus
 		return
 	}
 	delete(sc.suspects, part)
+	changes = lasting
 	if changes = s.withoutPermitted(sc, changes); len(changes) == 0 {
 		return
 	}

@@ -93,7 +93,7 @@ func (s *Session) checkRestrictions(v ViewStatus) (restored uint64, guard policy
 // many they were. Frames that lead to a shadow page are checkShadows'.
 func (s *Session) restore(v ViewStatus, r RestrictedFrames) (restored uint64, err error) {
 	for gfn := r.First; gfn < r.First+x86.GFN(r.Count); gfn++ {
-		if v.Current && (s.shadowOf(gfn) != nil || s.patching.open[gfn] != nil) {
+		if v.Current && (s.shadowOf(gfn) != nil || s.isOpen(gfn)) {
 			continue
 		}
 		// What Xen does not tell is set again without looking.
@@ -122,7 +122,7 @@ func (s *Session) restore(v ViewStatus, r RestrictedFrames) (restored uint64, er
 
 // viewLost says that a guard's pages are not restricted any more, for certain.
 func (s *Session) viewLost(name policy.GuardName, err error) {
-	s.closePatched(func(*openPage) bool { return true })
+	s.closeAllPatched()
 	s.unwatchView()
 	s.setGuard(name, GuardDegraded, "its pages are no longer restricted: "+err.Error())
 	s.setState(StateDegraded)

@@ -118,7 +118,7 @@ func (s *Session) runIn(name string) error {
 	s.waitQuiet(ctx)
 	cancel()
 	s.recordRest()
-	s.closePatched(func(*openPage) bool { return true })
+	s.closeAllPatched()
 	if s.views == nil {
 		return errors.New("the view that it runs in is lost")
 	}

@@ -30,7 +30,7 @@ func newPatched(frames []linux.FrameRange) *Patched {
 // note says that a page has been patched. Until it is taken, to say so again does
 // nothing.
 func (p *Patched) note(gfn x86.GFN) {
-	page, ok := p.page(gfn)
+	page, ok := p.Page(gfn)
 	if !ok {
 		return
 	}
@@ -45,14 +45,14 @@ func (p *Patched) note(gfn x86.GFN) {
 	}
 }
 
-// page returns the place of a frame.
-func (p *Patched) page(gfn x86.GFN) (uint64, bool) {
-	before := uint64(0)
+// Page returns the page of a frame, the reverse of Frame.
+func (p *Patched) Page(gfn x86.GFN) (page int, ok bool) {
+	before := 0
 	for _, f := range p.frames {
 		if gfn >= f.First && uint64(gfn-f.First) < f.N {
-			return before + uint64(gfn-f.First), true
+			return before + int(gfn-f.First), true
 		}
-		before += f.N
+		before += int(f.N)
 	}
 	return 0, false
 }

@@ -41,6 +41,10 @@ type Change struct {
 	part  int
 }
 
+// Half says that it is a place which the kernel patches, with a breakpoint in it: that is
+// how each patch begins, and what a place with one looks like in the middle of it.
+func (c Change) Half() bool { return c.image.Patch && len(c.Now) > 0 && c.Now[0] == 0xcc }
+
 // textScanner is the Scanner of kernel text.
 type textScanner struct {
 	reader *linux.Reader
