@@ -33,6 +33,7 @@ func (s *Session) followModules() {
 	mods, err := r.LiveModules()
 	if err == nil {
 		s.compareModules(r, mods)
+		s.watchModuleCode(r, mods)
 	}
 	if err = errors.Join(err, mem.Close()); err != nil {
 		s.log.Debug("what the guest has loaded could not be compared", "err", err)

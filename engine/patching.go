@@ -59,8 +59,14 @@ type patching struct {
 	kernel *linux.Kernel
 
 	timer *time.Timer // nil while there is nothing to see to
+	// moved is what the guard of modules has let; nil where there is none.
+	moved *guard.PatchedMoving
+	// modules are those whose code is known, and code has the frames of it.
+	modules map[moduleKey]*moduleCode
+	code    map[x86.GFN]modulePage
+
 	// pages are those that were patched or opened and are not known to be right since.
-	pages map[int]*patchedPage
+	pages map[x86.GFN]*patchedPage
 	open  int // how many of them are open
 	// run are the pages that were patched in this run, the last of them at last; front
 	// is the foremost.
@@ -77,7 +83,10 @@ type patching struct {
 
 // patchedPage is a page of the kernel's code that was patched, or may have been.
 type patchedPage struct {
-	gfn x86.GFN
+	// scan compares it, as its part; module is whose it is, nil of the kernel's.
+	scan   *scan
+	part   int
+	module *moduleCode
 	// due is when it is to be compared; since is since when it was not.
 	due, since time.Time
 	// open says that it may be written, since opened.
@@ -102,24 +111,38 @@ type PatchingStatus struct {
 func (s *Session) startPatching() {
 	p := &s.patching
 	a, patched := s.set.Patched()
-	if a == nil {
+	moved := s.set.PatchedMoving()
+	if a == nil && moved == nil {
 		s.stopPatching()
 		return
 	}
-	p.armed, p.patched, p.closed = nil, nil, false
-	if p.scan == nil || p.kernel != s.kernel {
-		scanner, err := a.Guard.Scan(&guard.Target{Kernel: s.kernel, Boot: s.arming, Actions: s.actions()})
+	if p.kernel != s.kernel {
 		s.stopPatching()
-		if err != nil {
-			s.log.Warn("what the kernel patches can't be compared", "guard", string(a.Guard.Name), "err", err)
-			s.update(func(st *Status) { st.Patching.Unknown = err.Error() })
-			return
-		}
-		p.scan = &scan{guard: a.Guard.Name, scanner: scanner, suspects: make(map[int]suspicion), undo: s.undoPatch}
-		p.kernel, p.pages, p.run = s.kernel, make(map[int]*patchedPage), make(map[int]struct{})
+		p.kernel, p.pages, p.run = s.kernel, make(map[x86.GFN]*patchedPage), make(map[int]struct{})
 	}
-	p.armed, p.patched = a, patched
+	p.armed, p.patched, p.moved, p.closed = nil, nil, moved, false
+	if a != nil && s.scanPatched(a) {
+		p.armed, p.patched = a, patched
+	}
 	s.wakePatching()
+}
+
+// scanPatched readies the comparison of the kernel's code. It reports false, and the
+// status says why, if that can't be.
+func (s *Session) scanPatched(a *guard.Armed) bool {
+	p := &s.patching
+	if p.scan != nil {
+		return true
+	}
+	scanner, err := a.Guard.Scan(&guard.Target{Kernel: s.kernel, Boot: s.arming, Actions: s.actions()})
+	if err != nil {
+		s.log.Warn("what the kernel patches can't be compared", "guard", string(a.Guard.Name), "err", err)
+		p.count.Unknown = err.Error()
+		s.update(func(st *Status) { st.Patching = p.count })
+		return false
+	}
+	p.scan = &scan{guard: a.Guard.Name, scanner: scanner, suspects: make(map[int]suspicion), undo: s.undoPatch}
+	return true
 }
 
 // stopPatching ends that.
@@ -156,7 +179,6 @@ func (s *Session) wakePatching() {
 	p := &s.patching
 	wait := time.Duration(0)
 	switch {
-	case p.scan == nil:
 	case len(p.run) > 0 || p.open > 0:
 		wait = patchTick
 	case len(p.pages) > 0:
@@ -177,17 +199,25 @@ func (s *Session) wakePatching() {
 // followPatching sees to what was patched since the last time.
 func (s *Session) followPatching(now time.Time) {
 	p := &s.patching
-	if p.scan == nil {
-		return
+	s.takeMoved(now)
+	if p.patched != nil {
+		p.scan.scanner.Refresh()
+		s.takePatched(now)
+		s.closePatched(now, func(o *patchedPage) bool { return now.Sub(o.opened) >= openFor })
 	}
-	p.scan.scanner.Refresh()
-	s.takePatched(now)
-	s.closePatched(now, func(o *patchedPage) bool { return now.Sub(o.opened) >= openFor })
 	until := time.Now().Add(scanBudget)
-	for page, o := range p.pages {
-		if !o.open && !now.Before(o.due) && time.Now().Before(until) {
-			s.comparePatched(page, now)
+	ofModules := false
+	for gfn, o := range p.pages {
+		switch {
+		case o.open || now.Before(o.due) || !time.Now().Before(until):
+		case o.module != nil:
+			ofModules = true
+		default:
+			s.comparePatched(gfn, now)
 		}
+	}
+	if ofModules {
+		s.compareModulePages(now)
 	}
 	if p.count != s.status.Load().Patching {
 		s.update(func(st *Status) { st.Patching = p.count })
@@ -207,11 +237,8 @@ func (s *Session) takePatched(now time.Time) {
 	p.patched.Take(func(page int) { pages = append(pages, page) })
 	for _, page := range pages {
 		p.run[page], p.last = struct{}{}, now
-		if o := s.patchedPage(page, now); o != nil {
-			o.due = now.Add(patchRest)
-			if limit := o.since.Add(mostRest); o.due.After(limit) {
-				o.due = limit
-			}
+		if gfn, ok := p.patched.Frame(page); ok {
+			s.patchedPage(gfn, p.scan, page, now).rest(now)
 		}
 	}
 	if !p.running() {
@@ -231,15 +258,22 @@ func (s *Session) takePatched(now time.Time) {
 	p.eager = s.openPatched(pages, now) >= patched
 }
 
-// patchedPage returns what is known of a page, from now on; nil beyond the last.
-func (s *Session) patchedPage(page int, now time.Time) *patchedPage {
-	p := &s.patching
-	o := p.pages[page]
-	if gfn, ok := p.patched.Frame(page); o == nil && ok {
-		o = &patchedPage{gfn: gfn, since: now, due: now.Add(patchRest)}
-		p.pages[page] = o
+// patchedPage returns what is known of a page, from now on.
+func (s *Session) patchedPage(gfn x86.GFN, sc *scan, part int, now time.Time) *patchedPage {
+	o := s.patching.pages[gfn]
+	if o == nil {
+		o = &patchedPage{scan: sc, part: part, since: now, due: now.Add(patchRest)}
+		s.patching.pages[gfn] = o
 	}
 	return o
+}
+
+// rest has a page that was patched just now be left alone for a while.
+func (o *patchedPage) rest(now time.Time) {
+	o.due = now.Add(patchRest)
+	if limit := o.since.Add(mostRest); o.due.After(limit) {
+		o.due = limit
+	}
 }
 
 // openPatched lets pages be written without an event, as far as nothing is against it,
@@ -260,7 +294,7 @@ func (s *Session) openPatched(pages []int, now time.Time) int {
 		if err := s.memory.ReadPhys(gfn.Addr(), was[:]); err != nil {
 			continue
 		}
-		o := s.patchedPage(page, now)
+		o := s.patchedPage(gfn, p.scan, page, now)
 		o.open, o.opened = true, now
 		if o.was == nil {
 			o.was = was
@@ -282,24 +316,19 @@ func (s *Session) openPatched(pages []int, now time.Time) int {
 
 // isOpen reports whether a frame is of a page that is open.
 func (s *Session) isOpen(gfn x86.GFN) bool {
-	p := &s.patching
-	if p.open == 0 {
-		return false
-	}
-	page, ok := p.patched.Page(gfn)
-	return ok && p.pages[page] != nil && p.pages[page].open
+	o := s.patching.pages[gfn]
+	return o != nil && o.open
 }
 
 // closePatched closes those open pages that it is said of, and compares them.
 func (s *Session) closePatched(now time.Time, which func(*patchedPage) bool) {
 	p := &s.patching
 	var gfns []x86.GFN
-	var pages []int
-	for page, o := range p.pages {
+	for gfn, o := range p.pages {
 		if o.open && which(o) {
 			o.open = false
 			p.open--
-			gfns, pages = append(gfns, o.gfn), append(pages, page)
+			gfns = append(gfns, gfn)
 		}
 	}
 	if len(gfns) == 0 {
@@ -310,15 +339,15 @@ func (s *Session) closePatched(now time.Time, which func(*patchedPage) bool) {
 		s.viewLost(p.armed.Guard.Name, err)
 	}
 	p.scan.scanner.Refresh()
-	for _, page := range pages {
-		s.comparePatched(page, now)
+	for _, gfn := range gfns {
+		s.comparePatched(gfn, now)
 	}
 }
 
 // closePatchedFrame closes a page, if it is open, and compares it.
 func (s *Session) closePatchedFrame(gfn x86.GFN) {
-	if s.isOpen(gfn) {
-		s.closePatched(s.now(), func(o *patchedPage) bool { return o.gfn == gfn })
+	if o := s.patching.pages[gfn]; o != nil && o.open {
+		s.closePatched(s.now(), func(other *patchedPage) bool { return other == o })
 	}
 }
 
@@ -361,23 +390,23 @@ func (s *Session) permitPatched(gfns []x86.GFN, access xen.Access) error {
 }
 
 // comparePatched compares a page, and forgets it if it is right.
-func (s *Session) comparePatched(page int, now time.Time) {
+func (s *Session) comparePatched(gfn x86.GFN, now time.Time) {
 	p := &s.patching
-	o := p.pages[page]
+	o := p.pages[gfn]
 	busy := now.Sub(o.since) >= mostRest
 	o.since, o.due = now, now.Add(patchRest) // unless it is right
-	changes, err := p.scan.scanner.Compare(page)
+	changes, err := o.scan.scanner.Compare(o.part)
 	if err != nil {
-		s.log.Debug("compare what was patched", "page", page, "err", err)
+		s.log.Debug("compare what was patched", "gfn", gfn, "err", err)
 		return
 	}
 	p.count.Compared++
 	if busy {
 		changes = slices.DeleteFunc(changes, guard.Change.Half)
 	}
-	s.judgeChanges(p.scan, page, changes)
-	if _, suspect := p.scan.suspects[page]; !suspect && !busy {
-		delete(p.pages, page)
+	s.judgeChanges(o.scan, o.part, changes)
+	if _, suspect := o.scan.suspects[o.part]; !suspect && !busy {
+		delete(p.pages, gfn)
 	}
 }
 
@@ -385,7 +414,8 @@ func (s *Session) comparePatched(page int, now time.Time) {
 // says what came of that; nothing if there was nothing to do.
 func (s *Session) undoPatch(page int, c guard.Change) (note string, undone bool) {
 	p := &s.patching
-	o := p.pages[page]
+	gfn, _ := p.patched.Frame(page)
+	o := p.pages[gfn]
 	if o == nil || o.was == nil || !s.policy.Action(p.scan.guard).Prevents() {
 		return "", false
 	}
@@ -393,7 +423,7 @@ func (s *Session) undoPatch(page int, c guard.Change) (note string, undone bool)
 	if len(todo) == 0 {
 		return "it could not be undone: what was there is not known", false
 	}
-	if err := s.putBack(o.gfn, c, todo); err != nil {
+	if err := s.putBack(gfn, c, todo); err != nil {
 		s.log.Error("a change of the kernel's code could not be undone", "address", c.Addr, "err", err)
 		return "it could not be undone: " + err.Error(), false
 	}

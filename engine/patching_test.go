@@ -337,3 +337,47 @@ func TestChangesElsewhere(t *testing.T) {
 		t.Errorf("%+v", g)
 	}
 }
+
+// TestPatchedModule compares what was patched in a module's code, as long as there is
+// that module.
+func TestPatchedModule(t *testing.T) {
+	for name, views := range map[string]bool{"views": true, "access": false} {
+		t.Run(name, func(t *testing.T) {
+			w := patchingWorld(t, views)
+			w.guest.Map(moduleBase, w.guest.PhysBase+moduleCode, 3*x86.PageSize, x86.PageSize, 0)
+			w.loadModule(true)
+			w.engine.FollowMovingForTest(7)
+			<-w.events.got // it is loaded
+			modules := func() engine.GuardStatus { return w.guardStatus(policy.GuardModules) }
+			at := x86.PhysAddr(moduleCode + 0x1234)
+			was := string(w.dom.Read(w.guest.PhysBase+at, 1))
+			w.poke(at, "\xcc")
+			w.at(time.Second)
+			w.poke(at, was)
+			w.follow(2 * time.Second)
+			if g := modules(); g.Violations != 0 || g.Passed != 2 || w.status().Patching.Compared == 0 {
+				t.Fatalf("a patch and its end: %+v, %+v", g, w.status().Patching)
+			}
+			w.poke(at, "\xc3")
+			w.follow(20 * time.Second)
+			if g := modules(); g.Violations != 1 || g.Found != 1 {
+				t.Fatalf("what does not belong there: %+v", g)
+			}
+			r := <-w.events.got
+			if m := r.Target.Memory; r.Guard != "modules" || r.Action != journal.Found || m == nil || m.Addr != moduleBase+0x1200 || m.Module != "victim" || m.Phys != (w.guest.PhysBase+at)&^63 {
+				t.Errorf("record %+v, %+v", r, r.Target.Memory)
+			}
+			// Unloaded, its memory is soon somebody else's.
+			w.poke(at, "\x90")
+			w.loadModule(false)
+			w.follow(40 * time.Second)
+			if g := modules(); g.Violations != 1 {
+				t.Errorf("after it was unloaded: %+v", g)
+			}
+			w.engine.FollowMovingForTest(7)
+			w.dom.Shutdown(abi.ShutdownPoweroff)
+			w.engine.ShutDown(w.info)
+			w.checkClean(1)
+		})
+	}
+}

@@ -240,7 +240,8 @@ func (s *Session) withoutPermitted(sc *scan, changes []guard.Change) []guard.Cha
 
 // changeRecord is the record of a change that was found.
 func (s *Session) changeRecord(name policy.GuardName, c guard.Change) journal.Record {
-	m := &journal.MemoryTarget{Location: location(s.kernel, c.Addr)}
+	l, _ := codeLocation(s.kernel, c.Addr)
+	m := &journal.MemoryTarget{Location: l}
 	as := s.kernel.AddressSpace()
 	if t, err := as.Translate(c.Addr); err == nil {
 		m.Phys, m.GFN = t.Phys, t.Phys.GFN()

@@ -320,6 +320,8 @@ func (s *Session) run(attached chan<- error) {
 			s.scanSome()
 		case <-s.patchedMore():
 			s.followPatching(s.now())
+		case <-s.movedMore():
+			s.followPatching(s.now())
 		case <-s.patchingDue():
 			s.followPatching(s.now())
 		case l := <-s.found():

@@ -5,6 +5,7 @@ import (
 
 	"github.com/xen-hvi/hvi/engine/policy"
 	"github.com/xen-hvi/hvi/engine/vmevent"
+	"github.com/xen-hvi/hvi/engine/x86"
 )
 
 // UseClock has the set read another clock than the system's.
@@ -22,3 +23,9 @@ func (s *Set) Hamper(name policy.GuardName, first func()) {
 		}
 	}
 }
+
+// NewPatchedMovingForTest returns one that nobody has told of anything.
+func NewPatchedMovingForTest() *PatchedMoving { return newPatchedMoving() }
+
+// NotePatchedForTest says that a frame has been patched.
+func NotePatchedForTest(p *PatchedMoving, gfn x86.GFN) { p.note(gfn) }

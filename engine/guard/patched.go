@@ -87,3 +87,65 @@ func (p *Patched) Frame(page int) (x86.GFN, bool) {
 	}
 	return 0, false
 }
+
+// PatchedMoving does so for a guard whose frames come and go: it holds so many as the
+// kernel patches at a time, by their number.
+type PatchedMoving struct {
+	slots [patchedSlots]atomic.Uint64 // a frame's number and one, by a hash of it
+	lost  atomic.Bool
+	more  chan struct{} // capacity one
+}
+
+const (
+	patchedSlots = 256
+	// slotTries is how many slots a frame may be in.
+	slotTries = 8
+)
+
+func newPatchedMoving() *PatchedMoving { return &PatchedMoving{more: make(chan struct{}, 1)} }
+
+// note says that a frame has been patched. Only one goroutine does so.
+func (p *PatchedMoving) note(gfn x86.GFN) {
+	const golden = 0x9e37_79b9_7f4a_7c15 // 2^64 by the golden ratio
+	at, v := uint64(gfn)*golden>>56, uint64(gfn)+1
+	for i := range uint64(slotTries) {
+		s := &p.slots[(at+i)%patchedSlots]
+		switch s.Load() {
+		case v:
+			return
+		case 0:
+			s.Store(v)
+			p.tell()
+			return
+		}
+	}
+	p.lost.Store(true)
+	p.tell()
+}
+
+func (p *PatchedMoving) tell() {
+	select {
+	case p.more <- struct{}{}:
+	default:
+	}
+}
+
+// More delivers when there is a frame to be taken.
+func (p *PatchedMoving) More() <-chan struct{} { return p.more }
+
+// Take calls f with each frame that was patched since the last time. lost says that there
+// were more than it could hold: it may have been any others.
+func (p *PatchedMoving) Take(f func(x86.GFN)) (lost bool) {
+	select {
+	case <-p.more:
+	default:
+	}
+	lost = p.lost.Swap(false)
+	for i := range p.slots {
+		if p.slots[i].Load() == 0 {
+			continue
+		}
+		f(x86.GFN(p.slots[i].Swap(0) - 1))
+	}
+	return lost
+}

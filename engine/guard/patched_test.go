@@ -4,6 +4,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/xen-hvi/hvi/engine/guard"
 	"github.com/xen-hvi/hvi/engine/policy"
 	"github.com/xen-hvi/hvi/engine/x86"
 )
@@ -59,5 +60,36 @@ func TestPatched(t *testing.T) {
 	}
 	if f.set.Alone(a, (f.guest.PhysBase + 0x10_0000).GFN()) {
 		t.Error("it watches a frame that is none of the code's")
+	}
+}
+
+// TestPatchedMoving is told of frames by their number, once until they are taken, and
+// says so when there were too many.
+func TestPatchedMoving(t *testing.T) {
+	p := guard.NewPatchedMovingForTest()
+	take := func() (frames []x86.GFN, lost bool) {
+		lost = p.Take(func(gfn x86.GFN) { frames = append(frames, gfn) })
+		slices.Sort(frames)
+		return frames, lost
+	}
+	for range 3 {
+		for _, gfn := range []x86.GFN{0, 5, 1 << 40} {
+			guard.NotePatchedForTest(p, gfn)
+		}
+	}
+	if got, lost := take(); lost || !slices.Equal(got, []x86.GFN{0, 5, 1 << 40}) {
+		t.Errorf("%v, lost %v", got, lost)
+	}
+	if got, lost := take(); lost || got != nil {
+		t.Errorf("taken again: %v, lost %v", got, lost)
+	}
+	for gfn := range x86.GFN(1000) {
+		guard.NotePatchedForTest(p, gfn)
+	}
+	if got, lost := take(); !lost || len(got) < 100 || len(got) > 256 {
+		t.Errorf("of 1000 at once %d, lost %v", len(got), lost)
+	}
+	if _, lost := take(); lost {
+		t.Error("lost for ever")
 	}
 }

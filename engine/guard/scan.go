@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/xen-hvi/hvi/engine/guest/linux"
+	"github.com/xen-hvi/hvi/engine/guest/report"
 	"github.com/xen-hvi/hvi/engine/x86"
 )
 
@@ -59,6 +60,26 @@ func scanText(t *Target) (Scanner, error) {
 	}
 	return textScanner{r, w}, nil
 }
+
+// ModuleScanner is the Scanner of a module's code. Its memory comes and goes, so each lot
+// of comparisons has a Reader of its own, see ReadWith.
+type ModuleScanner struct{ textScanner }
+
+// NewModuleScanner takes a module's code as it is now for right. It returns nil of one
+// that has none.
+func NewModuleScanner(r *linux.Reader, m report.Module, traced linux.TraceSites) (*ModuleScanner, error) {
+	w, err := r.WatchModule(m, traced)
+	if w == nil || err != nil {
+		return nil, err
+	}
+	return &ModuleScanner{textScanner{watch: w}}, nil
+}
+
+// ReadWith says what the next comparisons read the guest with.
+func (s *ModuleScanner) ReadWith(r *linux.Reader) { s.reader = r }
+
+// Start is where the first part begins.
+func (s *ModuleScanner) Start() x86.VirtAddr { return s.watch.Start() }
 
 func (s textScanner) Parts() int { return s.watch.Pages() }
 

@@ -70,6 +70,8 @@ type Set struct {
 	moving      atomic.Pointer[map[x86.GFN]x86.VirtAddr]
 	movingIndex uint8
 	gone        chan GoneFrame
+	// patchedMoving notes what that guard lets the kernel patch.
+	patchedMoving *PatchedMoving
 
 	// view is the one whose pages are restricted, 0 where the host's are.
 	view atomic.Uint32
@@ -153,6 +155,7 @@ func (s *Set) add(g Guard, action policy.Action) error {
 		}
 		s.armed = append(s.armed, &Armed{Guard: g, Action: action, judgeAt: judge})
 		s.movingIndex = uint8(len(s.armed))
+		s.patchedMoving = newPatchedMoving()
 		return nil
 	}
 	if g.Watch == nil {
@@ -340,6 +343,10 @@ func (s *Set) Patched() (*Armed, *Patched) {
 	return nil, nil
 }
 
+// PatchedMoving says what the guard whose frames move lets the kernel patch; nil if there
+// is none.
+func (s *Set) PatchedMoving() *PatchedMoving { return s.patchedMoving }
+
 // Alone reports whether a guard is the only one that watches a frame.
 func (s *Set) Alone(a *Armed, gfn x86.GFN) bool {
 	w := s.frames[gfn]
@@ -476,6 +483,9 @@ func (s *Set) judgedMoving(a *Armed, ev *vmevent.Event, va x86.VirtAddr) vmevent
 		return s.violation(a, ev, va)
 	}
 	a.Passed.Add(1)
+	if verdict == Rightful {
+		s.patchedMoving.note(ev.Mem.GFN)
+	}
 	if verdict == Gone {
 		select {
 		case s.gone <- GoneFrame{ev.Mem.GFN, ev.VCPU}:

@@ -29,6 +29,7 @@ const (
 type ImageWatch struct {
 	start x86.VirtAddr
 	size  int
+	code  bool        // and not data, so that there may be kprobes in it
 	sites []patchSite // in order
 	// ignored are not watched.
 	ignored []Range
@@ -63,29 +64,50 @@ type ImageChange struct {
 func (r *Reader) WatchText() (*ImageWatch, error) {
 	r.tlb.Flush()
 	r.beginLook()
-	start, end := r.k.TextStart.Page(), r.k.TextEnd
+	return r.watchCode(r.kernelCode())
+}
+
+// WatchModule does so with the code of a module that is live; nil of one that has none.
+// traced is of [Reader.ModuleTraceSites].
+func (r *Reader) WatchModule(m report.Module, traced TraceSites) (*ImageWatch, error) {
+	r.tlb.Flush()
+	r.beginLook()
+	for _, a := range m.Regions {
+		if a.Kind == regionText {
+			return r.watchCode(r.moduleCode(m.Addr, Range{a.Base, a.Base + x86.VirtAddr(a.Size)}, traced))
+		}
+	}
+	return nil, nil
+}
+
+// watchCode takes some code as it is now for right.
+func (r *Reader) watchCode(c patchedCode) (*ImageWatch, error) {
+	start, end := c.where.Start.Page(), c.where.End
 	if end <= start || end-start > maxText {
-		return nil, &ReadError{What: "kernel text", Got: fmt.Sprintf("from %v to %v", start, end), Err: ErrImplausible}
+		return nil, &ReadError{What: "code", Got: fmt.Sprintf("from %v to %v", start, end), Err: ErrImplausible}
 	}
 	text := make([]byte, (int(end-start)+x86.PageMask)&^x86.PageMask)
 	if err := r.as.Read(start, text); err != nil {
-		return nil, &ReadError{What: "kernel text", Err: err}
+		return nil, &ReadError{What: "code", Err: err}
 	}
 	if err := r.undoKprobes(start, text); err != nil {
 		return nil, err
 	}
-	sites, half, err := r.patchSites(text[r.k.TextStart-start:])
+	sites, half, err := c.patchSites(text[c.where.Start-start:])
 	if err != nil {
 		return nil, err
 	}
 	for i := range sites {
-		sites[i].off += uint32(r.k.TextStart - start)
-		sites[i].target += uint32(r.k.TextStart - start)
+		sites[i].off += uint32(c.where.Start - start)
+		sites[i].target += uint32(c.where.Start - start)
 	}
-	w := &ImageWatch{start: start, sites: sites, ignored: half}
+	w := &ImageWatch{start: start, code: true, sites: sites, ignored: half}
 	w.take(text)
 	return w, nil
 }
+
+// Start is where the first page begins.
+func (w *ImageWatch) Start() x86.VirtAddr { return w.start }
 
 // WatchData takes data of the kernel's that is never written, as it is now, for
 // right, but for what is in except.
@@ -201,7 +223,7 @@ func (w *ImageWatch) Compare(r *Reader, page int) ([]ImageChange, error) {
 	}
 	var masked [x86.PageSize]byte
 	changed := w.changed(page, &text, &masked)
-	if len(changed) > 0 && len(w.sites) > 0 {
+	if len(changed) > 0 && w.code {
 		if err := r.undoKprobes(va, text[:n]); err != nil {
 			return nil, err
 		}

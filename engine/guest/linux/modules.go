@@ -35,6 +35,11 @@ type ModuleOffsets struct {
 	InitLayout int `c:"init_layout"`
 	Mem        int `c:"mem"`
 	MemTypes   int `c:"mem[]"`
+	// What of its code the kernel patches.
+	JumpEntries    int `c:"jump_entries"`
+	NumJumpEntries int `c:"num_jump_entries"`
+	StaticCalls    int `c:"static_call_sites"`
+	NumStaticCalls int `c:"num_static_call_sites"`
 	// How its code is unwound, see orcOf.
 	NumOrcs int `c:"arch.num_orcs"`
 	OrcIPs  int `c:"arch.orc_unwind_ip"`

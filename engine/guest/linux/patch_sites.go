@@ -77,15 +77,114 @@ func isNOP5(b []byte) bool {
 	return bytes.HasPrefix(b, []byte{0x0f, 0x1f, 0x44, 0x00, 0x00}) || bytes.HasPrefix(b, []byte{0x66, 0x66, 0x66, 0x66, 0x90})
 }
 
-// patchSites returns the places in the kernel's code that it patches itself, by
-// their offset. text is that code now. A place whose present instruction is none
+// patchedCode is some code that the kernel patches itself.
+type patchedCode struct {
+	where Range
+	// keys calls f with each branch of a static key in it, and maybe others, and calls
+	// and traced so with static calls and functions that can be traced. others does with
+	// the rest.
+	keys   func(f func(at x86.VirtAddr, kind siteKind, target x86.VirtAddr)) error
+	calls  func(f func(at x86.VirtAddr, kind siteKind, target x86.VirtAddr)) error
+	traced func(f func(at x86.VirtAddr)) error
+	others func(f func(at x86.VirtAddr, kind siteKind, target x86.VirtAddr))
+}
+
+// kernelCode is the kernel's own.
+func (r *Reader) kernelCode() patchedCode {
+	return patchedCode{
+		where: Range{r.k.TextStart, r.k.TextEnd}, keys: r.jumpTable, calls: r.staticCalls,
+		traced: func(f func(at x86.VirtAddr)) error {
+			return r.eachTraced(func(ip x86.VirtAddr, _ bool) { f(ip) })
+		},
+		others: func(f func(at x86.VirtAddr, kind siteKind, target x86.VirtAddr)) {
+			r.lockPrefixes(func(at x86.VirtAddr) { f(at, siteLock, 0) })
+			for sym := range r.k.Symbols.All() {
+				if patchedSymbol(sym.Name) {
+					f(sym.Addr, siteCall, 0)
+				}
+			}
+		},
+	}
+}
+
+// TraceSites are where functions of modules can be traced, in order.
+type TraceSites []x86.VirtAddr
+
+// ModuleTraceSites returns those of all modules.
+func (r *Reader) ModuleTraceSites() (TraceSites, error) {
+	r.tlb.Flush()
+	var out TraceSites
+	err := r.eachTraced(func(ip x86.VirtAddr, _ bool) {
+		if ip < r.k.TextStart || ip >= r.k.TextEnd {
+			out = append(out, ip)
+		}
+	})
+	slices.Sort(out)
+	return out, err
+}
+
+// moduleCode is a module's. A module whose tables can't be read has none.
+func (r *Reader) moduleCode(mod x86.VirtAddr, where Range, traced TraceSites) patchedCode {
+	o := &r.k.Offsets.Module
+	table := func(at, n, entry int) ([]byte, x86.VirtAddr, error) {
+		if at < 0 || n < 0 {
+			return nil, 0, nil // built without
+		}
+		first, err := r.as.ReadPointer(mod + x86.VirtAddr(at))
+		if err != nil {
+			return nil, 0, &ReadError{What: "struct module", Err: err}
+		}
+		count, err := r.as.ReadUint32(mod + x86.VirtAddr(n))
+		if err != nil {
+			return nil, 0, &ReadError{What: "struct module", Err: err}
+		}
+		if first == 0 || count == 0 {
+			return nil, 0, nil
+		}
+		if uint64(count)*uint64(entry) > maxTableBytes {
+			return nil, 0, &ReadError{What: "what a module has patched", Got: fmt.Sprint(count), Err: ErrImplausible}
+		}
+		b := make([]byte, int(count)*entry)
+		if err := r.as.Read(first, b); err != nil {
+			return nil, 0, &ReadError{What: "what a module has patched", Err: err}
+		}
+		return b, first, nil
+	}
+	return patchedCode{
+		where: where,
+		keys: func(f func(at x86.VirtAddr, kind siteKind, target x86.VirtAddr)) error {
+			b, at, err := table(o.JumpEntries, o.NumJumpEntries, jumpEntrySize)
+			eachKey(b, at, f)
+			return err
+		},
+		calls: func(f func(at x86.VirtAddr, kind siteKind, target x86.VirtAddr)) error {
+			b, at, err := table(o.StaticCalls, o.NumStaticCalls, callSiteSize)
+			eachCall(b, at, f)
+			return err
+		},
+		traced: func(f func(at x86.VirtAddr)) error {
+			first, _ := slices.BinarySearch(traced, where.Start)
+			for _, ip := range traced[first:] {
+				if ip >= where.End {
+					break
+				}
+				f(ip)
+			}
+			return nil
+		},
+		others: func(func(x86.VirtAddr, siteKind, x86.VirtAddr)) {},
+	}
+}
+
+// patchSites returns the places in the code that the kernel patches, by their
+// offset. text is that code now. A place whose present instruction is none
 // of those that belong there is left out, and so nothing but what it holds now is
 // right for it; but for one that the kernel is patching now, which is in half.
-func (r *Reader) patchSites(text []byte) (sites []patchSite, half []Range, err error) {
+func (c patchedCode) patchSites(text []byte) (sites []patchSite, half []Range, err error) {
+	start, end := c.where.Start, c.where.End
 	add := func(at x86.VirtAddr, kind siteKind, target x86.VirtAddr) {
-		start := r.k.TextStart
-		if at < start || at >= r.k.TextEnd || (kind == siteKey && (target < start || target >= r.k.TextEnd)) {
-			return // in code that was thrown away after boot
+		if at < start || at >= end || (kind == siteKey && (target < start || target >= end)) {
+			return // elsewhere, or in code that was thrown away after boot
 		}
 		s := patchSite{off: uint32(at - start), kind: kind}
 		if kind == siteKey {
@@ -98,29 +197,24 @@ func (r *Reader) patchSites(text []byte) (sites []patchSite, half []Range, err e
 			half = append(half, Range{Start: at, End: at + maxPatch})
 		}
 	}
-	if err := r.jumpTable(add); err != nil {
+	if err := c.keys(add); err != nil {
 		return nil, nil, err
 	}
-	if err := r.staticCalls(add); err != nil {
+	if err := c.calls(add); err != nil {
 		return nil, nil, err
 	}
-	if err := r.eachTraced(func(ip x86.VirtAddr, _ bool) { add(ip, siteTrace, 0) }); err != nil {
+	if err := c.traced(func(at x86.VirtAddr) { add(at, siteTrace, 0) }); err != nil {
 		return nil, nil, err
 	}
-	r.lockPrefixes(func(at x86.VirtAddr) { add(at, siteLock, 0) })
-	for sym := range r.k.Symbols.All() {
-		if patchedSymbol(sym.Name) {
-			add(sym.Addr, siteCall, 0)
-		}
-	}
+	c.others(add)
 	slices.SortStableFunc(sites, func(a, b patchSite) int { return int(a.off) - int(b.off) })
 	// Where two overlap, the first says more: branches come before calls.
-	end := uint32(0)
+	behind := uint32(0)
 	return slices.DeleteFunc(sites, func(s patchSite) bool {
-		if s.off < end {
+		if s.off < behind {
 			return true
 		}
-		end = s.off + uint32(s.n)
+		behind = s.off + uint32(s.n)
 		return false
 	}), half, nil
 }
@@ -191,19 +285,29 @@ func (r *Reader) jumpTable(f func(at x86.VirtAddr, kind siteKind, target x86.Vir
 		return err // a kernel without it, or one that doesn't tell of its data
 	}
 	table, at, err := r.table(start, "__stop___jump_table", jumpEntrySize)
+	eachKey(table, at, f)
+	return err
+}
+
+// eachKey calls f with each entry of a table of branches.
+func eachKey(table []byte, at x86.VirtAddr, f func(at x86.VirtAddr, kind siteKind, target x86.VirtAddr)) {
 	for ; len(table) > 0; table, at = table[jumpEntrySize:], at+jumpEntrySize {
 		f(relative(table, at), siteKey, relative(table[4:], at+4))
 	}
-	return err
 }
 
 // staticCalls calls f with each static call.
 func (r *Reader) staticCalls(f func(at x86.VirtAddr, kind siteKind, target x86.VirtAddr)) error {
 	table, at, err := r.table("__start_static_call_sites", "__stop_static_call_sites", callSiteSize)
+	eachCall(table, at, f)
+	return err
+}
+
+// eachCall calls f with each entry of a table of static calls.
+func eachCall(table []byte, at x86.VirtAddr, f func(at x86.VirtAddr, kind siteKind, target x86.VirtAddr)) {
 	for ; len(table) > 0; table, at = table[callSiteSize:], at+callSiteSize {
 		f(relative(table, at), siteCall, 0)
 	}
-	return err
 }
 
 // lockPrefixes calls f with each LOCK prefix that the kernel takes away while it has one
