@@ -46,7 +46,7 @@ const ModulesEvery = 10 * time.Second
 
 // Modules protects the code and the read-only data of loaded modules, with which
 // an attacker can do what he could with the kernel's own. The kernel patches them
-// as it does its own code. A module that is still being loaded is written by the
+// as it does its own code, and what that comes to is compared as there. A module that is still being loaded is written by the
 // kernel directly, so one is guarded once it is live.
 //
 // When a module is unloaded, its frames are soon somebody else's, while they are
