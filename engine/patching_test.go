@@ -349,7 +349,7 @@ func TestPatchedModule(t *testing.T) {
 			w.engine.FollowMovingForTest(7)
 			<-w.events.got // it is loaded
 			modules := func() engine.GuardStatus { return w.guardStatus(policy.GuardModules) }
-			at := x86.PhysAddr(moduleCode + 0x1234)
+			at := moduleCode + 0x1234
 			was := string(w.dom.Read(w.guest.PhysBase+at, 1))
 			w.poke(at, "\xcc")
 			w.at(time.Second)
