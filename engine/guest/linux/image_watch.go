@@ -31,6 +31,8 @@ type ImageWatch struct {
 	size  int
 	code  bool        // and not data, so that there may be kprobes in it
 	sites []patchSite // in order
+	// shared keeps those of a kernel's code for other guests with the same.
+	shared *[]patchSite
 	// ignored are not watched.
 	ignored []Range
 	seed    maphash.Seed
@@ -64,7 +66,12 @@ type ImageChange struct {
 func (r *Reader) WatchText() (*ImageWatch, error) {
 	r.tlb.Flush()
 	r.beginLook()
-	return r.watchCode(r.kernelCode())
+	w, err := r.watchCode(r.kernelCode())
+	if err == nil {
+		w.shared = shareSites(w.sites)
+		w.sites = *w.shared
+	}
+	return w, err
 }
 
 // WatchModule does so with the code of a module that is live; nil of one that has none.

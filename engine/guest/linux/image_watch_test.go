@@ -3,6 +3,8 @@ package linux
 import (
 	"encoding/binary"
 	"errors"
+	"runtime"
+	"slices"
 	"testing"
 
 	"github.com/xen-hvi/hvi/engine/guest/linux/linuxtest"
@@ -192,6 +194,30 @@ func TestImageWatchBegins(t *testing.T) {
 	if got := compareAll(t, w, r); len(got) != 1 || got[0].Addr != (b.Base+keyAt)&^(textLine-1) {
 		t.Errorf("a change behind the place: %+v", got)
 	}
+}
+
+// TestSharedSites has guests with the same places share them, and others not.
+func TestSharedSites(t *testing.T) {
+	a, b := []patchSite{{off: 1, n: 5}, {off: 9, n: 2, target: 7}}, []patchSite{{off: 1, n: 5}, {off: 9, n: 2, target: 8}}
+	other := shareSites(b)
+	func() { // what is known in here is not known when it ends
+		first, again := shareSites(a), shareSites(slices.Clone(a))
+		if first != again || first == other || (*other)[1].target != 8 {
+			t.Errorf("%p, %p and, with another target, %p: %+v", first, again, other, *other)
+		}
+		runtime.KeepAlive(first)
+	}()
+	runtime.GC()
+	runtime.GC()
+	shareSites([]patchSite{{off: 3}})
+	sharedSites.Lock()
+	defer sharedSites.Unlock()
+	for sum, of := range sharedSites.by {
+		if s := of.Value(); s != nil && slices.Equal(*s, a) {
+			t.Errorf("%#x: kept when no guest has them any more", sum)
+		}
+	}
+	runtime.KeepAlive(other)
 }
 
 // TestImageWatchRefresh asks the guest once which functions are traced, until it is
