@@ -38,7 +38,7 @@ const (
 	// A run of patches is over when there was none for patchGap; pages are opened when
 	// runPages have been patched in one. To switch static keys patches fewer.
 	patchGap = time.Second
-	runPages = 48
+	runPages = 32
 	// openFor is how long a page is open. The kernel goes three times over 256 places
 	// of some twenty pages before it goes on to the next.
 	openFor = 200 * time.Millisecond
@@ -46,6 +46,9 @@ const (
 	// maxOpen how many at a time.
 	openAhead = 64
 	maxOpen   = 512
+	// patchBudget bounds what one tick may take for comparing of a processor of dom0,
+	// which is a quarter of it. What is not done by then is the next tick's.
+	patchBudget = patchTick / 4
 )
 
 // patching follows what the kernel patches. It is the session goroutine's.
@@ -205,7 +208,7 @@ func (s *Session) followPatching(now time.Time) {
 		s.takePatched(now)
 		s.closePatched(now, func(o *patchedPage) bool { return now.Sub(o.opened) >= openFor })
 	}
-	until := time.Now().Add(scanBudget)
+	until := time.Now().Add(patchBudget)
 	ofModules := false
 	for gfn, o := range p.pages {
 		switch {
@@ -320,13 +323,13 @@ func (s *Session) isOpen(gfn x86.GFN) bool {
 	return o != nil && o.open
 }
 
-// closePatched closes those open pages that it is said of, and compares them.
+// closePatched closes those open pages that it is said of. They are to be compared now.
 func (s *Session) closePatched(now time.Time, which func(*patchedPage) bool) {
 	p := &s.patching
 	var gfns []x86.GFN
 	for gfn, o := range p.pages {
 		if o.open && which(o) {
-			o.open = false
+			o.open, o.due = false, now
 			p.open--
 			gfns = append(gfns, gfn)
 		}
@@ -338,20 +341,16 @@ func (s *Session) closePatched(now time.Time, which func(*patchedPage) bool) {
 	if err := s.permitPatched(gfns, p.armed.Watch.Access); err != nil && !s.gone() {
 		s.viewLost(p.armed.Guard.Name, err)
 	}
-	p.scan.scanner.Refresh()
-	for _, gfn := range gfns {
-		s.comparePatched(gfn, now)
-	}
 }
 
-// closePatchedFrame closes a page, if it is open, and compares it.
+// closePatchedFrame closes a page, if it is open.
 func (s *Session) closePatchedFrame(gfn x86.GFN) {
 	if o := s.patching.pages[gfn]; o != nil && o.open {
 		s.closePatched(s.now(), func(other *patchedPage) bool { return other == o })
 	}
 }
 
-// closeAllPatched closes all that are open, and compares them.
+// closeAllPatched closes all that are open.
 func (s *Session) closeAllPatched() {
 	s.closePatched(s.now(), func(*patchedPage) bool { return true })
 }

@@ -101,7 +101,7 @@ func (s textScanner) Compare(part int) ([]Change, error) {
 
 func (s textScanner) Accept(c Change) { s.watch.Accept(c.image) }
 
-func (s textScanner) Refresh() { s.watch.Refresh() }
+func (s textScanner) Refresh() { s.watch.Refresh(s.reader) }
 
 func (s textScanner) Undo(c Change, was *[x86.PageSize]byte) []linux.Bytes {
 	return s.watch.Undo(c.image, was)

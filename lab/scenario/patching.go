@@ -42,15 +42,22 @@ func (g *Guest) tracer(kind string) (time.Duration, error) {
 func (g *Guest) traceAll() (on, off time.Duration, err error) {
 	on, off = math.MaxInt64, math.MaxInt64
 	for range 2 {
-		d, err := g.tracer("function")
-		if err != nil {
-			return 0, 0, err
+		for _, kind := range []string{"function", "nop"} {
+			best := &on
+			if kind == "nop" {
+				best = &off
+			}
+			d, err := g.tracer(kind)
+			if err != nil {
+				return 0, 0, err
+			}
+			*best = min(*best, d)
+			st, err := g.Status()
+			if err != nil {
+				return 0, 0, err
+			}
+			g.t.Fact("counters."+kind, map[string]any{"seconds": d.Seconds(), "counters": st.Counters, "text": guardStatus(st, "kernel-text")})
 		}
-		on = min(on, d)
-		if d, err = g.tracer("nop"); err != nil {
-			return 0, 0, err
-		}
-		off = min(off, d)
 	}
 	return on, off, nil
 }

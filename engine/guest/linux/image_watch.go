@@ -40,10 +40,9 @@ type ImageWatch struct {
 	// odd are the places that were found to hold what they should not, as told
 	// before, by offset.
 	odd map[uint32][maxPatch]byte
-	// traced says of each place whether the guest's table has it traced, as read
-	// when that was first asked since [ImageWatch.Refresh]; told says that it was.
-	traced []bool
-	told   bool
+	// batches are those of the guest's table of functions that can be traced, as read
+	// when that was first asked since [ImageWatch.Refresh].
+	batches []traceBatch
 }
 
 // ImageChange is what is not as it was, and what no patch of the kernel's own
@@ -159,44 +158,34 @@ func (w *ImageWatch) digest(page *[x86.PageSize]byte, line int) uint32 {
 	return uint32(maphash.Bytes(w.seed, page[line*textLine:(line+1)*textLine]))
 }
 
-// sitesOf returns the places that have a byte in a page, and the index of the first.
-func (w *ImageWatch) sitesOf(page int) (first int, sites []patchSite) {
+// sitesOf returns the places that have a byte in a page.
+func (w *ImageWatch) sitesOf(page int) []patchSite {
 	from, to := uint32(page)<<x86.PageShift, uint32(page+1)<<x86.PageShift
-	first = sort.Search(len(w.sites), func(i int) bool { return w.sites[i].off+uint32(w.sites[i].n) > from })
+	first := sort.Search(len(w.sites), func(i int) bool { return w.sites[i].off+uint32(w.sites[i].n) > from })
 	last := sort.Search(len(w.sites), func(i int) bool { return w.sites[i].off >= to })
-	return first, w.sites[first:max(first, last)]
+	return w.sites[first:max(first, last)]
 }
 
-// Refresh forgets what was read of the guest for the comparisons so far and can change:
-// which functions are traced. It is read once for all comparisons until the next
-// Refresh.
-func (w *ImageWatch) Refresh() { w.told = false }
+// Refresh forgets what was read of the guest for the comparisons so far, beside what
+// they compare: what else there is of code. It is read once for all comparisons until
+// the next Refresh.
+func (w *ImageWatch) Refresh(r *Reader) {
+	r.beginLook()
+	w.batches = nil
+}
 
-// readTraced reads which functions are traced.
-func (w *ImageWatch) readTraced(r *Reader) error {
-	if w.told {
-		return nil
+// tracedIn returns which functions in a page are traced, as the guest's table says.
+func (w *ImageWatch) tracedIn(r *Reader, page int) (map[x86.VirtAddr]bool, error) {
+	if w.batches == nil {
+		var err error
+		if w.batches, err = r.traceBatches(); err != nil {
+			return nil, err
+		}
 	}
-	if w.traced == nil {
-		w.traced = make([]bool, len(w.sites))
-	}
-	clear(w.traced)
-	next := 0 // where the table, which is nearly in order, will go on
-	err := r.eachTraced(func(ip x86.VirtAddr, on bool) {
-		if !on || ip < w.start || ip-w.start >= x86.VirtAddr(w.size) {
-			return
-		}
-		off := uint32(ip - w.start)
-		if next >= len(w.sites) || w.sites[next].off != off {
-			next = sort.Search(len(w.sites), func(i int) bool { return w.sites[i].off >= off })
-		}
-		if next < len(w.sites) && w.sites[next].off == off {
-			w.traced[next] = true
-			next++
-		}
-	})
-	w.told = err == nil
-	return err
+	from := w.start + x86.VirtAddr(page)<<x86.PageShift
+	traced := map[x86.VirtAddr]bool{}
+	err := r.eachRecord(w.batches, from, from+x86.PageSize, func(ip x86.VirtAddr, on bool) { traced[ip] = on })
+	return traced, err
 }
 
 // mask clears what the kernel patches, and what is not watched.
@@ -208,8 +197,7 @@ func (w *ImageWatch) mask(page int, b *[x86.PageSize]byte) {
 			clear(b[from-va : to-va])
 		}
 	}
-	_, sites := w.sitesOf(page)
-	for _, s := range sites {
+	for _, s := range w.sitesOf(page) {
 		from, to := max(int(s.off)-base, 0), min(int(s.off)+int(s.n)-base, x86.PageSize)
 		clear(b[from:to])
 	}
@@ -220,7 +208,6 @@ func (w *ImageWatch) mask(page int, b *[x86.PageSize]byte) {
 // second later is no patch.
 func (w *ImageWatch) Compare(r *Reader, page int) ([]ImageChange, error) {
 	r.tlb.Flush()
-	r.beginLook()
 	va := w.start + x86.VirtAddr(page)<<x86.PageShift
 	// With the bytes behind it, for an instruction that goes beyond.
 	var text [x86.PageSize + maxPatch]byte
@@ -262,8 +249,8 @@ func (w *ImageWatch) changed(page int, text *[x86.PageSize + maxPatch]byte, mask
 func (w *ImageWatch) comparePatches(r *Reader, page int, text []byte) ([]ImageChange, error) {
 	var out []ImageChange
 	base := page << x86.PageShift
-	first, sites := w.sitesOf(page)
-	for i, s := range sites {
+	var traced map[x86.VirtAddr]bool
+	for _, s := range w.sitesOf(page) {
 		at := int(s.off) - base
 		if at < 0 || at+int(s.n) > len(text) {
 			continue // of the page before, or cut off by the end of all code
@@ -281,10 +268,13 @@ func (w *ImageWatch) comparePatches(r *Reader, page int, text []byte) ([]ImageCh
 		}
 		if right && s.kind == siteTrace && b[0] == 0xe8 {
 			// A call needs somebody who traces.
-			if err := w.readTraced(r); err != nil {
-				return out, err
+			if traced == nil {
+				var err error
+				if traced, err = w.tracedIn(r, page); err != nil {
+					return out, err
+				}
 			}
-			right = w.traced[first+i]
+			right = traced[va]
 		}
 		if right {
 			delete(w.odd, s.off)
@@ -350,8 +340,7 @@ func (w *ImageWatch) Undo(c ImageChange, was *[x86.PageSize]byte) []Bytes {
 	off := uint32(c.Addr - w.start)
 	at, page := int(off&x86.PageMask), int(off>>x86.PageShift)
 	if c.Patch {
-		_, sites := w.sitesOf(page)
-		for _, s := range sites {
+		for _, s := range w.sitesOf(page) {
 			if s.off != off || at+int(s.n) > x86.PageSize {
 				continue
 			}

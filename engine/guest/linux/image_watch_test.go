@@ -220,26 +220,59 @@ func TestSharedSites(t *testing.T) {
 	runtime.KeepAlive(other)
 }
 
-// TestImageWatchRefresh asks the guest once which functions are traced, until it is
-// told to do so again.
-func TestImageWatchRefresh(t *testing.T) {
+// TestTraced finds the functions of any stretch of code that can be traced, in a table of
+// several batches.
+func TestTraced(t *testing.T) {
+	const first, second, each = ftraceBatch, ftraceBatch + 0x800, 16
 	b := newTextGuest(t)
+	// One batch of 70 functions, 64 bytes apart, and behind it one of three.
+	record := func(at x86.VirtAddr, i int, ip x86.VirtAddr, flags uint64) {
+		b.pointer(b.Base+at+x86.VirtAddr(i*each), ip)
+		b.WriteUint64(b.Base+at+x86.VirtAddr(i*each)+8, flags)
+	}
+	var want []x86.VirtAddr
+	for i := range 70 {
+		ip := b.Base + x86.VirtAddr(64*i)
+		record(first, i, ip, uint64(i%2)*ftraceRecordEnabled)
+		want = append(want, ip)
+	}
+	for i := range 3 {
+		ip := b.Base + 0x4000 + x86.VirtAddr(64*i)
+		record(second, i, ip, ftraceRecordEnabled)
+		want = append(want, ip)
+	}
+	next := b.Base + ftracePages + 0x100
+	b.u32(b.Base+ftracePages+16+16, 70)
+	b.pointer(b.Base+ftracePages+16, next)
+	b.pointer(next, 0)
+	b.pointer(next+8, b.Base+second)
+	b.u32(next+16, 3)
 	r := b.reader()
-	w, err := r.WatchText()
-	if err != nil {
-		t.Fatal(err)
+	batches, err := r.traceBatches()
+	if err != nil || len(batches) != 2 {
+		t.Fatalf("%+v, %v", batches, err)
 	}
-	b.code(traceAt, call(traceAt, 0x1080)...)
-	if got := compareAll(t, w, r); len(got) != 1 {
-		t.Fatalf("before the table says so: %+v", got)
-	}
-	b.WriteUint64(b.Base+ftraceBatch+8, 1|ftraceRecordEnabled)
-	if got := compareAll(t, w, r); len(got) != 1 {
-		t.Errorf("with what the table said before: %+v", got)
-	}
-	w.Refresh()
-	if got := compareAll(t, w, r); len(got) != 0 {
-		t.Errorf("with what it says now: %+v", got)
+	for from := b.Base; from < b.Base+0x5000; from += 0x3a0 {
+		for _, size := range []x86.VirtAddr{1, 0x40, 0x1000, 0x5000} {
+			var expected, got []x86.VirtAddr
+			for _, ip := range want {
+				if ip >= from && ip < from+size {
+					expected = append(expected, ip)
+				}
+			}
+			on := 0
+			if err := r.eachRecord(batches, from, from+size, func(ip x86.VirtAddr, traced bool) {
+				got = append(got, ip)
+				if traced {
+					on++
+				}
+			}); err != nil {
+				t.Fatal(err)
+			}
+			if !slices.Equal(got, expected) || len(got) > 4 && (on == 0 || on > len(got)/2+4) {
+				t.Fatalf("from %v, %#x bytes: %v, %d traced, want %v", from, uint64(size), got, on, expected)
+			}
+		}
 	}
 }
 

@@ -30,7 +30,7 @@ func TestImagesText(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			var sites [3]int
+			var sites [4]int
 			branch, call := w.sites[0], w.sites[0]
 			for _, s := range w.sites {
 				sites[s.kind]++
@@ -41,7 +41,7 @@ func TestImagesText(t *testing.T) {
 					call = s
 				}
 			}
-			t.Logf("%d pages; branches, calls, traced functions: %v", w.Pages(), sites)
+			t.Logf("%d pages; branches, calls, traced functions, prefixes: %v", w.Pages(), sites)
 			if sites[siteKey] < 1000 || sites[siteCall] < 100 {
 				t.Errorf("too few places that the kernel patches: %v", sites)
 			}

@@ -2,9 +2,11 @@ package linux
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"slices"
+	"sort"
 	"strings"
 
 	"github.com/xen-hvi/hvi/engine/x86"
@@ -64,6 +66,9 @@ const (
 	jumpEntrySize  = 16 // struct jump_entry: s32 code, s32 target, s64 key
 	callSiteSize   = 8  // struct static_call_site: s32 addr, s32 key
 	lockSize       = 4  // s32
+	// recordsAtOnce is how many records of functions are read at a time: as many as a
+	// page of code has, and some.
+	recordsAtOnce = 32
 )
 
 // ftraceRecordEnabled is FTRACE_FL_ENABLED (include/linux/ftrace.h): the function
@@ -350,45 +355,113 @@ func (r *Reader) table(start, stop string, entry int) ([]byte, x86.VirtAddr, err
 	return b, from, nil
 }
 
-// eachTraced calls f with each function that can be traced, modules' included,
-// and whether it is. It does nothing for a kernel that is built without.
-func (r *Reader) eachTraced(f func(ip x86.VirtAddr, enabled bool)) error {
+// traceBatch are functions that can be traced, in the order of their addresses: the
+// kernel itself looks for one by that.
+type traceBatch struct {
+	records     x86.VirtAddr
+	n           int
+	first, last x86.VirtAddr
+}
+
+// traceBatches returns all batches, those of modules included; none of a kernel that is
+// built without.
+func (r *Reader) traceBatches() ([]traceBatch, error) {
 	const start = "ftrace_pages_start"
 	o, rec := &r.k.Offsets.FtracePage, &r.k.Offsets.FtraceRecord
 	head, err := r.variable(start)
 	if err != nil {
-		return nil
+		return nil, nil
 	}
 	if err := need("ftrace_page.next", o.Next, "ftrace_page.records", o.Records, "ftrace_page.index", o.Index,
 		"dyn_ftrace.ip", rec.IP, "dyn_ftrace.flags", rec.Flags); err != nil {
-		return err
+		return nil, err
 	}
 	page, err := r.as.ReadPointer(head)
 	if err != nil {
-		return &ReadError{What: start, Err: err}
+		return nil, &ReadError{What: start, Err: err}
 	}
-	var p, batch object
+	var out []traceBatch
+	var p object
 	sites := 0
 	for n := 0; page != 0; n++ {
 		if n >= maxFtracePages {
-			return tooMany(start, maxFtracePages)
+			return nil, tooMany(start, maxFtracePages)
 		}
 		if err := r.read(&p, page, o.Size); err != nil {
-			return &ReadError{What: start, Err: err}
+			return nil, &ReadError{What: start, Err: err}
 		}
 		used := int(p.u32(o.Index))
 		if sites += used; used < 0 || used*rec.Size > maxStructure || sites > maxTraceSites {
-			return &ReadError{What: "ftrace_page.index", Got: fmt.Sprint(used), Err: ErrImplausible}
+			return nil, &ReadError{What: "ftrace_page.index", Got: fmt.Sprint(used), Err: ErrImplausible}
 		}
 		if used > 0 {
-			if err := r.read(&batch, p.pointer(o.Records), used*rec.Size); err != nil {
-				return &ReadError{What: "ftrace_page.records", Err: err}
+			b := traceBatch{records: p.pointer(o.Records), n: used}
+			if b.first, err = r.recordIP(b, 0); err == nil {
+				b.last, err = r.recordIP(b, used-1)
 			}
-		}
-		for i := range used {
-			f(batch.pointer(i*rec.Size+rec.IP), batch.u64(i*rec.Size+rec.Flags)&ftraceRecordEnabled != 0)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, b)
 		}
 		page = p.pointer(o.Next)
 	}
+	return out, nil
+}
+
+// recordIP is where the function of a record is.
+func (r *Reader) recordIP(b traceBatch, i int) (x86.VirtAddr, error) {
+	rec := &r.k.Offsets.FtraceRecord
+	ip, err := r.as.ReadPointer(b.records + x86.VirtAddr(i*rec.Size+rec.IP))
+	if err != nil {
+		return 0, &ReadError{What: "ftrace_page.records", Err: err}
+	}
+	return ip, nil
+}
+
+// eachRecord calls f with the functions of batches in [from, to) that can be traced, and
+// whether each is.
+func (r *Reader) eachRecord(batches []traceBatch, from, to x86.VirtAddr, f func(ip x86.VirtAddr, on bool)) error {
+	rec := &r.k.Offsets.FtraceRecord
+	for _, b := range batches {
+		if b.last < from || b.first >= to {
+			continue
+		}
+		var failed error
+		begin := sort.Search(b.n, func(i int) bool {
+			ip, err := r.recordIP(b, i)
+			failed = cmp.Or(failed, err)
+			return ip >= from
+		})
+		if failed != nil {
+			return failed
+		}
+		var some object
+		for i := begin; i < b.n; {
+			n := min(b.n-i, recordsAtOnce)
+			if err := r.read(&some, b.records+x86.VirtAddr(i*rec.Size), n*rec.Size); err != nil {
+				return &ReadError{What: "ftrace_page.records", Err: err}
+			}
+			for j := range n {
+				ip := some.pointer(j*rec.Size + rec.IP)
+				if ip >= to {
+					i = b.n
+					break
+				}
+				f(ip, some.u64(j*rec.Size+rec.Flags)&ftraceRecordEnabled != 0)
+			}
+			i += n
+		}
+	}
 	return nil
+}
+
+// eachTraced calls f with each function that can be traced, modules' included, and
+// whether it is. It does nothing for a kernel that is built without.
+func (r *Reader) eachTraced(f func(ip x86.VirtAddr, enabled bool)) error {
+	batches, err := r.traceBatches()
+	if err != nil {
+		return err
+	}
+	return r.eachRecord(batches, 0, ^x86.VirtAddr(0), f)
 }

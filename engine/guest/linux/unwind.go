@@ -20,15 +20,25 @@ type OrcOffsets struct {
 	End      Bits `c:"end"`
 }
 
-// Registers that a frame's place is told from, ORC_REG_* (arch/x86/include/asm/
-// orc_types.h). The other ones are for where the kernel changes its stack, and end
-// the unwinding.
-const (
-	orcUndefined = 0
-	orcPrevSP    = 1
-	orcBP        = 4
-	orcSP        = 5
+// orcNumbers are the numbers of the registers that a frame's place is told from, which
+// were changed once. The other registers are for where the kernel changes its stack, and
+// end the unwinding.
+type orcNumbers struct{ sp, bp, prevSP uint32 }
+
+var (
+	// orcNumbersOld are ORC_REG_* of arch/x86/include/asm/orc_types.h, orcNumbersNew
+	// those that a Debian 7.2 has.
+	orcNumbersOld = orcNumbers{sp: 5, bp: 4, prevSP: 1}
+	orcNumbersNew = orcNumbers{sp: 3, bp: 4, prevSP: 8}
 )
+
+// orcUndefined is none of them.
+const orcUndefined = 0
+
+// orcSamples is how many entries are looked at to tell which numbers a kernel has: in
+// nearly all of them the frame is found from the stack pointer, and in hardly any from
+// the register that has its number in the other ones.
+const orcSamples = 64
 
 // What a frame is.
 type orcType uint8
@@ -70,7 +80,11 @@ const maxOrc = 1 << 23
 // changes its stack; whole says that the outermost call was reached, so that there are
 // no more. All of it is what the guest says; it ends in any case.
 func (k *Kernel) Unwind(regs *x86.Registers, stack []byte, most int) (calls []x86.VirtAddr, whole bool) {
-	u := unwinder{k: k, stack: stack, base: regs.RSP, ip: regs.RIP, sp: regs.RSP, bp: regs.RBP, exact: true}
+	reg, err := k.orcRegisters()
+	if err != nil {
+		return nil, false
+	}
+	u := unwinder{k: k, reg: reg, stack: stack, base: regs.RSP, ip: regs.RIP, sp: regs.RSP, bp: regs.RBP, exact: true}
 	for len(calls) < most {
 		end, err := u.step()
 		if err != nil || end {
@@ -84,6 +98,7 @@ func (k *Kernel) Unwind(regs *x86.Registers, stack []byte, most int) (calls []x8
 // unwinder stands in one frame.
 type unwinder struct {
 	k     *Kernel
+	reg   orcNumbers
 	stack []byte
 	base  uint64 // where that lies
 
@@ -116,8 +131,8 @@ func (u *unwinder) step() (end bool, err error) {
 	}
 	frame := u.sp
 	switch e.spReg {
-	case orcSP:
-	case orcBP:
+	case u.reg.sp:
+	case u.reg.bp:
 		frame = u.bp
 	default:
 		return false, errUnwind
@@ -157,9 +172,9 @@ func (u *unwinder) step() (end bool, err error) {
 	}
 	switch e.bpReg {
 	case orcUndefined:
-	case orcPrevSP, orcBP:
+	case u.reg.prevSP, u.reg.bp:
 		from := frame
-		if e.bpReg == orcBP {
+		if e.bpReg == u.reg.bp {
 			from = was.bp
 		}
 		if u.bp, err = u.word(from + uint64(int64(e.bpOffset))); err != nil {
@@ -180,13 +195,11 @@ func (k *Kernel) orcOf(ip x86.VirtAddr) (orcEntry, error) {
 		return orcEntry{}, errUnwind
 	}
 	if ip >= k.TextStart && ip < k.TextEnd {
-		ips, ok := k.Lookup("__start_orc_unwind_ip")
-		end, ok2 := k.Lookup("__stop_orc_unwind_ip")
-		entries, ok3 := k.Lookup("__start_orc_unwind")
-		if !ok || !ok2 || !ok3 || end < ips {
-			return orcEntry{}, errUnwind
+		ips, entries, n, err := k.orcTable()
+		if err != nil {
+			return orcEntry{}, err
 		}
-		return k.orcIn(ips, entries, uint64(end-ips)/4, ip)
+		return k.orcIn(ips, entries, n, ip)
 	}
 	o := &k.Offsets.Module
 	mod, _ := k.moduleOf(ip)
@@ -201,6 +214,43 @@ func (k *Kernel) orcOf(ip x86.VirtAddr) (orcEntry, error) {
 		}
 	}
 	return k.orcIn(x86.VirtAddr(table[0]), x86.VirtAddr(table[1]), table[2]&0xffff_ffff, ip)
+}
+
+// orcTable is the kernel's own: where each of its n entries begins, and the entries.
+func (k *Kernel) orcTable() (ips, entries x86.VirtAddr, n uint64, err error) {
+	ips, ok := k.Lookup("__start_orc_unwind_ip")
+	end, ok2 := k.Lookup("__stop_orc_unwind_ip")
+	entries, ok3 := k.Lookup("__start_orc_unwind")
+	if n = uint64(end-ips) / 4; !ok || !ok2 || !ok3 || end <= ips || n == 0 || n > maxOrc {
+		return 0, 0, 0, errUnwind
+	}
+	return ips, entries, n, nil
+}
+
+// orcRegisters tells by the kernel's table which numbers its registers have.
+func (k *Kernel) orcRegisters() (orcNumbers, error) {
+	_, entries, n, err := k.orcTable()
+	o := &k.Offsets.Orc
+	if err != nil || o.Size < 6 || o.Size > 16 || o.SPReg.Offset < 0 {
+		return orcNumbers{}, errUnwind
+	}
+	raw := object{b: make([]byte, o.Size)}
+	olds, news := 0, 0
+	for i := range uint64(orcSamples) {
+		if err := k.as.Read(entries+x86.VirtAddr(i*n/orcSamples)*x86.VirtAddr(o.Size), raw.b); err != nil {
+			return orcNumbers{}, err
+		}
+		switch raw.bits(o.SPReg) {
+		case orcNumbersOld.sp:
+			olds++
+		case orcNumbersNew.sp:
+			news++
+		}
+	}
+	if news > olds {
+		return orcNumbersNew, nil
+	}
+	return orcNumbersOld, nil
 }
 
 // orcIn looks an instruction up in a table of n entries: where each begins, relative to

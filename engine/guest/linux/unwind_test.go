@@ -60,7 +60,11 @@ func TestUnwind(t *testing.T) {
 		leaf, framed, handler, interrupted, first = 0x1000, 0x1100, 0x1200, 0x1300, 0x1400
 		stackAt                                   = 0xffffc90000000000
 	)
-	for _, old := range []bool{true, false} {
+	for _, c := range []struct {
+		old bool
+		reg orcNumbers
+	}{{true, orcNumbersOld}, {false, orcNumbersOld}, {false, orcNumbersNew}} {
+		old, orcSP, orcBP, orcPrevSP := c.old, int(c.reg.sp), int(c.reg.bp), int(c.reg.prevSP)
 		call, regs, end := 2, 3, orcLine{at: first, kind: 1}
 		if old {
 			call, regs, end = 0, 1, orcLine{at: first, end: true}
@@ -89,7 +93,7 @@ func TestUnwind(t *testing.T) {
 		})
 		got, whole := k.Unwind(&r, stack, 100)
 		if !whole || fmt.Sprint(got) != want {
-			t.Errorf("old %v: %v, whole %v, want %v", old, got, whole, want)
+			t.Errorf("%+v: %v, whole %v, want %v", c, got, whole, want)
 		}
 		if got, whole := k.Unwind(&r, stack, 2); whole || len(got) != 2 {
 			t.Errorf("two of them: %v, whole %v", got, whole)
@@ -119,6 +123,7 @@ func TestUnwind(t *testing.T) {
 
 // FuzzUnwind unwinds with tables, a stack and registers that a guest has made up.
 func FuzzUnwind(f *testing.F) {
+	orcSP, orcBP, orcPrevSP := int(orcNumbersOld.sp), int(orcNumbersOld.bp), int(orcNumbersOld.prevSP)
 	lines := []orcLine{{at: 0x1000, spReg: orcSP, spOff: 8, kind: 2}, {at: 0x1100, spReg: orcBP, spOff: 16, bpReg: orcPrevSP, bpOff: -16, kind: 3}, {at: 0x1200, kind: 1}}
 	g, k := newOrcGuest(f, false, lines...)
 	f.Add([]byte{1, 2, 3}, uint16(0), []byte{4, 5, 6, 7, 8, 9, 10, 11}, uint64(0x1010), uint64(0), uint64(8))
