@@ -56,6 +56,9 @@ func (g *Guest) traceAll() (on, off time.Duration, err error) {
 			if err != nil {
 				return 0, 0, err
 			}
+			if st.State != control.StateProtecting {
+				continue
+			}
 			g.t.Fact("counters."+kind, map[string]any{"seconds": d.Seconds(), "counters": st.Counters, "text": guardStatus(st, "kernel-text")})
 		}
 	}
@@ -80,7 +83,17 @@ func patching(t *T, altp2m string) error {
 	if _, err := g.Run("mount -t tracefs none " + tracing + "; echo 0 >" + tracing + "tracing_on"); err != nil {
 		return err
 	}
-	before, err := g.Status()
+	if err := t.HVICtl(nil, "detach", g.Name); err != nil {
+		return err
+	}
+	freeOn, freeOff, err := g.traceAll()
+	if err != nil {
+		return err
+	}
+	if err := t.HVICtl(nil, "attach", g.Name); err != nil {
+		return err
+	}
+	before, err := g.WaitState(protectLimit, control.StateProtecting)
 	if err != nil {
 		return err
 	}
@@ -98,19 +111,6 @@ func patching(t *T, altp2m string) error {
 	t.Fact("writes_seen", is.Passed-was.Passed)
 	t.Fact("pages", map[string]uint64{"opened": after.Counters.Opened, "compared": after.Counters.Compared})
 
-	if err := g.attackedWhilePatched(); err != nil {
-		return err
-	}
-	if err := g.attackedByPatching(); err != nil {
-		return err
-	}
-	if err := t.HVICtl(nil, "detach", g.Name); err != nil {
-		return err
-	}
-	freeOn, freeOff, err := g.traceAll()
-	if err != nil {
-		return err
-	}
 	for _, x := range []struct {
 		what      string
 		with, out time.Duration
@@ -122,6 +122,12 @@ func patching(t *T, altp2m string) error {
 			"ratio":             math.Round(ratio*100) / 100,
 		})
 		t.Check(ratio <= maxPatching, "to switch the tracer %s takes %.2f times as long as without hvi", x.what, ratio)
+	}
+	if err := g.attackedWhilePatched(); err != nil {
+		return err
+	}
+	if err := g.attackedByPatching(); err != nil {
+		return err
 	}
 	return g.Shutdown()
 }

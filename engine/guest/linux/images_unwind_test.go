@@ -37,6 +37,9 @@ func TestImagesUnwind(t *testing.T) {
 				// What __switch_to_asm pushes (struct inactive_task_frame).
 				frame := readWords(t, k, at, 7)
 				regs := x86.Registers{RIP: frame[6] - 1, RBP: frame[5], RSP: uint64(at) + 7*8}
+				if _, off, _ := k.Symbolize(x86.VirtAddr(frame[6])); off == 0 {
+					regs.RIP++ // it was just made, and has called nothing
+				}
 				// As much as there is up to the end of the stack, which is aligned to its
 				// size of 16 KiB.
 				stack := make([]byte, 0x4000-(regs.RSP&0x3fff))
@@ -44,8 +47,11 @@ func TestImagesUnwind(t *testing.T) {
 					t.Fatal(err)
 				}
 				found, whole := k.Unwind(&regs, stack, 100)
-				if !whole || len(found) < 3 {
+				if !whole || len(found) < 3 && regs.RIP != frame[6] {
 					t.Errorf("%s: %d calls, whole %v: %v", p.Comm, len(found), whole, named(k, found))
+					continue
+				}
+				if len(found) == 0 {
 					continue
 				}
 				first, _, _ := k.Symbolize(found[len(found)-1] - 1)
