@@ -27,8 +27,8 @@ func TestImagesUnwind(t *testing.T) {
 			}
 			slept, calls := 0, 0
 			for _, p := range list.Items {
-				if p.State == "R" || p.Task == running.Addr {
-					continue // or about to sleep
+				if p.State == "R" || p.State == "Z" || p.Task == running.Addr {
+					continue // or about to sleep; a dead one has no stack
 				}
 				at, err := k.as.ReadPointer(p.Task + x86.VirtAddr(sp))
 				if err != nil {
@@ -48,7 +48,7 @@ func TestImagesUnwind(t *testing.T) {
 				}
 				found, whole := k.Unwind(&regs, stack, 100)
 				if !whole || len(found) < 3 && regs.RIP != frame[6] {
-					t.Errorf("%s: %d calls, whole %v: %v", p.Comm, len(found), whole, named(k, found))
+					t.Errorf("%s in state %s: %d calls, whole %v: %v, from %v", p.Comm, p.State, len(found), whole, named(k, found), named(k, []x86.VirtAddr{x86.VirtAddr(frame[6])}))
 					continue
 				}
 				if len(found) == 0 {
