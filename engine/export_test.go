@@ -71,10 +71,7 @@ func (e *Engine) FollowPatchingForTest(id xen.DomID, now time.Time, run bool) {
 	s := e.byID(id).current()
 	s.do(func() {
 		if run {
-			for i := range runPages {
-				s.patching.run[-1-i] = struct{}{}
-			}
-			s.patching.last = now
+			s.patching.row, s.patching.last = true, now
 		}
 		s.now = func() time.Time { return now }
 		s.followPatching(now)

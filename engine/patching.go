@@ -35,10 +35,12 @@ const (
 	// have in the middle of a patch.
 	patchRest = time.Second
 	mostRest  = 10 * time.Second
-	// A run of patches is over when there was none for patchGap; pages are opened when
-	// runPages have been patched in one. To switch static keys patches fewer.
+	// A run of patches is over when there was none for patchGap. Pages are opened when
+	// rowPages that follow each other have been patched in one: whoever patches all
+	// functions does so in order, 256 of some twenty pages at first, while static keys
+	// are here and there.
 	patchGap = time.Second
-	runPages = 32
+	rowPages = 16
 	// openFor is how long a page is open. The kernel goes three times over 256 places
 	// of some twenty pages before it goes on to the next.
 	openFor = 200 * time.Millisecond
@@ -71,10 +73,11 @@ type patching struct {
 	// pages are those that were patched or opened and are not known to be right since.
 	pages map[x86.GFN]*patchedPage
 	open  int // how many of them are open
-	// run are the pages that were patched in this run, the last of them at last; front
-	// is the foremost.
+	// run are the pages that were patched in this run, the last of them at last; row
+	// says that many of them follow each other, and front is the foremost.
 	run   map[int]struct{}
 	last  time.Time
+	row   bool
 	front int
 	// eager says that the last pages were opened, so that there are few events.
 	eager bool
@@ -173,8 +176,23 @@ func (s *Session) patchingDue() <-chan time.Time {
 	return s.patching.timer.C
 }
 
-// running reports whether page after page is being patched.
-func (p *patching) running() bool { return len(p.run) >= runPages && !p.closed }
+// patchedInRow takes in a page of this run, and whether it makes a row with others.
+func (p *patching) patchedInRow(page int) {
+	if _, known := p.run[page]; known {
+		return
+	}
+	p.run[page] = struct{}{}
+	n := 1
+	for _, step := range []int{-1, 1} {
+		for at := page + step; n < rowPages; at += step {
+			if _, too := p.run[at]; !too {
+				break
+			}
+			n++
+		}
+	}
+	p.row = p.row || n >= rowPages
+}
 
 // wakePatching has followPatching called at the next tick, if there is anything to see
 // to.
@@ -234,17 +252,18 @@ func (s *Session) takePatched(now time.Time) {
 	p.eager = false
 	if now.Sub(p.last) > patchGap {
 		clear(p.run)
-		p.front = 0
+		p.row, p.front = false, 0
 	}
 	var pages []int
 	p.patched.Take(func(page int) { pages = append(pages, page) })
 	for _, page := range pages {
-		p.run[page], p.last = struct{}{}, now
+		p.patchedInRow(page)
+		p.last = now
 		if gfn, ok := p.patched.Frame(page); ok {
 			s.patchedPage(gfn, p.scan, page, now).rest(now)
 		}
 	}
-	if !p.running() {
+	if !p.row || p.closed {
 		return
 	}
 	patched := len(pages)
@@ -323,13 +342,14 @@ func (s *Session) isOpen(gfn x86.GFN) bool {
 	return o != nil && o.open
 }
 
-// closePatched closes those open pages that it is said of. They are to be compared now.
+// closePatched closes those open pages that it is said of. They are compared when the
+// kernel, which may be in the middle of them, has left them alone.
 func (s *Session) closePatched(now time.Time, which func(*patchedPage) bool) {
 	p := &s.patching
 	var gfns []x86.GFN
 	for gfn, o := range p.pages {
 		if o.open && which(o) {
-			o.open, o.due = false, now
+			o.open, o.due = false, now.Add(patchRest)
 			p.open--
 			gfns = append(gfns, gfn)
 		}

@@ -170,6 +170,7 @@ func (w *ImageWatch) sitesOf(page int) []patchSite {
 // they compare: what else there is of code. It is read once for all comparisons until
 // the next Refresh.
 func (w *ImageWatch) Refresh(r *Reader) {
+	r.tlb.Flush()
 	r.beginLook()
 	w.batches = nil
 }
@@ -203,11 +204,11 @@ func (w *ImageWatch) mask(page int, b *[x86.PageSize]byte) {
 	}
 }
 
-// Compare returns what has changed in a page, page being below [ImageWatch.Pages].
+// Compare returns what has changed in a page, page being below [ImageWatch.Pages]. Of a
+// guest that runs, [ImageWatch.Refresh] is called before each lot of comparisons.
 // A guest that runs may be patching it at this very moment: what is still there a
 // second later is no patch.
 func (w *ImageWatch) Compare(r *Reader, page int) ([]ImageChange, error) {
-	r.tlb.Flush()
 	va := w.start + x86.VirtAddr(page)<<x86.PageShift
 	// With the bytes behind it, for an instruction that goes beyond.
 	var text [x86.PageSize + maxPatch]byte
@@ -228,7 +229,7 @@ func (w *ImageWatch) Compare(r *Reader, page int) ([]ImageChange, error) {
 		at := line * textLine
 		out = append(out, ImageChange{Addr: va + x86.VirtAddr(at), Now: slices.Clone(text[at : at+textLine])})
 	}
-	patches, err := w.comparePatches(r, page, text[:n])
+	patches, err := w.comparePatches(r, page, text[:n], len(changed) > 0)
 	return append(out, patches...), err
 }
 
@@ -245,26 +246,29 @@ func (w *ImageWatch) changed(page int, text *[x86.PageSize + maxPatch]byte, mask
 	return out
 }
 
-// comparePatches looks at the places that the kernel patches.
-func (w *ImageWatch) comparePatches(r *Reader, page int, text []byte) ([]ImageChange, error) {
+// comparePatches looks at the places that the kernel patches. clean says that what
+// kprobes have displaced is in the copy of the page already.
+func (w *ImageWatch) comparePatches(r *Reader, page int, text []byte, clean bool) ([]ImageChange, error) {
 	var out []ImageChange
-	base := page << x86.PageShift
 	var traced map[x86.VirtAddr]bool
+	base := page << x86.PageShift
+	pageVA := w.start + x86.VirtAddr(base)
 	for _, s := range w.sitesOf(page) {
 		at := int(s.off) - base
 		if at < 0 || at+int(s.n) > len(text) {
 			continue // of the page before, or cut off by the end of all code
 		}
 		b := text[at : at+int(s.n)]
-		va := w.start + x86.VirtAddr(s.off)
-		right, to := w.patchRight(r, s, b, va)
+		va := pageVA + x86.VirtAddr(at)
 		var now [maxPatch]byte
 		copy(now[:], b)
-		if !right {
-			if err := r.undoKprobes(va, b); err != nil {
+		right := w.patchRight(r, s, b, va)
+		if !right && !clean {
+			if err := r.undoKprobes(pageVA, text); err != nil {
 				return out, err
 			}
-			right, _ = w.patchRight(r, s, b, va)
+			clean = true
+			right = w.patchRight(r, s, b, va)
 		}
 		if right && s.kind == siteTrace && b[0] == 0xe8 {
 			// A call needs somebody who traces.
@@ -283,31 +287,39 @@ func (w *ImageWatch) comparePatches(r *Reader, page int, text []byte) ([]ImageCh
 		if told, ok := w.odd[s.off]; ok && told == now {
 			continue
 		}
-		out = append(out, ImageChange{Addr: va, Now: slices.Clone(now[:s.n]), Patch: true, To: to})
+		out = append(out, ImageChange{Addr: va, Now: slices.Clone(now[:s.n]), Patch: true, To: w.patchLeads(r, s, now, va)})
 	}
 	return out, nil
 }
 
-// patchRight says whether an instruction is one that the kernel puts at a place,
-// and where it leads.
-func (w *ImageWatch) patchRight(r *Reader, s patchSite, b []byte, va x86.VirtAddr) (bool, report.Place) {
+// patchRight says whether an instruction is one that the kernel puts at a place.
+func (w *ImageWatch) patchRight(r *Reader, s patchSite, b []byte, va x86.VirtAddr) bool {
 	var whole [maxPatch]byte
 	copy(whole[:], b)
 	if s.kind == siteLock {
-		return isLock(b[0]), report.Place{In: report.InNothing}
+		return isLock(b[0])
 	}
 	if s.length(whole[:]) != s.n {
-		return false, report.Place{In: report.InNothing}
+		return false
 	}
 	target, leads := goesTo(whole[:], va)
-	if !leads {
-		return true, report.Place{In: report.InNothing}
+	switch {
+	case !leads:
+		return true
+	case s.kind == siteKey:
+		return target == w.start+x86.VirtAddr(s.target)
+	case target >= r.k.TextStart && target < r.k.TextEnd:
+		return true // without asking which function it is
 	}
-	if s.kind == siteKey {
-		return target == w.start+x86.VirtAddr(s.target), r.place(target)
+	return r.place(target).In.Code()
+}
+
+// patchLeads says where an instruction leads that does not belong at a place.
+func (w *ImageWatch) patchLeads(r *Reader, s patchSite, b [maxPatch]byte, va x86.VirtAddr) report.Place {
+	if target, leads := goesTo(b[:], va); leads && s.kind != siteLock && s.length(b[:]) == s.n {
+		return r.place(target)
 	}
-	p := r.place(target)
-	return p.In.Code(), p
+	return report.Place{In: report.InNothing}
 }
 
 // Accept takes a change for known, so that it is not told again.
