@@ -11,11 +11,12 @@ VERSION ?=
 # Beside them, on demand: the same roads on the other processor (package-xl-intel,
 # package-libvirt-intel, xl-roads-intel, xl-roads-amd), parts of those
 # (package-units, package-metadata-intel), and what takes long by itself: tiers-amd,
-# package-upgrade, idle, engine-failure, xenstored-restarted,
+# package-upgrade, idle, engine-failure, xenstored-restarted, toolstack-killed,
+# soak-mixed and soak-mixed-intel, half an hour of everything at once,
 # breakpoints with ten times the hits, xl-coredump-whole, attacks with its
 # siblings attacks-next, -access and -amd, healthy with -old, -middle, -next, -long and
 # -next-long, looks-intel, looks-amd, slowdown,
-# engine-killed and engine-killed-amd with ten times the kills,
+# engine-killed and engine-killed-amd with more ways to die, and five times each,
 # linux-matrix and linux-hidden, which take each kernel's memory, linux-live, which
 # reads a guest that works, without Xen, linux-rest-xen and -next, which
 # read one at rest under Xen, linux-live-xen and -next, which read one that works,
