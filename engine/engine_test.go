@@ -51,6 +51,7 @@ type world struct {
 	xen       *xentest.Hypervisor
 	host      *xen.Host
 	guest     *linuxtest.Guest
+	spec      xentest.Spec // of dom
 	dom       *xentest.Domain
 	info      xen.DomainInfo
 	engine    *engine.Engine
@@ -115,20 +116,9 @@ func newWorldOf(t *testing.T, guest linuxtest.Config, cfg xentest.Config, spec x
 	if spec.Type == xen.PV && !spec.NoHAP {
 		spec.Type = xen.PVH
 	}
-	w.dom = w.xen.AddDomain(spec)
-	w.copyMemory()
-	early := w.guest.Regs[0]
-	early.LSTAR, early.RIP = 0, 0x1000200
-	w.dom.SetRegisters(0, early)
-
+	w.spec = spec
+	w.build()
 	var err error
-	if w.host, err = w.xen.Host(); err != nil {
-		t.Fatal(err)
-	}
-	w.layout = w.host.Layout()
-	if w.info, err = w.host.Domain(7); err != nil {
-		t.Fatal(err)
-	}
 	if w.known.Cache, err = linux.OpenCache(t.TempDir(), func(err error) { t.Error(err) }); err != nil {
 		t.Fatal(err)
 	}
@@ -145,6 +135,25 @@ func newWorldOf(t *testing.T, guest linuxtest.Config, cfg xentest.Config, spec x
 		w.known.Cache.Close()
 	})
 	return w
+}
+
+// build has the toolstack build the domain, and Xen be opened.
+func (w *world) build() {
+	w.t.Helper()
+	w.dom = w.xen.AddDomain(w.spec)
+	w.copyMemory()
+	early := w.guest.Regs[0]
+	early.LSTAR, early.RIP = 0, 0x1000200
+	w.dom.SetRegisters(0, early)
+
+	var err error
+	if w.host, err = w.xen.Host(); err != nil {
+		w.t.Fatal(err)
+	}
+	w.layout = w.host.Layout()
+	if w.info, err = w.host.Domain(7); err != nil {
+		w.t.Fatal(err)
+	}
 }
 
 // hypervisor is the fake Xen, of which a test may want a word first.

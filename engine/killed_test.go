@@ -33,10 +33,22 @@ type life func(l *living)
 // living is one run of a life, with a hvid of its own.
 type living struct {
 	*world
-	died <-chan struct{}
+	died <-chan struct{} // closed when it, or the guest, is no more
 
 	mu   sync.Mutex
 	over bool // the guest makes no more events of its own
+}
+
+// must reports what failed, unless something has come between.
+func (l *living) must(err error) {
+	l.t.Helper()
+	select {
+	case <-l.died:
+	default:
+		if err != nil {
+			l.t.Error(err)
+		}
+	}
 }
 
 // running has hvi attach to a guest that runs, protect it, and let go.
@@ -44,21 +56,15 @@ func running(l *living) {
 	l.engine.Gate(l.info, true)
 	l.engine.Appeared(l.info, "web")
 	l.event(abi.VMEventReasonMovToMSR, 0)
-	if err := l.engine.Detach(l.t.Context(), 7); err != nil {
-		l.t.Error(err)
-	}
+	l.must(l.engine.Detach(l.t.Context(), 7))
 }
 
 // breaking does the same with breakpoints, in a third view.
 func breaking(l *living) {
 	l.engine.Gate(l.info, true)
 	l.engine.Appeared(l.info, "web")
-	if err := l.engine.SetBreakpoint(l.t.Context(), 7, where, true); err != nil {
-		l.t.Error(err)
-	}
-	if err := l.engine.Detach(l.t.Context(), 7); err != nil {
-		l.t.Error(err)
-	}
+	l.must(l.engine.SetBreakpoint(l.t.Context(), 7, where, true))
+	l.must(l.engine.Detach(l.t.Context(), 7))
 }
 
 // switching does it with a policy of two views and a breakpoint, from one view into
@@ -66,17 +72,11 @@ func breaking(l *living) {
 func switching(l *living) {
 	l.engine.Gate(l.info, true)
 	l.engine.Appeared(l.info, "web")
-	if err := l.engine.SetBreakpoint(l.t.Context(), 7, where, true); err != nil {
-		l.t.Error(err)
-	}
+	l.must(l.engine.SetBreakpoint(l.t.Context(), 7, where, true))
 	for _, view := range []string{"maintenance", "strict"} {
-		if err := l.engine.SwitchView(l.t.Context(), 7, view, journal.Peer{}); err != nil {
-			l.t.Error(err)
-		}
+		l.must(l.engine.SwitchView(l.t.Context(), 7, view, journal.Peer{}))
 	}
-	if err := l.engine.Detach(l.t.Context(), 7); err != nil {
-		l.t.Error(err)
-	}
+	l.must(l.engine.Detach(l.t.Context(), 7))
 }
 
 // booting has a guest come, be held, boot, and be let go. Its toolstack holds it
@@ -94,9 +94,7 @@ func booting(l *living) {
 	l.setState(linuxtest.Running - 1)
 	l.copyMemory()
 	l.event(abi.VMEventReasonMemAccess, 0)
-	if err := l.engine.Detach(l.t.Context(), 7); err != nil {
-		l.t.Error(err)
-	}
+	l.must(l.engine.Detach(l.t.Context(), 7))
 }
 
 // event has the guest do something that is reported, and waits for the answer: a

@@ -495,6 +495,13 @@ func (d *Domain) shutDown(reason uint32) {
 	}
 }
 
+// Resume has a domain run on that had shut down, as its toolstack does
+// (domctl resumedomain).
+func (d *Domain) Resume() {
+	defer d.lock()()
+	d.shutdown, d.shutdownReason = false, 0
+}
+
 // IsShutDown reports whether the domain has shut down, and for what.
 func (d *Domain) IsShutDown() (reason uint8, down bool) {
 	defer d.lock()()
@@ -505,6 +512,10 @@ func (d *Domain) IsShutDown() (reason uint8, down bool) {
 // and is gone once Reap finds none.
 func (d *Domain) Kill() {
 	defer d.lock()()
+	d.kill()
+}
+
+func (d *Domain) kill() {
 	d.state = dying
 	d.disconnect()
 }

@@ -48,6 +48,8 @@ type Hypervisor struct {
 	failures map[string][]unix.Errno
 	hosts    []*caller
 	nextPort uint32
+	// fate is what was ordained for a domain, nil for nothing.
+	fate *fate
 	// calling is who makes the call under way.
 	calling *caller
 }
@@ -138,6 +140,9 @@ func (h *Hypervisor) begin(op string, dom xen.DomID) error {
 		h.log = append(h.log, op)
 	} else {
 		h.log = append(h.log, fmt.Sprintf("%s %d", op, dom))
+	}
+	if dom != xen.NoDomain {
+		h.meet()
 	}
 	if h.calling != nil {
 		if err := h.calling.death.called(op); err != nil {
