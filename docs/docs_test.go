@@ -650,3 +650,161 @@ func TestUnitOutOfMemory(t *testing.T) {
 		}
 	}
 }
+
+// TestUnitPrivileges holds the unit to what the pages say that hvid may do.
+func TestUnitPrivileges(t *testing.T) {
+	unit, security := text(t, "../packaging/systemd/hvid.service"), text(t, "security-model.md")
+	settings := map[string][]string{}
+	for line := range strings.Lines(unit) {
+		if name, value, ok := strings.Cut(strings.TrimSpace(line), "="); ok && !strings.HasPrefix(line, "#") {
+			settings[name] = append(settings[name], value)
+		}
+	}
+	for name, want := range map[string][]string{
+		"CapabilityBoundingSet":   {"CAP_SYS_PTRACE CAP_DAC_READ_SEARCH CAP_CHOWN"},
+		"NoNewPrivileges":         {"yes"},
+		"DevicePolicy":            {"closed"},
+		"ProtectSystem":           {"strict"},
+		"MemoryDenyWriteExecute":  {"yes"},
+		"RestrictNamespaces":      {"yes"},
+		"SystemCallArchitectures": {"native"},
+		"SystemCallErrorNumber":   {"EPERM"},
+		"IPAddressDeny":           {"any"},
+		"IPAddressAllow":          {"localhost"},
+		"RestrictAddressFamilies": {"AF_UNIX AF_INET AF_INET6"},
+		"AmbientCapabilities":     nil,
+		"User":                    nil,
+	} {
+		if !slices.Equal(settings[name], want) {
+			t.Errorf("hvid.service has %s=%q, want %q", name, settings[name], want)
+		}
+	}
+	for _, d := range settings["DeviceAllow"] {
+		if !strings.HasPrefix(d, "/dev/xen/") {
+			t.Errorf("hvid.service allows the device %s", d)
+		}
+	}
+	calls := settings["SystemCallFilter"]
+	if len(calls) < 2 || calls[0] != "@system-service" || !strings.HasPrefix(calls[1], "~") || !strings.Contains(calls[1], "@privileged") || !strings.Contains(calls[1], "@module") {
+		t.Errorf("hvid.service has SystemCallFilter=%q", calls)
+	}
+	if !strings.Contains(strings.Join(strings.Fields(security), " "), "three capabilities, Xen's devices, its own directories, no network beyond loopback") {
+		t.Error("security-model.md doesn't say what hvid may do")
+	}
+}
+
+// claim is something that a page promises, with what is named in code in it.
+type claim struct {
+	place string
+	text  string
+}
+
+var (
+	codeWord = regexp.MustCompile("`([^`]+)`")
+	// codeList is nothing but that, in parentheses or in a table's last cell.
+	codeList = regexp.MustCompile("[(|]\\s*`[^`]+`(?:,\\s+`[^`]+`)*\\s*[)|]")
+	labName  = regexp.MustCompile(`(?m)^\s*(?:Name: +|\{name: |\{)"([a-z0-9-]+)"`)
+	testFunc = regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)[A-Z]\w*)\(`)
+)
+
+// tested are the names of all tests and fuzz targets of the module, and of the lab's
+// scenarios.
+func tested(t *testing.T) (tests, scenarios map[string]bool) {
+	t.Helper()
+	tests, scenarios = map[string]bool{}, map[string]bool{}
+	err := filepath.WalkDir("..", func(path string, e os.DirEntry, err error) error {
+		if err != nil || e.IsDir() || !strings.HasSuffix(path, ".go") {
+			return err
+		}
+		switch {
+		case strings.HasSuffix(path, "_test.go"):
+			for _, m := range testFunc.FindAllStringSubmatch(text(t, path), -1) {
+				tests[m[1]] = true
+			}
+		case strings.HasPrefix(path, "../lab/scenario/"):
+			for _, m := range labName.FindAllStringSubmatch(text(t, path), -1) {
+				scenarios[m[1]] = true
+			}
+		}
+		return nil
+	})
+	if err != nil || len(tests) < 500 || len(scenarios) < 40 {
+		t.Fatalf("%d tests, %d scenarios: %v", len(tests), len(scenarios), err)
+	}
+	return tests, scenarios
+}
+
+// TestClaimsAreTested wants a test, by its name, behind each claim of SECURITY.md and each
+// row of what security-model.md says happens, and wants those to exist. What a guest can
+// do all the same is no claim of ours.
+func TestClaimsAreTested(t *testing.T) {
+	tests, scenarios := tested(t)
+	claims := claimsOf(t, "../SECURITY.md", "What each party can do", "- **", "- **Can lie", "- **Can use")
+	claims = append(claims, claimsOf(t, "security-model.md", "What holds this", "| ", "| what", "|---")...)
+	if len(claims) < 25 {
+		t.Fatalf("only %d claims", len(claims))
+	}
+	for _, c := range claims {
+		named := 0
+		for _, list := range codeList.FindAllString(c.text, -1) {
+			var unknown []string
+			known := 0
+			for _, m := range codeWord.FindAllStringSubmatch(list, -1) {
+				if tests[m[1]] || scenarios[m[1]] {
+					known++
+				} else {
+					unknown = append(unknown, m[1])
+				}
+			}
+			if known > 0 && len(unknown) > 0 {
+				t.Errorf("%s: no test is called %q", c.place, unknown)
+			}
+			named += known
+		}
+		if named == 0 {
+			t.Errorf("%s: no test is named: %.60s", c.place, c.text)
+		}
+	}
+}
+
+// claimsOf are the items of a section, with their other lines, that begin with one word
+// and with none of the others.
+func claimsOf(t *testing.T, page, section, begin string, but ...string) (claims []claim) {
+	t.Helper()
+	inside, level := false, 0
+	var now *claim
+	end := func() {
+		if now != nil {
+			claims = append(claims, *now)
+		}
+		now = nil
+	}
+	for i, line := range strings.Split(text(t, page), "\n") {
+		if h := strings.TrimLeft(line, "#"); h != line {
+			end()
+			if n := len(line) - len(h); strings.TrimSpace(h) == section {
+				inside, level = true, n
+			} else if n <= level {
+				inside = false
+			}
+			continue
+		}
+		switch {
+		case !inside:
+		case slices.ContainsFunc(but, func(b string) bool { return strings.HasPrefix(line, b) }):
+			end()
+		case strings.HasPrefix(line, begin):
+			end()
+			now = &claim{place: fmt.Sprintf("%s:%d", page, i+1), text: line}
+		case strings.HasPrefix(line, "  ") && now != nil:
+			now.text += "\n" + line
+		default:
+			end()
+		}
+	}
+	end()
+	if len(claims) == 0 {
+		t.Fatalf("%s has no section %q with items", page, section)
+	}
+	return claims
+}

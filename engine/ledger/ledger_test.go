@@ -288,6 +288,25 @@ func TestWriteAhead(t *testing.T) {
 	}
 }
 
+// TestLedgerIsRoots wants nobody else to read or write what hvi has changed.
+func TestLedgerIsRoots(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "ledger")
+	l, err := ledger.Open(dir, 5, xen.UUID{5}, &calls{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	for path, want := range map[string]os.FileMode{dir: 0o700, filepath.Join(dir, ledger.FileName(5, xen.UUID{5})): 0o600} {
+		if st, err := os.Stat(path); err != nil || st.Mode().Perm() != want {
+			t.Errorf("%s: %v, %v, want %v", path, st.Mode(), err, want)
+		}
+	}
+}
+
 // TestRefused checks that what Xen refuses is not undone later, but for a
 // range of pages, of which a part may be restricted.
 func TestRefused(t *testing.T) {
