@@ -411,22 +411,13 @@ func (m *mixer) afterEmulator() (again bool, err error) {
 	if again, err = m.g.endedByEmulator(); err != nil || !again {
 		return false, err
 	}
-	if m.emulator++; m.emulator > maxEmulatorFaults {
-		return false, fmt.Errorf("the emulator has ended the guest %d times", m.emulator)
-	}
-	m.t.Logf("the emulator has ended the guest, for the %d. time; another is started", m.emulator)
-	if m.g, err = m.t.OpenNext(m.g); err != nil {
+	next, err := m.g.afterEmulator(m.whole, &m.emulator)
+	if err != nil {
 		return false, err
 	}
-	if _, err := m.g.WaitState(protectLimit, m.whole); err != nil {
-		return false, err
-	}
-	if _, err := m.g.WaitUp(); err != nil {
-		return false, err
-	}
+	m.g = next
 	m.attached = true
 	clear(m.on)
-	clear(m.made)
 	_, m.made, err = m.tell()
 	return true, err
 }
