@@ -79,6 +79,7 @@ type mixer struct {
 	whole  control.State
 	random *rand.Rand
 	intel  bool
+	victim string // the address of code that is attacked
 	// attached and actions are what holds of the guest now.
 	attached bool
 	actions  map[string]string
@@ -118,6 +119,11 @@ func soakMixed(t *T, lasts time.Duration, intel bool) error {
 	for _, a := range soakAttacks {
 		m.actions[a.guard] = "block"
 	}
+	at, err := m.g.addresses(victim)
+	if err != nil {
+		return err
+	}
+	m.victim = at[victim] // the kernel is where it is linked, after a reboot, too
 	if err := m.goOn(soakBegins); err != nil {
 		return err
 	}
@@ -230,12 +236,12 @@ func (m *mixer) attack() error {
 		times += m.random.IntN(maxStorm)
 	}
 	attack := Attack{Mode: a.mode}
-	if a.times {
+	switch {
+	case a.times:
 		attack.Times = times
-	} else {
-		attack.Symbol = symbolFor(a.mode)
+	case a.intel:
+		attack.Symbol = m.victim
 	}
-	// A load may have the module's place in the log for a moment.
 	v, err := m.g.Attack(attack)
 	if err != nil {
 		return err
