@@ -319,7 +319,7 @@ func (m *mixer) load() error {
 
 func (m *mixer) switchLoad(name string) error {
 	m.on[name] = !m.on[name]
-	command := "rm -f /tmp/load-" + name + "; wait"
+	command := "rm -f /tmp/load-" + name
 	if m.on[name] {
 		command = fmt.Sprintf("touch /tmp/load-%s; (while [ -e /tmp/load-%[1]s ]; do %s; done) >/dev/null 2>&1 &", name, soakLoads[name])
 	}
