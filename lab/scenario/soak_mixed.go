@@ -288,9 +288,7 @@ func (m *mixer) set(guard, action string) error {
 	if err := m.t.HVICtl(nil, "set", m.g.Name, "--guard", guard+"="+action); err != nil {
 		return err
 	}
-	if !m.attached {
-		return nil
-	}
+	m.attached = true // that protects it, too, if nothing did
 	return m.inForce()
 }
 
