@@ -15,6 +15,7 @@ import (
 type Hypervisor interface {
 	Layout() *abi.Layout
 	Domain(xen.DomID) (xen.DomainInfo, error)
+	Domains() ([]xen.DomainInfo, error)
 	Registers(dom xen.DomID, vcpu int) (x86.Registers, error)
 	CPU(xen.DomID) xen.CPU
 	RingFrame(xen.DomID) (x86.GFN, error)

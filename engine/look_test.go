@@ -292,3 +292,30 @@ func TestLooksAreBounded(t *testing.T) {
 	}
 	w.kernel()
 }
+
+// TestSampledAtOnce has Xen be asked once for all guests how long they have run, and not
+// at all if none is protected.
+func TestSampledAtOnce(t *testing.T) {
+	w := newWorld(t, xentest.Config{}, xentest.Spec{})
+	asked := 0
+	list := func() ([]xen.DomainInfo, error) {
+		asked++
+		return w.host.Domains()
+	}
+	w.engine.SampleForTest(list)
+	if asked != 0 {
+		t.Errorf("asked %d times with no guest", asked)
+	}
+	w.appearRunning()
+	w.engine.SampleForTest(list)
+	if asked != 1 {
+		t.Errorf("asked %d times for one guest", asked)
+	}
+	if err := w.engine.Detach(t.Context(), 7); err != nil {
+		t.Fatal(err)
+	}
+	w.engine.SampleForTest(list)
+	if asked != 1 {
+		t.Errorf("asked %d times after it was let go of", asked)
+	}
+}

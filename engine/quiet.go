@@ -77,27 +77,39 @@ func (e *Engine) watchActivity() {
 		case <-e.closed:
 			return
 		case now := <-t.C:
-			e.sample(now, func(id xen.DomID) (time.Duration, error) {
-				info, err := e.opt.Hypervisor.Domain(id)
-				return info.CPUTime, err
-			})
+			e.sample(now, e.opt.Hypervisor.Domains)
 		}
 	}
 }
 
-// sample asks how long each protected guest has run.
-func (e *Engine) sample(now time.Time, ran func(xen.DomID) (time.Duration, error)) {
+// sample asks how long each protected guest has run, all at once, and sees that no
+// request of theirs was forgotten.
+func (e *Engine) sample(now time.Time, list func() ([]xen.DomainInfo, error)) {
 	e.mu.Lock()
 	domains := slices.Collect(maps.Values(e.domains))
 	e.mu.Unlock()
+	protected := map[xen.DomID]*Session{}
 	for _, d := range domains {
 		s := d.current()
 		if s == nil || s.ended() {
 			continue
 		}
-		// A domain that has gone is noticed elsewhere.
-		if n, err := ran(d.info.ID); err == nil {
-			s.activity.sample(now, n, e.opt.Quiet)
+		protected[d.info.ID] = s
+		if srv := s.serverRef.Load(); srv != nil {
+			srv.Recheck()
+		}
+	}
+	if len(protected) == 0 {
+		return
+	}
+	infos, err := list()
+	if err != nil {
+		return // the next time
+	}
+	for i := range infos {
+		// A domain that has gone is noticed elsewhere, and so is another with its number.
+		if s := protected[infos[i].ID]; s != nil && s.info.UUID == infos[i].UUID {
+			s.activity.sample(now, infos[i].CPUTime, e.opt.Quiet)
 		}
 	}
 }

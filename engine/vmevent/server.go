@@ -34,9 +34,11 @@ type Handler interface {
 	HandleEvent(ev *Event) Verdict
 }
 
-// pollInterval bounds how long a lost wake-up could go unnoticed. Xen notifies
-// for every request, so this is a safety net and not the way events arrive.
-const pollInterval = time.Second
+// pollInterval bounds how long a lost wake-up could go unnoticed where nobody calls
+// [Server.Recheck]. Xen notifies for every request, so this is a safety net and not the
+// way events arrive. A host has many guests that do nothing, and to wake up for each of
+// them every second was most of what they cost.
+const pollInterval = time.Minute
 
 // settleLimit bounds the wait for a vCPU to leave its processor, which takes
 // some microseconds.
@@ -93,6 +95,10 @@ type Server struct {
 		release []release
 		noSteps bool
 		stop    bool
+		// over says that Run has returned, so that the ring may be gone.
+		over bool
+		// seen is what Recheck found the last time.
+		seen uint32
 	}
 	waiting []*Event // held requests, owned by the ring goroutine
 	done    chan struct{}
@@ -120,6 +126,9 @@ func NewServer(ring *Ring, source Source, cpus Processors, handler Handler, puls
 func (s *Server) Run() error {
 	defer close(s.done)
 	s.err = s.serve()
+	s.mailbox.Lock()
+	s.mailbox.over = true
+	s.mailbox.Unlock()
 	return s.err
 }
 
@@ -156,6 +165,23 @@ func (s *Server) ForgetSteps() {
 	s.mailbox.Unlock()
 	s.attention.Store(true)
 	s.source.Wake()
+}
+
+// Recheck has the ring goroutine look again if the ring has held the same requests since
+// the last call and none has been read: what a wake-up that was lost would leave. It may
+// be called at any time, and reads a word of the ring's page otherwise.
+func (s *Server) Recheck() {
+	s.mailbox.Lock()
+	defer s.mailbox.Unlock()
+	if s.mailbox.over {
+		return
+	}
+	// Each request is counted once, and both indices begin at zero.
+	prod := s.ring.reqProd.Load()
+	if prod == s.mailbox.seen && prod != uint32(s.Total()) {
+		s.source.Wake()
+	}
+	s.mailbox.seen = prod
 }
 
 // Stats returns the counters.

@@ -253,6 +253,59 @@ func TestOneNotifyPerBatch(t *testing.T) {
 	}
 }
 
+// waker counts how often the ring goroutine was woken.
+type waker struct {
+	*vmeventtest.Xen
+	woken atomic.Int32
+}
+
+func (w *waker) Wake() {
+	w.woken.Add(1)
+	w.Xen.Wake()
+}
+
+// TestRecheck has a request be missed whose wake-up is lost, and found by who looks twice.
+// Who looks at a ring that has nothing, or that is gone, wakes nobody.
+func TestRecheck(t *testing.T) {
+	x, r := newRing(t, 17)
+	w := &waker{Xen: x}
+	s := vmevent.NewServer(r, w, x, judge(func(*vmevent.Event) vmevent.Verdict { return vmevent.Continue }), new(atomic.Uint64))
+	go s.Run()
+	q := vmeventtest.Request{VCPU: 2, Paused: true, Reason: abi.VMEventReasonMovToMSR}
+	for i := range 3 {
+		x.Put(q)
+		<-x.Answers()
+		for range 3 {
+			s.Recheck()
+		}
+		if n := w.woken.Load(); n != int32(i) {
+			t.Fatalf("woken %d times with nothing in the ring, want %d", n, i)
+		}
+		x.PutUnheard(q)
+		s.Recheck()
+		if n := w.woken.Load(); n != int32(i) {
+			t.Fatalf("woken %d times for a request that may be on its way, want %d", n, i)
+		}
+		s.Recheck()
+		if got := <-x.Answers(); got.VCPU != 2 {
+			t.Errorf("answer %+v", got)
+		}
+		if n := w.woken.Load(); n != int32(i+1) {
+			t.Fatalf("woken %d times, want %d", n, i+1)
+		}
+	}
+	if err := s.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	woken := w.woken.Load()
+	x.PutUnheard(q)
+	s.Recheck()
+	s.Recheck()
+	if n := w.woken.Load(); n != woken {
+		t.Errorf("a server that has stopped was woken")
+	}
+}
+
 // TestForeignVersion checks that a request of another interface version is
 // answered, so that its vCPU goes on, but not believed.
 func TestForeignVersion(t *testing.T) {

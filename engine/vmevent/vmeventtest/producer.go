@@ -60,6 +60,15 @@ func New(l *abi.Layout) *Xen {
 // Put puts a request into the ring and fires the channel. It reports false
 // when the ring is full, as Xen would then let the vCPU sleep.
 func (x *Xen) Put(r Request) bool {
+	if !x.PutUnheard(r) {
+		return false
+	}
+	x.kick <- true
+	return true
+}
+
+// PutUnheard puts a request into the ring as Put does, and the channel's firing is lost.
+func (x *Xen) PutUnheard(r Request) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.reqProd-x.rspCons >= abi.VMEventRingSlots {
@@ -68,7 +77,6 @@ func (x *Xen) Put(r Request) bool {
 	encode(x.layout, x.slot(x.reqProd), &r)
 	x.reqProd++
 	atomicIndex(x.Page, x.layout.SRing.ReqProd).Store(x.reqProd)
-	x.kick <- true
 	return true
 }
 
