@@ -24,7 +24,6 @@ func (h *Host) Registers(dom DomID, vcpu int) (x86.Registers, error) {
 	if h.closed.Load() {
 		return x86.Registers{}, ErrClosed
 	}
-	detail := fmt.Sprintf("registers of vCPU %d", vcpu)
 	l := h.c.Layout
 	b, err := h.c.NewDomctl(abi.DomctlGetHVMContextPartial, uint16(dom))
 	if err != nil {
@@ -49,10 +48,10 @@ func (h *Host) Registers(dom DomID, vcpu int) (x86.Registers, error) {
 				err = unix.ENODATA
 			}
 		}
-		return x86.Registers{}, opError(h.release, op, dom, err, detail)
+		return x86.Registers{}, opError(h.release, op, dom, err, fmt.Sprintf("registers of vCPU %d", vcpu))
 	}
 	if n := b.U64(u + l.HVMContextPartial.BufSize); n < uint64(l.HVMSaveLengthCPU) {
-		return x86.Registers{}, fmt.Errorf("%s on domain %d (%s): record of %d bytes, want %d", op, dom, detail, n, l.HVMSaveLengthCPU)
+		return x86.Registers{}, fmt.Errorf("%s on domain %d (registers of vCPU %d): record of %d bytes, want %d", op, dom, vcpu, n, l.HVMSaveLengthCPU)
 	}
 	return decodeCPU(l, rec), nil
 }
@@ -582,7 +581,6 @@ func (h *Host) AltP2M(dom DomID) (AltP2M, error) {
 // and ErrNotSupported before Xen 4.12 and while the domain has no views.
 func (h *Host) ViewAccess(dom DomID, view uint16, gfn x86.GFN) (Access, error) {
 	const op = "altp2m(get_mem_access)"
-	detail := fmt.Sprintf("gfn %s in view %d", gfn, view)
 	l := h.c.Layout
 	if !l.Has.AltP2MGetMemAccess {
 		return 0, &NotSupportedError{Feature: "to read the access of a view", Needs: "Xen 4.12 or later"}
@@ -598,12 +596,18 @@ func (h *Host) ViewAccess(dom DomID, view uint16, gfn x86.GFN) (Access, error) {
 	case nil:
 		return decodeAccess(l, uint8(b.U16(l.AltP2MOp.MemAccessAccess))), nil
 	case unix.ESRCH:
-		return 0, h.noPage(op, dom, detail)
+		return 0, h.noPage(op, dom, frameInView(gfn, view))
 	case unix.EOPNOTSUPP, unix.ENOSYS:
 		return 0, &NotSupportedError{Feature: "altp2m", Needs: "altp2m=1 on Xen's command line, Intel VT-x, and views that are switched on", Err: h.fail(op, dom, err)}
 	default:
-		return 0, opError(h.release, op, dom, err, detail)
+		return 0, opError(h.release, op, dom, err, frameInView(gfn, view))
 	}
+}
+
+// frameInView is what an error says of one. It is put together for errors alone: each
+// restricted frame of a guest is asked after, again and again.
+func frameInView(gfn x86.GFN, view uint16) string {
+	return fmt.Sprintf("gfn %s in view %d", gfn, view)
 }
 
 // noPage says of ESRCH whether the page is missing or the domain.

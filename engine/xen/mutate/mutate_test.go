@@ -560,6 +560,8 @@ func TestHotPathDoesNotAllocate(t *testing.T) {
 		"SingleStep":        func() error { return m.SingleStep(1, 0, true) },
 		"InjectEvent":       func() error { return m.InjectEvent(1, mutate.Event{Vector: 3}) },
 		"Pause":             func() error { return m.Pause(1) },
+		// It changes nothing, and is asked for each frame that is restricted.
+		"ViewAccess": func() error { _, err := h.ViewAccess(1, 1, 5); return err },
 	} {
 		if err := f(); err != nil {
 			t.Fatal(err)
