@@ -601,11 +601,11 @@ func TestPV(t *testing.T) {
 	w.checkClean(1)
 }
 
-// TestScan has the register tier and a kernel whose own patches can be told:
-// a change of its code is found afterwards, once, and its own is not.
-func TestScan(t *testing.T) {
+// newScannedWorld is a world on AMD, with one branch of a static key, at 0x1100, which leads
+// to 0x1180.
+func newScannedWorld(t *testing.T) *world {
+	t.Helper()
 	w := newWorldOf(t, linuxtest.Config{Variables: []string{"__start___jump_table", "__stop___jump_table"}}, xentest.Config{AMD: true}, xentest.Spec{Pauses: 1})
-	// One branch, at 0x1100, that leads to 0x1180.
 	table := w.guest.Addr("__start___jump_table")
 	for i, to := range []x86.VirtAddr{w.guest.Base + 0x1100, w.guest.Base + 0x1180} {
 		at := table + x86.VirtAddr(i)*4
@@ -615,14 +615,47 @@ func TestScan(t *testing.T) {
 	w.copyMemory()
 	w.appear()
 	w.boot()
-	kernelText := func() engine.GuardStatus {
-		for _, g := range w.status().Guards {
-			if g.Name == policy.GuardKernelText {
-				return g
-			}
+	return w
+}
+
+// kernelText is the status of the guard of the kernel's code.
+func (w *world) kernelText() engine.GuardStatus {
+	for _, g := range w.status().Guards {
+		if g.Name == policy.GuardKernelText {
+			return g
 		}
-		return engine.GuardStatus{}
 	}
+	return engine.GuardStatus{}
+}
+
+// TestScanUnderWay has the kernel be preempted while it patches itself: that is no
+// change, until it has been so for too long.
+func TestScanUnderWay(t *testing.T) {
+	w := newScannedWorld(t)
+	const looks, all = 20, int(engine.ScanPeriod/time.Second) + 3
+	w.guest.Write(w.guest.Base+0x1100, []byte{0xcc, 0x7b, 0, 0, 0})
+	w.copyMemory()
+	w.engine.ScanForTest(7, looks-1)
+	if g := w.kernelText(); g.Violations != 0 {
+		t.Errorf("after %d looks at most: %+v", looks-1, g)
+	}
+	w.engine.ScanForTest(7, all+looks)
+	if g := w.kernelText(); g.Violations != 1 {
+		t.Errorf("after as many looks as it takes: %+v", g)
+	}
+	w.guest.Write(w.guest.Base+0x1100, []byte{0xe9, 0x7b, 0, 0, 0})
+	w.copyMemory()
+	w.engine.ScanForTest(7, all)
+	if g := w.kernelText(); g.Violations != 1 {
+		t.Errorf("once it is done: %+v", g)
+	}
+}
+
+// TestScan has the register tier and a kernel whose own patches can be told:
+// a change of its code is found afterwards, once, and its own is not.
+func TestScan(t *testing.T) {
+	w := newScannedWorld(t)
+	kernelText := w.kernelText
 	if g := kernelText(); w.status().State != engine.StateDegraded || g.State != engine.GuardScanning || !strings.Contains(g.Reason, "VT-x") || !strings.Contains(g.Reason, engine.ScanPeriod.String()) {
 		t.Fatalf("%s, %+v", w.status().State, g)
 	}

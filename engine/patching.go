@@ -31,8 +31,7 @@ const (
 	patchTick = 20 * time.Millisecond
 	// patchRest is how long a page is left alone after it was patched: the kernel is in
 	// the middle of it at first. One that is patched all the time is compared after
-	// mostRest anyway, but for places that have a breakpoint in them then, as they
-	// have in the middle of a patch.
+	// mostRest anyway, but for what it has of patches that are under way.
 	patchRest = time.Second
 	mostRest  = 10 * time.Second
 	// A run of patches is over when there was none for patchGap. Pages are opened when
@@ -421,7 +420,7 @@ func (s *Session) comparePatched(gfn x86.GFN, now time.Time) {
 	}
 	p.count.Compared++
 	if busy {
-		changes = slices.DeleteFunc(changes, guard.Change.Half)
+		changes = slices.DeleteFunc(changes, underWay)
 	}
 	s.judgeChanges(o.scan, o.part, changes)
 	if _, suspect := o.scan.suspects[o.part]; !suspect && !busy {

@@ -22,6 +22,10 @@ const (
 	// scanLooks is how often in a row, a tick apart, a change must be seen. The
 	// kernel patches itself within milliseconds.
 	scanLooks = 3
+	// scanLooksUnderWay is that of what the kernel itself makes of a place while it
+	// patches it: an INT3, which nobody gains anything by who doesn't change more. The
+	// task that patches may be preempted there, and its guest be given little time.
+	scanLooksUnderWay = 20
 	// scanBudget bounds what one tick may take of a processor of dom0; what is
 	// not done by then is the next tick's. A Debian kernel's share of a tick
 	// takes under a millisecond.
@@ -175,6 +179,9 @@ func (s *Session) scanPart(sc *scan, part int) {
 	s.judgeChanges(sc, part, changes)
 }
 
+// underWay says that a change is what the kernel makes of a place for a moment.
+func underWay(c guard.Change) bool { return c.UnderWay }
+
 // judgeChanges takes in what has changed in a part, and reports what lasts.
 func (s *Session) judgeChanges(sc *scan, part int, changes []guard.Change) {
 	sus := sc.suspects[part]
@@ -190,6 +197,12 @@ func (s *Session) judgeChanges(sc *scan, part int, changes []guard.Change) {
 	case sus.looks < scanLooks:
 		sc.suspects[part] = sus
 		return
+	}
+	if sus.looks < scanLooksUnderWay {
+		if lasting = slices.DeleteFunc(lasting, underWay); len(lasting) == 0 {
+			sc.suspects[part] = sus
+			return
+		}
 	}
 	delete(sc.suspects, part)
 	changes = lasting

@@ -37,14 +37,13 @@ type Change struct {
 	Now  []byte
 	// Note is what else is known of it, one sentence or nothing.
 	Note string
+	// UnderWay says that it is what the guest's kernel makes of this place for a moment,
+	// which lasts if the task that does it is not given a processor.
+	UnderWay bool
 
 	image linux.ImageChange
 	part  int
 }
-
-// Half says that it is a place which the kernel patches, with a breakpoint in it: that is
-// how each patch begins, and what a place with one looks like in the middle of it.
-func (c Change) Half() bool { return c.image.Patch && len(c.Now) > 0 && c.Now[0] == 0xcc }
 
 // textScanner is the Scanner of kernel text.
 type textScanner struct {
@@ -94,7 +93,7 @@ func (s textScanner) Compare(part int) ([]Change, error) {
 				n += fmt.Sprintf(": this one leads to %s (%s)", c.To.Addr, c.To.In)
 			}
 		}
-		out = append(out, Change{Addr: c.Addr, Now: c.Now, Note: n, image: c})
+		out = append(out, Change{Addr: c.Addr, Now: c.Now, Note: n, UnderWay: c.UnderWay, image: c})
 	}
 	return out, err
 }

@@ -57,11 +57,12 @@ type ImageChange struct {
 	// where it leads, if it leads away.
 	Patch bool
 	To    report.Place
+	// UnderWay says that it is what the kernel puts there while it patches the place.
+	UnderWay bool
 }
 
 // WatchText takes the kernel's code as it is now for right, but for what kprobes have
-// displaced in it. The guest should be paused. A place that the kernel is patching at
-// this very moment is not watched.
+// displaced in it. The guest should be paused.
 func (r *Reader) WatchText() (*ImageWatch, error) {
 	r.tlb.Flush()
 	r.beginLook()
@@ -99,7 +100,7 @@ func (r *Reader) watchCode(c patchedCode) (*ImageWatch, error) {
 	if err := r.undoKprobes(start, text); err != nil {
 		return nil, err
 	}
-	sites, half, err := c.patchSites(text[c.where.Start-start:])
+	sites, err := c.patchSites(text[c.where.Start-start:])
 	if err != nil {
 		return nil, err
 	}
@@ -107,7 +108,7 @@ func (r *Reader) watchCode(c patchedCode) (*ImageWatch, error) {
 		sites[i].off += uint32(c.where.Start - start)
 		sites[i].target += uint32(c.where.Start - start)
 	}
-	w := &ImageWatch{start: start, code: true, sites: sites, ignored: half}
+	w := &ImageWatch{start: start, code: true, sites: sites}
 	w.take(text)
 	return w, nil
 }
@@ -287,7 +288,10 @@ func (w *ImageWatch) comparePatches(r *Reader, page int, text []byte, clean bool
 		if told, ok := w.odd[s.off]; ok && told == now {
 			continue
 		}
-		out = append(out, ImageChange{Addr: va, Now: slices.Clone(now[:s.n]), Patch: true, To: w.patchLeads(r, s, now, va)})
+		out = append(out, ImageChange{
+			Addr: va, Now: slices.Clone(now[:s.n]), Patch: true, To: w.patchLeads(r, s, now, va),
+			UnderWay: s.lengthUnderWay(now[:], uint32(w.size)) == s.n,
+		})
 	}
 	return out, nil
 }

@@ -165,8 +165,8 @@ func TestImageWatch(t *testing.T) {
 	}
 }
 
-// TestImageWatchBegins takes a kernel's code for right while there is a kprobe in it and
-// while a place is being patched: that both end is no change, and what is not theirs is.
+// TestImageWatchBegins takes a kernel's code for right while there is a kprobe in it: that
+// it ends is no change.
 func TestImageWatchBegins(t *testing.T) {
 	b := newTextGuest(t)
 	b.pointer(b.Addr("kprobe_table")+8, b.Base+aKprobe)
@@ -175,7 +175,6 @@ func TestImageWatchBegins(t *testing.T) {
 	was := byte(codeAt * 7 & 0xff)
 	b.Write(b.Base+aKprobe+64, []byte{was})
 	b.code(codeAt, 0xcc)
-	b.code(keyAt, 0xcc)
 	r := b.reader()
 	w, err := r.WatchText()
 	if err != nil {
@@ -186,13 +185,12 @@ func TestImageWatchBegins(t *testing.T) {
 	}
 	b.pointer(b.Addr("kprobe_table")+8, 0)
 	b.code(codeAt, was)
-	b.code(keyAt, jump(keyAt, keyTo)...)
 	if got := compareAll(t, w, r); len(got) != 0 {
-		t.Errorf("when both are over: %+v", got)
+		t.Errorf("when it is over: %+v", got)
 	}
-	b.code(keyAt+maxPatch, 0x90)
-	if got := compareAll(t, w, r); len(got) != 1 || got[0].Addr != (b.Base+keyAt)&^(textLine-1) {
-		t.Errorf("a change behind the place: %+v", got)
+	b.code(codeAt, 0xcc)
+	if got := compareAll(t, w, r); len(got) != 1 {
+		t.Errorf("a breakpoint of nobody's: %+v", got)
 	}
 }
 
@@ -332,6 +330,66 @@ func TestImageWatchUndo(t *testing.T) {
 	b.code(keyAt, 0x90)
 	if todo := w.Undo(ImageChange{Addr: b.Base + keyAt, Now: []byte{0x90}, Patch: true}, &half); len(todo) != 0 {
 		t.Errorf("what was half a patch is written again: %+v", todo)
+	}
+}
+
+// TestImageWatchBegunMidway takes the code for right while the kernel is at work on each
+// place that it patches. What it comes to be then is no change; an INT3 that stays is
+// one, and so is what doesn't belong there.
+func TestImageWatchBegunMidway(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		at     int32
+		begun  []byte // what is there when the watch begins
+		during []byte // while the kernel goes on
+		then   [][]byte
+	}{
+		{"a key's NOP", keyAt, []byte{0xcc, 0x1f, 0x44, 0, 0}, append([]byte{0xcc}, jump(keyAt, keyTo)[1:]...), [][]byte{jump(keyAt, keyTo), {0x0f, 0x1f, 0x44, 0, 0}}},
+		{"a key's jump", keyAt, append([]byte{0xcc}, jump(keyAt, keyTo)[1:]...), []byte{0xcc, 0x1f, 0x44, 0, 0}, [][]byte{jump(keyAt, keyTo), {0x0f, 0x1f, 0x44, 0, 0}}},
+		{"a short key's NOP", shortAt, []byte{0xcc, 0x90}, []byte{0xcc, 0x1e}, [][]byte{{0xeb, 0x1e}, {0x66, 0x90}}},
+		{"a short key's jump", shortAt, []byte{0xcc, 0x1e}, []byte{0xcc, 0x90}, [][]byte{{0xeb, 0x1e}, {0x66, 0x90}}},
+		{"a call", callAt, append([]byte{0xcc}, call(callAt, keyTo)[1:]...), append([]byte{0xcc}, call(callAt, 0x3000)[1:]...), [][]byte{call(callAt, 0x3000), {0x0f, 0x1f, 0x44, 0, 0}}},
+		{"a call's NOP", callAt, []byte{0xcc, 0x1f, 0x44, 0, 0}, append([]byte{0xcc}, call(callAt, keyTo)[1:]...), [][]byte{call(callAt, keyTo), {0xc3, 0xcc, 0xcc, 0xcc, 0xcc}}},
+		{"a function's NOP", traceAt, []byte{0xcc, 0x1f, 0x44, 0, 0}, nil, [][]byte{{0x0f, 0x1f, 0x44, 0, 0}}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			b := newTextGuest(t)
+			b.code(x86.VirtAddr(c.at), c.begun...)
+			r := b.reader()
+			w, err := r.WatchText()
+			if err != nil {
+				t.Fatal(err)
+			}
+			changes := func() (all []ImageChange) {
+				for p := range w.Pages() {
+					found, err := w.Compare(r, p)
+					if err != nil {
+						t.Fatal(err)
+					}
+					all = append(all, found...)
+				}
+				return all
+			}
+			for _, now := range [][]byte{c.begun, c.during} {
+				if now == nil {
+					continue
+				}
+				b.code(x86.VirtAddr(c.at), now...)
+				if got := changes(); len(got) != 1 || !got[0].Patch || got[0].Addr != b.Base+x86.VirtAddr(c.at) {
+					t.Errorf("with % x: %+v, want the place alone", now, got)
+				}
+			}
+			for _, now := range c.then {
+				b.code(x86.VirtAddr(c.at), now...)
+				if got := changes(); len(got) != 0 {
+					t.Errorf("with % x: %+v", now, got)
+				}
+			}
+			b.code(x86.VirtAddr(c.at), 0x48, 0x31, 0xc0, 0x90, 0x90)
+			if got := changes(); len(got) == 0 {
+				t.Error("something else is not seen")
+			}
+		})
 	}
 }
 

@@ -184,8 +184,9 @@ func (r *Reader) moduleCode(mod x86.VirtAddr, where Range, traced TraceSites) pa
 // patchSites returns the places in the code that the kernel patches, by their
 // offset. text is that code now. A place whose present instruction is none
 // of those that belong there is left out, and so nothing but what it holds now is
-// right for it; but for one that the kernel is patching now, which is in half.
-func (c patchedCode) patchSites(text []byte) (sites []patchSite, half []Range, err error) {
+// right for it.
+func (c patchedCode) patchSites(text []byte) ([]patchSite, error) {
+	var sites []patchSite
 	start, end := c.where.Start, c.where.End
 	add := func(at x86.VirtAddr, kind siteKind, target x86.VirtAddr) {
 		if at < start || at >= end || (kind == siteKey && (target < start || target >= end)) {
@@ -195,21 +196,21 @@ func (c patchedCode) patchSites(text []byte) (sites []patchSite, half []Range, e
 		if kind == siteKey {
 			s.target = uint32(target - start)
 		}
-		if s.n = s.length(text[s.off:]); s.n > 0 {
+		if s.n = s.length(text[s.off:]); s.n == 0 {
+			s.n = s.lengthUnderWay(text[s.off:], uint32(len(text)))
+		}
+		if s.n > 0 {
 			sites = append(sites, s)
-		} else if text[s.off] == 0xcc && kind != siteLock {
-			// First of all the kernel puts a breakpoint there.
-			half = append(half, Range{Start: at, End: at + maxPatch})
 		}
 	}
 	if err := c.keys(add); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if err := c.calls(add); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if err := c.traced(func(at x86.VirtAddr) { add(at, siteTrace, 0) }); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	c.others(add)
 	slices.SortStableFunc(sites, func(a, b patchSite) int { return int(a.off) - int(b.off) })
@@ -221,7 +222,7 @@ func (c patchedCode) patchSites(text []byte) (sites []patchSite, half []Range, e
 		}
 		behind = s.off + uint32(s.n)
 		return false
-	}), half, nil
+	}), nil
 }
 
 // patchedSymbol says that the instruction at a symbol is patched like a static
@@ -265,6 +266,39 @@ func (s patchSite) length(b []byte) uint8 {
 // isLock says that a byte is the prefix LOCK, or the one that the kernel puts in its
 // place.
 func isLock(b byte) bool { return b == 0xf0 || b == 0x3e }
+
+// lengthUnderWay is length for a place at which the kernel is at work: it puts INT3 there
+// first, then all of the new instruction but its first byte, and that last
+// (text_poke_bp_batch in arch/x86/kernel/alternative.c). The task that does it may be
+// preempted, so that each state can last. What comes behind the INT3 is the end of the
+// instruction before or after, of which one is enough to know how long both are. The
+// kernel's code has size bytes from where off counts.
+func (s patchSite) lengthUnderWay(b []byte, size uint32) uint8 {
+	const int3 = 0xcc
+	if len(b) < maxPatch || b[0] != int3 {
+		return 0
+	}
+	var whole [maxPatch]byte
+	copy(whole[:], b)
+	unknown := uint8(0)
+	// A call or jump first: any four bytes are the end of one.
+	for _, first := range []byte{0xe8, 0xe9, 0xeb, 0x0f, 0x66, 0x2e, 0xc3} {
+		whole[0] = first
+		n := s.length(whole[:])
+		if n == 0 {
+			continue
+		}
+		to, leads := goesTo(whole[:], x86.VirtAddr(s.off))
+		switch {
+		case !leads && first != 0xc3, leads && s.kind == siteKey && to == x86.VirtAddr(s.target),
+			leads && s.kind != siteKey && to < x86.VirtAddr(size):
+			return n
+		case s.kind != siteKey && unknown == 0:
+			unknown = n // a call of a module's function, or a return
+		}
+	}
+	return unknown
+}
 
 // goesTo returns where the instruction at a place leads; ok is false if it leads
 // nowhere else.
