@@ -12,7 +12,7 @@ VERSION ?=
 # package-libvirt-intel, xl-roads-intel, xl-roads-amd), parts of those
 # (package-units, package-metadata-intel), and what takes long by itself: tiers-amd,
 # package-upgrade, idle, engine-failure, xenstored-restarted, toolstack-killed,
-# soak-mixed and soak-mixed-intel, half an hour of everything at once,
+# soak-mixed and soak-mixed-intel, half an hour of everything at once, and -quick,
 # breakpoints with ten times the hits, xl-coredump-whole, attacks with its
 # siblings attacks-next, -access and -amd, healthy with -old, -middle, -next, -long and
 # -next-long, looks-intel, looks-amd, slowdown,
