@@ -546,6 +546,20 @@ func (e *Engine) Waiting() bool {
 	return false
 }
 
+// Undecided reports whether a domain was seen of which nothing is decided yet. One that
+// its toolstack doesn't come to build ends without a word: xenstored, which tells of
+// ends, was never told that it began.
+func (e *Engine) Undecided() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, d := range e.domains {
+		if !d.isDecided() {
+			return true
+		}
+	}
+	return false
+}
+
 // end drops a domain that Xen no longer has.
 func (e *Engine) end(d *domain) {
 	d.leave.Do(func() { close(d.left) })

@@ -90,3 +90,32 @@ func TestAttachAfterFailedDetach(t *testing.T) {
 	}
 	w.checkClean(0)
 }
+
+// TestNeverBuilt has a toolstack die before it has built a domain: hvi holds what there is
+// of it, knows that nothing is decided, and forgets it when it is gone.
+func TestNeverBuilt(t *testing.T) {
+	w := newWorld(t, xentest.Config{}, xentest.Spec{Pauses: 1})
+	if w.engine.Undecided() {
+		t.Error("undecided, without a domain")
+	}
+	w.engine.Gate(w.info, false)
+	if st := w.status(); st.State != engine.StateGated || !w.engine.Undecided() {
+		t.Errorf("%s, undecided %v", st.State, w.engine.Undecided())
+	}
+	w.dom.Kill()
+	w.engine.Gone(w.info)
+	if !w.dom.Reap() || w.engine.Undecided() || len(w.engine.Status()) != 0 || len(w.ledgers()) != 0 {
+		t.Errorf("something is kept of it: undecided %v, %d domains, %d ledgers", w.engine.Undecided(), len(w.engine.Status()), len(w.ledgers()))
+	}
+}
+
+// TestDecided has nothing be undecided of a domain whose start was let go on.
+func TestDecided(t *testing.T) {
+	w := newWorld(t, xentest.Config{}, xentest.Spec{Pauses: 1})
+	w.appear()
+	if w.engine.Undecided() {
+		t.Errorf("undecided after it appeared: %s", w.status().State)
+	}
+	w.dom.Kill()
+	w.engine.Gone(w.info)
+}

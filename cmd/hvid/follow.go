@@ -23,7 +23,8 @@ const (
 	// host that is idle stays so.
 	rescanAfter = 30 * time.Second
 	// updatePeriod is how often is looked whether xl config-update has given a
-	// domain another config, where nobody tells of it.
+	// domain another config, and whether one that was never built is gone, where nobody
+	// tells of it.
 	updatePeriod = 10 * time.Second
 	// prunePeriod is how often is forgotten what is kept for nobody.
 	prunePeriod = time.Minute
@@ -84,6 +85,9 @@ func (f *follower) follow(ctx context.Context, served <-chan error) error {
 		case <-update.C:
 			if f.engine.Waiting() {
 				wake()
+			}
+			if f.engine.Undecided() {
+				f.watcher.Rescan()
 			}
 			for _, st := range f.engine.Status() {
 				f.registry.ConfigUpdated(st.Info.ID, st.Info.UUID)
