@@ -33,7 +33,7 @@ SOAK  ?= soak-create soak-reboot soak-save
 # Go asks git which commit this is, and fails where git can't tell.
 VCS := $(shell git rev-parse HEAD >/dev/null 2>&1 || echo -buildvcs=false)
 
-# The release of Xen that scenarios run on: make lab S=NAME XEN=4.20
+# The release of Xen of scenarios that name none: make lab S=NAME XEN=4.20
 XEN ?= 4.17
 
 LAB := $(GO) run ./lab/cmd/lab
@@ -86,8 +86,9 @@ fmt: ## format every Go file
 	@find . -name .git -prune -o -name '*.go' -print0 | xargs -0 gofmt -l -w
 
 # The lab: a real Xen in an emulator. See `make lab-list` for names.
-#   make lab S=boot-intel        one scenario, or several: S=a,b
-lab: ## one scenario: make lab S=NAME (several: S=A,B; XEN=4.20; Q=1 hides the consoles)
+#   make lab S=boot-intel        one scenario, or several: S=a,b; NAME@4.20 is one on
+#                                that release of Xen, and XEN=4.20 all that name none
+lab: ## one scenario: make lab S=NAME (several: S=A,B; on Xen 4.20: S=NAME@4.20; Q=1 hides the consoles)
 	@test -n "$(S)" || { echo "usage: make lab S=NAME[,NAME]...; make lab-list shows the names" >&2; exit 2; }
 	@$(LAB) run --xen '$(XEN)' $(if $(Q),-q) "$(S)"
 

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/xen-hvi/hvi/lab/image"
 	"github.com/xen-hvi/hvi/lab/scenario"
 	"github.com/xen-hvi/hvi/lab/wire"
 )
@@ -29,7 +28,7 @@ type Seconds struct {
 	Emulated float64 `json:"emulated"` // the scenario, by the machine's clock
 }
 
-// Result is what lab/out/NAME.json holds.
+// Result is what lab/out/NAME.json, or NAME@RELEASE.json, holds.
 type Result struct {
 	Scenario    string                     `json:"scenario"`
 	Brief       string                     `json:"brief"`
@@ -46,7 +45,7 @@ type Result struct {
 	Seconds     Seconds                    `json:"seconds"`
 	Started     time.Time                  `json:"started"`
 
-	release  string // of Xen, as it was asked for
+	title    string // the scenario's, with the release of Xen that was asked for
 	begun    bool   // a Start has come
 	ended    bool   // an End has come
 	from     time.Time
@@ -56,6 +55,7 @@ type Result struct {
 func newResult(s scenario.Scenario) *Result {
 	return &Result{
 		Scenario:   s.Name,
+		title:      s.Title(),
 		Brief:      s.Brief,
 		Emulator:   string(s.Emulator),
 		XenOptions: s.Xen,
@@ -96,7 +96,8 @@ func (r *Result) fail(reason string, now time.Time) {
 func seconds(d time.Duration) float64 { return round(d.Seconds()) }
 func round(s float64) float64         { return float64(int64(s*1000+0.5)) / 1000 }
 
-// write writes NAME.json and NAME.console.log into dir.
+// write writes NAME.json and NAME.console.log into dir, NAME@RELEASE where it was
+// run on another release of Xen than the default one.
 func (r *Result) write(dir, console string) error {
 	text, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
@@ -105,10 +106,7 @@ func (r *Result) write(dir, console string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	name := r.Scenario
-	if r.release != "" && r.release != image.DefaultXen {
-		name += "-xen" + r.release // beside the default one's
-	}
+	name := r.title
 	if err := os.WriteFile(filepath.Join(dir, name+".console.log"), []byte(console), 0o644); err != nil {
 		return err
 	}
@@ -127,7 +125,7 @@ func (r *Result) Summary() string {
 			held++
 		}
 	}
-	line := fmt.Sprintf("%s %-24s %5.1f s on %s, boot %.1f s, %d of %d checks held", word, r.Scenario, r.Seconds.Run, r.Emulator, r.Seconds.Boot, held, len(r.Checks))
+	line := fmt.Sprintf("%s %-24s %5.1f s on %s, boot %.1f s, %d of %d checks held", word, r.title, r.Seconds.Run, r.Emulator, r.Seconds.Boot, held, len(r.Checks))
 	if r.Error != "" {
 		line += "\n       " + strings.ReplaceAll(r.Error, "\n", "\n       ")
 	}

@@ -37,7 +37,7 @@ type Runner struct {
 func (r *Runner) Run(ctx context.Context, list []scenario.Scenario) ([]*Result, error) {
 	start := time.Now()
 	groups := group(list)
-	im, debian, err := r.prepare(ctx, list)
+	built, err := r.prepare(ctx, list)
 	if err != nil {
 		return nil, err
 	}
@@ -52,7 +52,7 @@ func (r *Runner) Run(ctx context.Context, list []scenario.Scenario) ([]*Result, 
 		slots <- struct{}{} // here, so that groups begin in their order
 		wg.Go(func() {
 			defer func() { <-slots }()
-			run := func() ([]*Result, error) { return r.boot(ctx, im, debian, g, images) }
+			run := func() ([]*Result, error) { return r.boot(ctx, built, g, images) }
 			if g[0].Emulator == scenario.Host {
 				run = func() ([]*Result, error) { return r.host(ctx, g) }
 			}
@@ -61,42 +61,83 @@ func (r *Runner) Run(ctx context.Context, list []scenario.Scenario) ([]*Result, 
 			defer mu.Unlock()
 			fails = append(fails, err)
 			for _, x := range rs {
-				results[x.Scenario] = x
+				results[x.title] = x
 			}
 		})
 	}
 	wg.Wait()
 	var out []*Result
 	for _, s := range list {
-		if x := results[s.Name]; x != nil {
+		if x := results[s.Title()]; x != nil {
 			out = append(out, x)
 		}
 	}
 	return out, errors.Join(fails...)
 }
 
-// prepare builds the images, and beside them the emulators and the system that
-// will be asked for.
-func (r *Runner) prepare(ctx context.Context, list []scenario.Scenario) (im image.Images, debian image.Debian, err error) {
+// built is what the machines of a run are made of.
+type built struct {
+	images map[string]image.Images // by the release of Xen, as scenarios name it
+	debian image.Debian
+}
+
+// on returns the builder for a release of Xen.
+func (r *Runner) on(release string) *image.Builder {
+	b := *r.Builder
+	b.Xen = release
+	return &b
+}
+
+// prepare builds the images, for each release of Xen that is asked for, and beside
+// them the emulators and the system.
+func (r *Runner) prepare(ctx context.Context, list []scenario.Scenario) (p built, err error) {
 	var wg sync.WaitGroup
-	var bochs, qemu, system error
-	uses := func(e scenario.Emulator) bool {
-		return slices.ContainsFunc(list, func(s scenario.Scenario) bool { return s.Emulator == e })
+	var mu sync.Mutex
+	var fails []error
+	build := func(f func() error) {
+		wg.Go(func() {
+			err := f()
+			mu.Lock()
+			defer mu.Unlock()
+			fails = append(fails, err)
+		})
 	}
-	if uses(scenario.Bochs) {
-		wg.Go(func() { _, bochs = r.Builder.Bochs(ctx) })
+	p.images = map[string]image.Images{}
+	seen := map[string]bool{}
+	once := func(what string, f func() error) {
+		if !seen[what] {
+			seen[what] = true
+			build(f)
+		}
 	}
-	if uses(scenario.QEMU) {
-		wg.Go(func() { _, qemu = r.Builder.QEMU(ctx) })
-	}
-	if slices.ContainsFunc(list, func(s scenario.Scenario) bool { return s.System == scenario.Debian }) {
-		wg.Go(func() { debian, system = r.Builder.Debian(ctx) })
-	}
-	if uses(scenario.Bochs) || uses(scenario.QEMU) {
-		im, err = r.Builder.Images(ctx)
+	for _, s := range list {
+		switch s.Emulator {
+		case scenario.Host:
+			continue
+		case scenario.Bochs:
+			once("bochs", func() error { _, err := r.Builder.Bochs(ctx); return err })
+		case scenario.QEMU:
+			once("qemu", func() error { _, err := r.Builder.QEMU(ctx); return err })
+		}
+		if s.System == scenario.Debian {
+			once("debian "+s.Release, func() error {
+				d, err := r.on(s.Release).Debian(ctx)
+				mu.Lock()
+				defer mu.Unlock()
+				p.debian = d // there is one release for which it can be built
+				return err
+			})
+		}
+		once("xen "+s.Release, func() error {
+			im, err := r.on(s.Release).Images(ctx)
+			mu.Lock()
+			defer mu.Unlock()
+			p.images[s.Release] = im
+			return err
+		})
 	}
 	wg.Wait()
-	return im, debian, errors.Join(err, bochs, qemu, system)
+	return p, errors.Join(fails...)
 }
 
 // maxSharing is how many scenarios are run in one boot. More are dealt out to several,
@@ -123,10 +164,10 @@ func alike(list []scenario.Scenario) [][]scenario.Scenario {
 	seen := map[string]bool{}
 	at := map[string]int{}
 	for _, s := range list {
-		if seen[s.Name] {
+		if seen[s.Title()] {
 			continue
 		}
-		seen[s.Name] = true
+		seen[s.Title()] = true
 		i, ok := at[s.Boot()]
 		if !ok {
 			i = len(groups)
@@ -139,8 +180,10 @@ func alike(list []scenario.Scenario) [][]scenario.Scenario {
 }
 
 // boot runs one group.
-func (r *Runner) boot(ctx context.Context, im image.Images, debian image.Debian, list []scenario.Scenario, images time.Duration) (_ []*Result, err error) {
-	emulator := list[0].Emulator
+func (r *Runner) boot(ctx context.Context, built built, list []scenario.Scenario, images time.Duration) (_ []*Result, err error) {
+	emulator, release := list[0].Emulator, list[0].Release
+	im, debian := built.images[release], built.debian
+	builder := r.on(release)
 	show := func(source, line string) { r.Show(emulator, source, line) }
 	start := time.Now()
 	dir, err := os.MkdirTemp("", "hvi-lab-")
@@ -154,26 +197,26 @@ func (r *Runner) boot(ctx context.Context, im image.Images, debian image.Debian,
 		if !ok {
 			return nil, fmt.Errorf("scenario %s: no kernel is called %q", list[0].Name, name)
 		}
-		g, err := r.Builder.Guest(ctx, k)
+		g, err := builder.Guest(ctx, k)
 		if err != nil {
 			return nil, err
 		}
 		im.Guest, im.GuestRelease = g.Archive, g.Release
 	}
-	var names, guest []string
+	var names, titles, guest []string
 	bare := true
 	for _, s := range list {
-		names = append(names, s.Name)
+		names, titles = append(names, s.Name), append(titles, s.Title())
 		guest = append(guest, s.GuestPrograms...)
 		bare = bare && s.Bare
 	}
 	var p parts
 	if list[0].System == scenario.Debian {
 		p = parts{ramdisk: []string{debian.Boot}, system: debian.Disk, lab: filepath.Join(dir, "lab.ext4"), changes: debian.Changes}
-		err = r.Builder.RunDisk(ctx, im, p.lab, names, bare)
+		err = builder.RunDisk(ctx, im, p.lab, names, bare)
 	} else {
 		p = parts{ramdisk: []string{im.Base, im.Guest, filepath.Join(dir, "payload.cpio")}}
-		err = r.Builder.Payload(ctx, p.ramdisk[2], names, slices.Compact(guest), bare)
+		err = builder.Payload(ctx, p.ramdisk[2], names, slices.Compact(guest), bare)
 	}
 	if err != nil {
 		return nil, err
@@ -183,11 +226,11 @@ func (r *Runner) boot(ctx context.Context, im image.Images, debian image.Debian,
 		return nil, err
 	}
 	ready := time.Since(start)
-	release, err := machine.AcquireSlot(ctx, r.Builder.CacheDir, func() { show("lab", "waiting for another lab's machine to end") })
+	free, err := machine.AcquireSlot(ctx, r.Builder.CacheDir, func() { show("lab", "waiting for another lab's machine to end") })
 	if err != nil {
 		return nil, err
 	}
-	defer release()
+	defer free()
 
 	f := newFollower(list, show)
 	in := make(chan input, 1024)
@@ -200,7 +243,7 @@ func (r *Runner) boot(ctx context.Context, im image.Images, debian image.Debian,
 	}
 	console := &lineWriter{line: func(l string) { send(input{line: l}) }}
 	decoder := wire.NewDecoder(func(m wire.Message) { send(input{message: &m}) }, nil)
-	show("lab", fmt.Sprintf("power on: %v", names))
+	show("lab", fmt.Sprintf("power on: %v", titles))
 	powerOn := time.Now()
 	m, err := machine.Start(ctx, command, machine.Output{Console: console, Results: decoder})
 	if err != nil {
@@ -212,7 +255,7 @@ func (r *Runner) boot(ctx context.Context, im image.Images, debian image.Debian,
 	f.finish(decoder.Lost(), time.Now())
 	for i, x := range f.results {
 		x.Seconds.Images, x.Seconds.Payload = seconds(images), seconds(ready)
-		x.Changes, x.release = changes, r.Builder.Xen
+		x.Changes = changes
 		if err := x.write(r.Out, f.logOf(i)); err != nil {
 			return f.results, err
 		}

@@ -122,7 +122,9 @@ func TestInterrupted(t *testing.T) {
 }
 
 func TestResult(t *testing.T) {
-	f := play(t, scenarios("a", "b"), false, 0,
+	list := scenarios("a", "b")
+	list[1].Release = "4.20"
+	f := play(t, list, false, 0,
 		text("boot"), hello(), text("between"),
 		message(wire.Start, "a", 5), text("in a"),
 		message(wire.Fact, "a", 5.5, func(m *wire.Message) { m.Key, m.Value = "pages", json.RawMessage("3586") }),
@@ -136,6 +138,11 @@ func TestResult(t *testing.T) {
 	for i, r := range f.results {
 		if err := r.write(dir, f.logOf(i)); err != nil {
 			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"b@4.20.json", "b@4.20.console.log"} {
+		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
+			t.Error(err)
 		}
 	}
 	data, err := os.ReadFile(filepath.Join(dir, "a.json"))
@@ -177,18 +184,21 @@ func TestResult(t *testing.T) {
 }
 
 func TestGroup(t *testing.T) {
-	list := scenarios("a", "b", "c", "d", "a")
+	list := scenarios("a", "b", "c", "d", "a", "a", "d", "a")
 	list[1].Emulator = scenario.QEMU
 	list[2].Xen = []string{"altp2m=0"}
+	for i := range list[5:] {
+		list[5+i].Release = "4.20"
+	}
 	var got []string
 	for _, g := range group(list) {
 		var names []string
 		for _, s := range g {
-			names = append(names, s.Name)
+			names = append(names, s.Title())
 		}
 		got = append(got, strings.Join(names, "+"))
 	}
-	if want := []string{"a+d", "b", "c"}; !reflect.DeepEqual(got, want) {
+	if want := []string{"a+d", "b", "c", "a@4.20+d@4.20"}; !reflect.DeepEqual(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}
 }

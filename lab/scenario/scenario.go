@@ -49,6 +49,11 @@ type Scenario struct {
 	// Xen holds additional options for the hypervisor's command line. Only
 	// scenarios with the same options share a boot.
 	Xen []string
+	// Release is the release of Xen that it runs on, as [Find] was asked for it: one
+	// of lab/image's, "" for the default. It isn't given at registration: a scenario
+	// says what it needs of Xen by what it checks. Only scenarios with the same
+	// release share a boot.
+	Release string
 	// Processors is how many the machine has, 0 for as many as it usually has;
 	// Bochs' has one whatever is asked for. Only scenarios with the same number
 	// share a boot.
@@ -80,7 +85,16 @@ func (s Scenario) Limit() time.Duration {
 
 // Boot is what two scenarios must agree in to share one boot.
 func (s Scenario) Boot() string {
-	return fmt.Sprint(s.Emulator, " ", s.System, " ", s.Processors, " ", s.GuestKernel, " ", strings.Join(s.Xen, " "))
+	return fmt.Sprint(s.Emulator, " ", s.System, " ", s.Release, " ", s.Processors, " ", s.GuestKernel, " ", strings.Join(s.Xen, " "))
+}
+
+// Title is the name that [Find] finds it by with its release: "views@4.20", or
+// "views" on the default one.
+func (s Scenario) Title() string {
+	if s.Release == "" {
+		return s.Name
+	}
+	return s.Name + "@" + s.Release
 }
 
 var registry = map[string]Scenario{}
@@ -137,11 +151,13 @@ func (e *UnknownError) Error() string {
 	return msg + "; `lab list` shows them"
 }
 
-// Find returns those of the given names out of all, in the names' order. The
-// error is an [*UnknownError].
+// Find returns those of the given names out of all, in the names' order. A name
+// may say which release of Xen to run on, as in "views@4.20". The error is an
+// [*UnknownError].
 func Find(all []Scenario, names ...string) ([]Scenario, error) {
 	var found []Scenario
 	for _, n := range names {
+		n, release, _ := strings.Cut(n, "@")
 		i := slices.IndexFunc(all, func(s Scenario) bool { return s.Name == n })
 		if i < 0 {
 			e := &UnknownError{Name: n}
@@ -152,7 +168,9 @@ func Find(all []Scenario, names ...string) ([]Scenario, error) {
 			}
 			return nil, e
 		}
-		found = append(found, all[i])
+		s := all[i]
+		s.Release = release
+		found = append(found, s)
 	}
 	return found, nil
 }

@@ -340,6 +340,10 @@ func TestFind(t *testing.T) {
 	if err != nil || len(got) != 2 || got[0].Name != "boot-amd" {
 		t.Errorf("%v, %v", got, err)
 	}
+	got, err = Find(All(), "views@4.20", "views")
+	if err != nil || len(got) != 2 || got[0].Name != "views" || got[0].Title() != "views@4.20" || got[1].Title() != "views" || got[0].Boot() == got[1].Boot() {
+		t.Errorf("%v, %v", got, err)
+	}
 	var e *UnknownError
 	if _, err := Find(All(), "boot"); !errors.As(err, &e) || len(e.Near) < 2 {
 		t.Errorf("got %v", err)

@@ -2,7 +2,8 @@
 // and takes memory images of Linux guests.
 //
 //	lab list               the scenarios, one line each
-//	lab run NAME[,NAME]... run them; results go to lab/out/NAME.json
+//	lab run NAME[,NAME]... run them; results go to lab/out/NAME.json. NAME@4.20 is
+//	                       one on another release of Xen than usual
 //	lab images             build everything that runs need, run nothing
 //	lab specimen KERNEL    take a memory image of a Linux guest
 //	lab protection         write docs/protection.md from the attacks' results
@@ -101,27 +102,26 @@ func runCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "run NAME[,NAME]...",
 		Short:   "Run scenarios",
-		Example: "  lab run boot-intel\n  lab run -q boot-intel,boot-amd\n  lab run --xen 4.20 boot-intel",
+		Example: "  lab run boot-intel\n  lab run -q boot-intel,boot-amd\n  lab run boot-intel,boot-intel@4.20\n  lab run --xen 4.20 boot-intel,views",
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			p := newProgress(os.Stderr)
 			// What is asked for is looked for before anything is built.
-			if _, err := find(nil, args); err != nil {
+			if _, err := find(nil, xen, args); err != nil {
 				return err
 			}
 			b, err := newBuilder(cmd.Context(), p)
 			if err != nil {
 				return err
 			}
-			b.Xen = xen
-			list, err := find(b, args)
+			list, err := find(b, xen, args)
 			if err != nil {
 				return err
 			}
 			return run(cmd.Context(), b, p, list, quiet)
 		},
 	}
-	cmd.Flags().StringVar(&xen, "xen", image.DefaultXen, "the release of Xen to boot: "+strings.Join(image.Xens(), ", "))
+	cmd.Flags().StringVar(&xen, "xen", image.DefaultXen, "the release of Xen to boot for a scenario that names none: "+strings.Join(image.Xens(), ", "))
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "do not show the machines' consoles (they are kept in lab/out)")
 	return cmd
 }
@@ -134,10 +134,32 @@ func scenarios(b *image.Builder) []scenario.Scenario {
 	return all
 }
 
-// find returns the scenarios that the arguments name.
-func find(b *image.Builder, args []string) ([]scenario.Scenario, error) {
+// find returns the scenarios that the arguments name, with xen as the release of Xen
+// of those that name none.
+func find(b *image.Builder, xen string, args []string) ([]scenario.Scenario, error) {
 	names := strings.FieldsFunc(strings.Join(args, ","), func(r rune) bool { return r == ',' || r == ' ' })
-	return scenario.Find(scenarios(b), names...)
+	list, err := scenario.Find(scenarios(b), names...)
+	if err != nil {
+		return nil, err
+	}
+	for i := range list {
+		s := &list[i]
+		switch {
+		case s.Emulator == scenario.Host && s.Release != "":
+			return nil, fmt.Errorf("%s runs on the host, without Xen", s.Name)
+		case s.Emulator == scenario.Host:
+			continue
+		case s.Release == "":
+			s.Release = xen
+		}
+		if !slices.Contains(image.Xens(), s.Release) {
+			return nil, &image.XenError{Release: s.Release}
+		}
+		if s.Release == image.DefaultXen {
+			s.Release = "" // so that NAME is the same, however it was asked for
+		}
+	}
+	return list, nil
 }
 
 func run(ctx context.Context, b *image.Builder, p *progress, list []scenario.Scenario, quiet bool) error {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -37,7 +38,7 @@ func TestList(t *testing.T) {
 }
 
 func TestRunUnknown(t *testing.T) {
-	for _, args := range [][]string{{"run"}, {"run", "no-such"}, {"run", "boot-intel,no-such"}, {"walk"}} {
+	for _, args := range [][]string{{"run"}, {"run", "no-such"}, {"run", "boot-intel,no-such"}, {"run", "boot-intel@4.19"}, {"run", "linux-matrix-quick@4.20"}, {"walk"}} {
 		c := command()
 		c.SetOut(&bytes.Buffer{})
 		c.SetArgs(args)
@@ -49,6 +50,26 @@ func TestRunUnknown(t *testing.T) {
 	c.SetArgs([]string{"run", "boot-inte"})
 	var unknown *scenario.UnknownError
 	if err := c.ExecuteContext(t.Context()); !errors.As(err, &unknown) || len(unknown.Near) != 1 {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestFind gives each scenario the release that it names, or else the run's, and none
+// to what runs on the host.
+func TestFind(t *testing.T) {
+	list, err := find(nil, "4.20", []string{"views,views@4.17", "boot-amd@4.14 linux-matrix-quick"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, s := range list {
+		got = append(got, s.Title())
+	}
+	if want := []string{"views@4.20", "views", "boot-amd@4.14", "linux-matrix-quick"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	var wrong *image.XenError
+	if _, err := find(nil, "4.17", []string{"views@4.19"}); !errors.As(err, &wrong) || wrong.Release != "4.19" {
 		t.Errorf("got %v", err)
 	}
 }
