@@ -606,6 +606,3 @@ func (b *Builder) Everything(ctx context.Context) error {
 		func() error { _, err := b.Debian(ctx); return err },
 	)
 }
-
-// Bochs returns the folder of Bochs and the libraries it needs.
-func (b *Builder) Bochs(ctx context.Context) (string, error) { return b.tree(ctx, treeBochs) }

@@ -295,6 +295,7 @@ func TestFixes(t *testing.T) {
 		fix          func([]byte) bool
 	}{
 		"INT3":      {int3Check, []byte{0x31, 0xd2, 0xbe, 0x43}, fixINT3},
+		"entered":   {entered, enteredPreemptible, fixEntered},
 		"injection": {injection, []byte{0x66, 0x0f, 0x1f, 0x44, 0x00, 0x00, 0xc7}, fixInjection},
 	} {
 		one := append(append([]byte("before"), tc.place...), "behind"...)

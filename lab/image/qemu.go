@@ -1,10 +1,7 @@
 package image
 
 import (
-	"bytes"
 	"context"
-	"os"
-	"path/filepath"
 )
 
 // QEMU is an emulator of AMD processors.
@@ -55,46 +52,15 @@ func fixInjection(program []byte) bool {
 	return ok
 }
 
-// one finds what is in a program once.
-func one(program, what []byte) (at int, ok bool) {
-	return bytes.Index(program, what), bytes.Count(program, what) == 1
-}
-
 // QEMU builds the AMD machine's emulator.
 func (b *Builder) QEMU(ctx context.Context) (QEMU, error) {
-	const name = "qemu-system-x86_64"
-	fixes := []struct {
-		name string
-		do   func([]byte) bool
-	}{{"sees-int3", fixINT3}, {"injects-once", fixInjection}}
 	tree, err := b.tree(ctx, treeQEMU)
 	if err != nil {
 		return QEMU{}, err
 	}
-	inputs := []string{filepath.Base(tree)}
-	for _, f := range fixes {
-		inputs = append(inputs, f.name)
-	}
-	dir, err := b.Artifact(ctx, "qemu", inputs, func(dir string) error {
-		program, err := os.ReadFile(filepath.Join(tree, "usr/bin", name))
-		if err != nil {
-			return err
-		}
-		for _, f := range fixes {
-			if f.do(program) {
-				if err := os.WriteFile(filepath.Join(dir, f.name), nil, 0o644); err != nil {
-					return err
-				}
-			}
-		}
-		return os.WriteFile(filepath.Join(dir, name), program, 0o755)
-	})
+	program, fixed, err := b.mended(ctx, "qemu", tree, "usr/bin/qemu-system-x86_64", []fix{{"sees-int3", fixINT3}, {"injects-once", fixInjection}})
 	if err != nil {
 		return QEMU{}, err
 	}
-	fixed := func(i int) bool {
-		_, err := os.Stat(filepath.Join(dir, fixes[i].name))
-		return err == nil
-	}
-	return QEMU{Tree: tree, Program: filepath.Join(dir, name), SeesINT3: fixed(0), InjectsOnce: fixed(1)}, nil
+	return QEMU{Tree: tree, Program: program, SeesINT3: fixed[0], InjectsOnce: fixed[1]}, nil
 }

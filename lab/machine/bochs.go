@@ -19,12 +19,13 @@ const (
 
 // Bochs is an Intel machine.
 type Bochs struct {
-	Tree   string // the folder of Bochs' packages
-	Memory int    // MiB
-	Disk   string // boots from it; a killed Bochs leaves a .lock beside it
-	System string // a disk that is never written, "" for none
-	Lab    string // a further disk, "" for none
-	Dir    string // for its configuration and log; must exist
+	Tree    string // the folder of Bochs' packages
+	Program string // Bochs itself
+	Memory  int    // MiB
+	Disk    string // boots from it; a killed Bochs leaves a .lock beside it
+	System  string // a disk that is never written, "" for none
+	Lab     string // a further disk, "" for none
+	Dir     string // for its configuration and log; must exist
 }
 
 // The disks as the control domain names them.
@@ -95,7 +96,7 @@ func (b Bochs) Command() (Command, error) {
 	}
 	return Command{
 		Path: filepath.Join(lib, "ld-linux-x86-64.so.2"),
-		Args: []string{"--library-path", lib, filepath.Join(b.Tree, "usr/bin/bochs-bin"), "-q", "-f", rc, "-rc", start},
+		Args: []string{"--library-path", lib, b.Program, "-q", "-f", rc, "-rc", start},
 		Env: []string{
 			"LTDL_LIBRARY_PATH=" + filepath.Join(lib, "bochs/plugins"),
 			// It draws on a terminal of its own; see drainTerminal.

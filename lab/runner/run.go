@@ -288,16 +288,19 @@ func (r *Runner) command(ctx context.Context, im image.Images, dir string, p par
 	xen := machine.XenArgs(intel, dom0, s.Xen)
 	switch s.Emulator {
 	case scenario.Bochs:
-		tree, err := r.Builder.Bochs(ctx)
+		b, err := r.Builder.Bochs(ctx)
 		if err != nil {
 			return c, nil, err
+		}
+		if b.Preempts {
+			changes = append(changes, "Bochs lets an interrupt end the turn of a guest that has interrupts disabled")
 		}
 		disk := filepath.Join(dir, "disk.img")
 		spec := boot.Spec{Args: xen, ModuleArgs: args, MemoryBytes: int64(memory) << 20}
 		if err := r.disk(ctx, disk, im, p.ramdisk, spec); err != nil {
 			return c, nil, err
 		}
-		c, err = machine.Bochs{Tree: tree, Memory: memory, Disk: disk, System: p.system, Lab: p.lab, Dir: dir}.Command()
+		c, err = machine.Bochs{Tree: b.Tree, Program: b.Program, Memory: memory, Disk: disk, System: p.system, Lab: p.lab, Dir: dir}.Command()
 		return c, changes, err
 	case scenario.QEMU:
 		q, err := r.Builder.QEMU(ctx)

@@ -47,7 +47,8 @@ type GuestConfig struct {
 	// time and sleeps. It can be saved, restored, migrated, shut down and
 	// rebooted as any other; it knows no command but [Guest.Poke]. With
 	// KernelArgs of one digit it ends when poked, with that reason: 0 poweroff,
-	// 1 reboot, 2 suspend, 3 crash, 4 watchdog, 5 soft_reset.
+	// 1 reboot, 2 suspend, 3 crash, 4 watchdog, 5 soft_reset. With KernelArgs "pair"
+	// it is another guest, see lab/image/files/tiny.c.
 	Kernel string
 	// Type is xl's: "" for "pvh", or "hvm", which needs the system [Debian] with
 	// its device model. An HVM guest starts the same kernel, without the first
@@ -56,7 +57,7 @@ type GuestConfig struct {
 	// Programs says that it has the scenario's GuestPrograms.
 	Programs   bool
 	Memory     int      // MiB
-	VCPUs      int      // more than 1 hangs under Bochs
+	VCPUs      int      // default 1
 	Altp2m     string   // xl's altp2m; "" leaves the line out
 	Lines      []string // further lines of the config, as they are: `introspection = "enforce"`
 	KernelArgs []string // added to the kernel's command line
