@@ -175,6 +175,7 @@ func hiddenBreakpoints(t *T, hits int, exhaust bool) error {
 	for _, part := range []func(*Guest) error{
 		(*Guest).ownBreakpoint, func(g *Guest) error { return g.repeated(h) },
 		func(g *Guest) error { return g.acrossPages(h) }, func(g *Guest) error { return g.shadowed(h) },
+		func(g *Guest) error { return g.debugged(h) },
 		(*Guest).attackedBeside,
 		func(g *Guest) error { return g.looksForShadow(shadow) },
 		(*Guest).breakpointCost,
@@ -582,6 +583,72 @@ func (g *Guest) shadowed(h *xen.Host) error {
 	}
 	t.Check(out == "awake" && b.Hits > 1, "the guest sleeps and wakes with a breakpoint at its HLT, in the shadow of an STI: %d times", b.Hits)
 	return t.breakpoint("clear", g, place)
+}
+
+// debugged sets breakpoints where the guest debugs its own kernel with the processor's
+// means: a debug exception is due with the instruction, before it or behind it.
+func (g *Guest) debugged(h *xen.Host) error {
+	const function, most, times = "int_sqrt", 5, 7
+	t := g.t
+	say := func(parameter string, n int) (string, error) {
+		out, err := g.Run(fmt.Sprintf("dmesg -c >/dev/null; echo %d >%s%s; dmesg | grep hvi-observe", n, observer, parameter))
+		_, out, _ = strings.Cut(out, "hvi-observe: ")
+		return out, err
+	}
+	both := func() (steps, watch string, err error) {
+		if steps, err = say("steps", 1_000_000); err == nil {
+			watch, err = say("watch", times)
+		}
+		return steps, watch, err
+	}
+	steps, watch, err := both()
+	if err != nil {
+		return err
+	}
+	t.Check(strings.HasPrefix(steps, "root 1000 in ") && strings.HasSuffix(watch, fmt.Sprintf("executed %d, written %[1]d", times)), "the guest debugs its kernel: %q, %q", steps, watch)
+
+	repeated, err := g.findIn(h, []byte{0xf3, 0x48, 0xa5}, "copy_page")
+	if err != nil {
+		return err
+	}
+	places := []string{function, repeated}
+	fs, err := g.functions(h, 64, function)
+	if err != nil {
+		return err
+	}
+	for at := 0; len(fs) > 0 && len(places) < most; {
+		inst, err := x86asm.Decode(fs[0].code[at:], 64)
+		if err != nil || inst.Op == x86asm.JMP || inst.Op == x86asm.RET {
+			break
+		}
+		at += inst.Len
+		places = append(places, fmt.Sprintf("%s+%d", function, at))
+	}
+	for _, p := range places {
+		if err := t.breakpoint("set", g, p); err != nil {
+			return err
+		}
+	}
+	steps2, watch2, err := both()
+	if err != nil {
+		return err
+	}
+	hits := map[string]uint64{}
+	for _, p := range places {
+		b, _, err := g.breakpoint(p)
+		if err != nil {
+			return err
+		}
+		hits[p] = b.Hits
+		if err := t.breakpoint("clear", g, p); err != nil {
+			return err
+		}
+	}
+	t.Fact("hits_debugged", hits)
+	t.Check(steps2 == steps, "stepped through by the guest, a function with breakpoints takes the same steps: %q, without %q", steps2, steps)
+	t.Check(watch2 == watch, "and the processor's own breakpoints are met as often: %q, without %q", watch2, watch)
+	t.Check(hits[function] == times+1 && hits[repeated] == times, "and hvi's: %v", hits)
+	return nil
 }
 
 // attackedBeside checks that a page with a breakpoint is guarded as any other.
