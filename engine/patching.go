@@ -34,22 +34,28 @@ const (
 	// mostRest anyway, but for what it has of patches that are under way.
 	patchRest = time.Second
 	mostRest  = 10 * time.Second
-	// A run of patches is over when there was none for patchGap. Pages are opened when
-	// rowPages that follow each other have been patched in one: whoever patches all
-	// functions does so in order, 256 of some twenty pages at first, while static keys
-	// are here and there.
+	// A run of patches is over when there was none for patchGap. Pages are opened when of
+	// rowSpan that follow each other rowPages have been patched in one: whoever patches
+	// all functions does so in order, 256 of some twenty pages at first. The places of
+	// one static key are farther apart, but for a few keys that are switched at boot.
 	patchGap = time.Second
-	rowPages = 16
-	// openFor is how long a page is open. The kernel goes three times over 256 places
-	// of some twenty pages before it goes on to the next.
-	openFor = 200 * time.Millisecond
-	// openAhead is how many pages are opened behind the last that was patched, and
+	rowSpan  = 16
+	rowPages = 12
+	// openFor is how long a page is open, and openLonger how long one is to which the
+	// kernel has not come yet. It goes three times over 256 places of some twenty pages
+	// before it goes on to the next, so openBehind pages behind the last are in use.
+	openFor    = 200 * time.Millisecond
+	openLonger = time.Second
+	openBehind = 32
+	// openAhead is how many pages are opened before the last that was patched, and
 	// maxOpen how many at a time.
 	openAhead = 64
 	maxOpen   = 512
 	// patchBudget bounds what one tick may take for comparing of a processor of dom0,
-	// which is a quarter of it. What is not done by then is the next tick's.
+	// which is a quarter of it; runBudget does while page after page is patched, which
+	// shall not take longer for it. What is not done by then is the next tick's.
 	patchBudget = patchTick / 4
+	runBudget   = patchTick / 20
 )
 
 // patching follows what the kernel patches. It is the session goroutine's.
@@ -80,6 +86,10 @@ type patching struct {
 	front int
 	// eager says that the last pages were opened, so that there are few events.
 	eager bool
+
+	// spare are buffers of pages that are known to be right, for the next ones; none is
+	// kept once there is nothing to see to.
+	spare []*[x86.PageSize]byte
 
 	count PatchingStatus
 	// closed says that none is opened any more, since that failed.
@@ -177,20 +187,21 @@ func (s *Session) patchingDue() <-chan time.Time {
 
 // patchedInRow takes in a page of this run, and whether it makes a row with others.
 func (p *patching) patchedInRow(page int) {
-	if _, known := p.run[page]; known {
+	if _, known := p.run[page]; known || p.row {
+		p.run[page] = struct{}{}
 		return
 	}
 	p.run[page] = struct{}{}
-	n := 1
-	for _, step := range []int{-1, 1} {
-		for at := page + step; n < rowPages; at += step {
-			if _, too := p.run[at]; !too {
-				break
-			}
+	n := 0 // of those in the span that ends at the page looked at
+	for at := page - rowSpan + 1; at < page+rowSpan; at++ {
+		if _, too := p.run[at]; too {
 			n++
 		}
+		if _, too := p.run[at-rowSpan]; too && at-rowSpan > page-rowSpan {
+			n--
+		}
+		p.row = p.row || n >= rowPages
 	}
-	p.row = p.row || n >= rowPages
 }
 
 // wakePatching has followPatching called at the next tick, if there is anything to see
@@ -207,7 +218,7 @@ func (s *Session) wakePatching() {
 	switch {
 	case wait == 0 && p.timer != nil:
 		p.timer.Stop()
-		p.timer = nil
+		p.timer, p.spare = nil, nil
 	case wait == 0:
 	case p.timer == nil:
 		p.timer = time.NewTimer(wait)
@@ -223,9 +234,17 @@ func (s *Session) followPatching(now time.Time) {
 	if p.patched != nil {
 		p.scan.scanner.Refresh()
 		s.takePatched(now)
-		s.closePatched(now, func(o *patchedPage) bool { return now.Sub(o.opened) >= openFor })
+		running := p.row && now.Sub(p.last) <= patchGap
+		s.closePatched(now, func(o *patchedPage) bool {
+			age := now.Sub(o.opened)
+			return age >= openLonger || age >= openFor && (!running || o.part < p.front-openBehind)
+		})
 	}
-	until := time.Now().Add(patchBudget)
+	budget := time.Duration(patchBudget)
+	if p.row {
+		budget = runBudget
+	}
+	until := time.Now().Add(budget)
 	ofModules := false
 	for gfn, o := range p.pages {
 		switch {
@@ -272,8 +291,10 @@ func (s *Session) takePatched(now time.Time) {
 	}
 	if front := pages[len(pages)-1]; front > p.front {
 		p.front = front
-		for i := range openAhead {
-			pages = append(pages, front+1+i)
+		for page := front - openBehind; page <= front+openAhead; page++ {
+			if _, patched := p.run[page]; patched || page > front {
+				pages = append(pages, page)
+			}
 		}
 	}
 	p.eager = s.openPatched(pages, now) >= patched
@@ -311,15 +332,16 @@ func (s *Session) openPatched(pages []int, now time.Time) int {
 			continue
 		}
 		// Nobody but the kernel has written here until now.
-		was := new([x86.PageSize]byte)
-		if err := s.memory.ReadPhys(gfn.Addr(), was[:]); err != nil {
-			continue
-		}
 		o := s.patchedPage(gfn, p.scan, page, now)
-		o.open, o.opened = true, now
 		if o.was == nil {
+			was := p.copyBuffer()
+			if err := s.memory.ReadPhys(gfn.Addr(), was[:]); err != nil {
+				p.spare = append(p.spare, was)
+				continue
+			}
 			o.was = was
 		}
+		o.open, o.opened = true, now
 		p.open++
 		gfns = append(gfns, gfn)
 	}
@@ -333,6 +355,17 @@ func (s *Session) openPatched(pages []int, now time.Time) int {
 	}
 	p.count.Opened += uint64(len(gfns))
 	return len(gfns)
+}
+
+// copyBuffer returns room for a page, which is given back to spare.
+func (p *patching) copyBuffer() *[x86.PageSize]byte {
+	n := len(p.spare) - 1
+	if n < 0 {
+		return new([x86.PageSize]byte)
+	}
+	b := p.spare[n]
+	p.spare = p.spare[:n]
+	return b
 }
 
 // isOpen reports whether a frame is of a page that is open.
@@ -424,6 +457,9 @@ func (s *Session) comparePatched(gfn x86.GFN, now time.Time) {
 	}
 	s.judgeChanges(o.scan, o.part, changes)
 	if _, suspect := o.scan.suspects[o.part]; !suspect && !busy {
+		if o.was != nil {
+			p.spare = append(p.spare, o.was)
+		}
 		delete(p.pages, gfn)
 	}
 }
