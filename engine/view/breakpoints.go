@@ -200,7 +200,7 @@ func (b *Breakpoints) stopped(ev *vmevent.Event) vmevent.Verdict {
 		// The guest has a breakpoint of its own at the same place.
 		return b.giveBack(ev, at)
 	}
-	return b.step(ev, b.stepping) | vmevent.Restarted
+	return b.step(ev, b.stepping)
 }
 
 // read reads the beginning of the guest's own instruction at a place, as far as its
@@ -240,13 +240,9 @@ func repeats(first, second byte) bool {
 // giveBack answers a vCPU at an INT3 that is not ours. Where the guest's page has
 // none, it is one of ours that has been taken away meanwhile, or the guest's own
 // that it has taken away itself: the instruction that is there now is executed.
-//
-// An INT3 is met after a breakpoint of the processor's at the same place, and leaves no
-// mark that this was met (RFLAGS.RF). Without one, the instruction in its place would
-// meet it again, and a guest with both at one place come to them for ever.
 func (b *Breakpoints) giveBack(ev *vmevent.Event, at x86.PhysAddr) vmevent.Verdict {
 	if b.read(at) && b.insn[0] != int3 {
-		return vmevent.Restarted
+		return vmevent.Continue
 	}
 	if err := b.giveIt(ev.VCPU, ev.Stop.InsnLen); err != nil {
 		// It comes to the instruction once more, and is tried again.

@@ -184,10 +184,6 @@ const (
 	// Return has the vCPU go on in Event.ReturnTo, where a denied access is tried
 	// again. It is for a vCPU that is in a view which it should have left.
 	Return Verdict = 1 << 7
-	// Restarted has the vCPU begin its instruction as one that it has begun before
-	// (RFLAGS.RF): a breakpoint of the processor's own at it, which was met before the
-	// event, is not met again. It is for a vCPU that is paused for the answer.
-	Restarted Verdict = 1 << 8
 	// Hold leaves the request unanswered, its vCPU stopped, until
 	// Server.Release. It is meaningless for an event that paused nothing.
 	Hold Verdict = 1 << 31

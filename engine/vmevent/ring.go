@@ -111,11 +111,6 @@ func (r *Ring) Respond(ev *Event, v Verdict) {
 		flags |= abi.VMEventFlagVCPUPaused
 	}
 	flags |= r.step(s, ev, v)
-	if v&Restarted != 0 {
-		// The registers are still the request's.
-		flags |= abi.VMEventFlagSetRegisters
-		binary.LittleEndian.PutUint64(s[r.layout.Regs.RFLAGS:], ev.Regs.RFLAGS|x86.RFLAGSRF)
-	}
 	if v&ReadOnes != 0 {
 		r.readOnes(s)
 	}

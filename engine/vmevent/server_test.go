@@ -381,32 +381,6 @@ func TestForgetSteps(t *testing.T) {
 	}
 }
 
-// TestRestarted has a vCPU go on as in the midst of its instruction, with the registers
-// it has otherwise, on the releases of each layout.
-func TestRestarted(t *testing.T) {
-	for _, minor := range []int{11, 12, 13, 14, 17, 20} {
-		x, r := newRing(t, minor)
-		x.Put(vmeventtest.Request{VCPU: 1, Paused: true, Reason: abi.VMEventReasonSoftwareBreakpoint, RIP: 0xffffffff81001234, RFLAGS: 0x246})
-		x.Wait()
-		var ev vmevent.Event
-		if !r.Next(&ev) {
-			t.Fatal("no request")
-		}
-		r.Respond(&ev, vmevent.Restarted)
-		r.Publish()
-		if err := x.Notify(); err != nil {
-			t.Fatal(err)
-		}
-		want := vmeventtest.Response{
-			VCPU: 1, Reason: abi.VMEventReasonSoftwareBreakpoint, Flags: abi.VMEventFlagVCPUPaused | abi.VMEventFlagSetRegisters,
-			RIP: 0xffffffff81001234, RFLAGS: 0x246 | x86.RFLAGSRF,
-		}
-		if got := <-x.Answers(); got != want {
-			t.Errorf("4.%d: answer %+v, want %+v", minor, got, want)
-		}
-	}
-}
-
 // TestNewRingRefuses checks that a page that cannot be a ring is refused.
 func TestNewRingRefuses(t *testing.T) {
 	l, err := abi.For(4, 17)

@@ -52,7 +52,6 @@ const (
 
 	RFLAGSTF = 1 << 8
 	RFLAGSIF = 1 << 9
-	RFLAGSRF = 1 << 16
 )
 
 // CR3 fields: the low 12 bits are PCID (CR4.PCIDE) or PWT/PCD, bit 63 asks to

@@ -2,6 +2,7 @@ package scenario
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -595,13 +596,11 @@ func (g *Guest) debugged(h *xen.Host) error {
 		_, out, _ = strings.Cut(out, "hvi-observe: ")
 		return out, err
 	}
-	both := func() (steps, watch string, err error) {
-		if steps, err = say("steps", 1_000_000); err == nil {
-			watch, err = say("watch", times)
-		}
-		return steps, watch, err
+	steps, err := say("steps", 1_000_000)
+	if err != nil {
+		return err
 	}
-	steps, watch, err := both()
+	watch, err := say("watch", times)
 	if err != nil {
 		return err
 	}
@@ -629,25 +628,34 @@ func (g *Guest) debugged(h *xen.Host) error {
 			return err
 		}
 	}
-	steps2, watch2, err := both()
+	steps2, err := say("steps", 1_000_000)
 	if err != nil {
 		return err
 	}
 	hits := map[string]uint64{}
-	for _, p := range places {
+	clear := func(p string) error {
 		b, _, err := g.breakpoint(p)
-		if err != nil {
-			return err
-		}
 		hits[p] = b.Hits
-		if err := t.breakpoint("clear", g, p); err != nil {
+		return errors.Join(err, t.breakpoint("clear", g, p))
+	}
+	// Where the guest has one of the processor's it may have none of hvi's, see
+	// docs/tiers.md.
+	if err := clear(function); err != nil {
+		return err
+	}
+	watch2, err := say("watch", times)
+	if err != nil {
+		return err
+	}
+	for _, p := range places[1:] {
+		if err := clear(p); err != nil {
 			return err
 		}
 	}
 	t.Fact("hits_debugged", hits)
 	t.Check(steps2 == steps, "stepped through by the guest, a function with breakpoints takes the same steps: %q, without %q", steps2, steps)
 	t.Check(watch2 == watch, "and the processor's own breakpoints are met as often: %q, without %q", watch2, watch)
-	t.Check(hits[function] == times+1 && hits[repeated] == times, "and hvi's: %v", hits)
+	t.Check(hits[function] == 1 && hits[repeated] == times, "and hvi's: %v", hits)
 	return nil
 }
 

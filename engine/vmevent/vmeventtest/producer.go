@@ -27,14 +27,12 @@ type Request struct {
 	Index    uint32 // write_ctrlreg, mov_to_msr
 	New, Old uint64
 
-	RIP, RFLAGS, CR3, GSBase, RSI, RAX, RCX uint64
+	RIP, CR3, GSBase, RSI, RAX, RCX uint64
 }
 
 // Response is what came back.
 type Response struct {
 	VCPU, Flags, Reason uint32
-	// RIP and RFLAGS are those of registers that are to be set, else 0.
-	RIP, RFLAGS uint64
 }
 
 // Xen is the front end of one ring and the far end of its event channel. It
@@ -114,7 +112,6 @@ func encode(layout *abi.Layout, s []byte, r *Request) {
 		u64(l.MovToMSR.Old, r.Old)
 	}
 	u64(l.Regs.RIP, r.RIP)
-	u64(l.Regs.RFLAGS, r.RFLAGS)
 	u64(l.Regs.CR3, r.CR3)
 	u64(l.Regs.GSBase, r.GSBase)
 	u64(l.Regs.RSI, r.RSI)
@@ -136,15 +133,11 @@ func (x *Xen) Notify() error {
 	l := &x.layout.VMEvent
 	for prod := atomicIndex(x.Page, x.layout.SRing.RspProd).Load(); x.rspCons != prod; x.rspCons++ {
 		s := x.slot(x.rspCons)
-		r := Response{
+		x.answered <- Response{
 			VCPU:   binary.LittleEndian.Uint32(s[l.OffVCPU:]),
 			Flags:  binary.LittleEndian.Uint32(s[l.OffFlags:]),
 			Reason: binary.LittleEndian.Uint32(s[l.OffReason:]),
 		}
-		if r.Flags&abi.VMEventFlagSetRegisters != 0 {
-			r.RIP, r.RFLAGS = binary.LittleEndian.Uint64(s[l.Regs.RIP:]), binary.LittleEndian.Uint64(s[l.Regs.RFLAGS:])
-		}
-		x.answered <- r
 	}
 	return nil
 }
