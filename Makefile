@@ -23,11 +23,12 @@ VERSION ?=
 # linux-formats and linux-xencore, which read memory in each kind of file, and
 # linux-volatility, which needs Volatility 3.
 DEMO  ?= demo
-SUITE ?= $(BOCHS) $(QEMU_DEBIAN) $(QEMU) $(HOST)
+SUITE ?= $(BOCHS) $(QEMU_DEBIAN) $(QEMU) $(RELEASES) $(HOST)
 BOCHS ?= boot-intel demo skeleton-intel views breakpoints-quick modules exceptions learn violation-actions metrics guest-pti guards-off hvid-stopped engine-killed-quick bad-input first-instruction xl-coredump-intel
 QEMU  ?= boot-amd skeleton-amd cycles
 HOST  ?= linux-matrix-quick linux-hidden-quick linux-live-quick
 QEMU_DEBIAN  ?= package-libvirt
+RELEASES ?= core-intel@4.14 core-intel@4.20 core-amd@4.14 core-amd@4.20
 SOAK  ?= soak-create soak-reboot soak-save
 
 # Go asks git which commit this is, and fails where git can't tell.

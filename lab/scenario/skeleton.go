@@ -117,10 +117,7 @@ func skeletonIntel(t *T) error {
 	if err := g.checkViews(st); err != nil {
 		return err
 	}
-	for _, name := range []string{"kernel-text", "kernel-rodata", "ex-table", "syscall-table", "idt", "vdso", "syscall-entry", "cr"} {
-		gs := guardStatus(st, name)
-		t.Check(gs.State == control.GuardArmed && gs.Action == "block", "guard %s is armed and blocks: %+v", name, gs)
-	}
+	g.guardsBlock(st, "kernel-text", "kernel-rodata", "ex-table", "syscall-table", "idt", "vdso", "syscall-entry", "cr")
 	follower, err := t.Start("hvictl", "events", "-f")
 	if err != nil {
 		return err
@@ -191,10 +188,7 @@ func skeletonAMD(t *T) error {
 	t.Check(text.State == control.GuardScanning, "kernel-text can only be compared: %s", text.State)
 	t.Check(strings.Contains(text.Reason, "VT-x") && strings.Contains(text.Reason, scanPeriod.String()), "and says what it needs, and what it does instead: %q", text.Reason)
 	t.Fact("kernel_text_reason", text.Reason)
-	for _, name := range []string{"syscall-entry", "cr"} {
-		gs := guardStatus(st, name)
-		t.Check(gs.State == control.GuardArmed && gs.Action == "block", "guard %s is armed and blocks: %+v", name, gs)
-	}
+	g.guardsBlock(st, "syscall-entry", "cr")
 	bits, err := g.controlAttacks()
 	if err != nil {
 		return err

@@ -352,22 +352,7 @@ func guardedInView(t *T) error {
 		return err
 	}
 
-	// Without altp2m in its config, a guest gets it from hvid as far as Xen permits.
-	plain := enforce
-	plain.Name, plain.Altp2m = "plain", ""
-	g, st, err = t.protectedGuest(plain, control.StateProtecting)
-	if err != nil {
-		return err
-	}
-	if h.Layout().Has.AltP2MFixedAtCreate {
-		t.Check(st.Tier == control.TierAccess && strings.Contains(st.TierReason, "external"), "without altp2m in its config its tier is access, which says why: %s %q", st.Tier, st.TierReason)
-	} else if err := g.checkViews(st); err != nil {
-		return err
-	}
-	if err := g.attackIsBlocked("text"); err != nil {
-		return err
-	}
-	return g.Shutdown()
+	return t.withoutAltp2m(h)
 }
 
 func guardedWithoutView(t *T) error {
