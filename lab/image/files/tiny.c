@@ -9,6 +9,10 @@
  * itself when poked instead, with that reason: 0 poweroff, 1 reboot, 2 suspend,
  * 3 crash, 4 watchdog, 5 soft_reset.
  *
+ * With "pair" as its command line it has two vCPUs and neither sleeps nor obeys:
+ * each comes to one place as often as it can, and counts. It says
+ * "@@PAIR CODE COUNTS", in hexadecimal, where the place is and where the numbers.
+ *
  * It runs in 32-bit mode without paging, where every address is a physical one.
  * The interfaces are those of xen/include/public; the numbers are theirs.
  */
@@ -252,6 +256,109 @@ static void obey(void)
 	}
 }
 
+/* pair */
+enum { VCPU_OP = 24, VCPUOP_initialise = 0, VCPUOP_up = 1, BREAKPOINT = 3 };
+
+static void vcpu_op(u32 command, u32 vcpu, const void *arg)
+{
+	u32 ret;
+
+	asm volatile("call *%%eax" : "=a"(ret), "+b"(command), "+c"(vcpu), "+d"(arg) : "0"(hypercalls + VCPU_OP * 32) : "memory", "edi", "esi");
+}
+
+/* How often each vCPU came to the place, and how often one took a breakpoint
+ * exception that it had not asked for. They have a page of their own, and so has
+ * the code: an instruction, and one that repeats itself. What it copies is each
+ * vCPU's own. */
+u32 counts[1024] __attribute__((aligned(4096)));
+u8 copied[2][32];
+
+void place(void);
+extern u8 place_repeated[];
+asm(".pushsection .text\n"
+    ".balign 4096\n"
+    ".globl place, place_repeated\n"
+    "place: lock incl counts(,%eax,4)\n"
+    "movl $8, %ecx\n"
+    "movl %eax, %esi\n"
+    "shll $5, %esi\n"
+    "addl $copied, %esi\n"
+    "leal 16(%esi), %edi\n"
+    "place_repeated: rep movsb\n"
+    "ret\n"
+    ".balign 4096\n"
+    ".popsection\n");
+
+__attribute__((interrupt)) static void trapped(struct frame *f)
+{
+	(void)f;
+	counts[2]++;
+}
+
+__attribute__((noreturn)) static void come(u32 vcpu)
+{
+	u32 round = 0, i;
+
+	for (;; round++) {
+		for (i = 0; i < 8; i++)
+			copied[vcpu][i] = round + i;
+		asm volatile("call place" : : "a"(vcpu) : "memory", "ecx", "esi", "edi", "cc");
+		for (i = 0; i < 8; i++)
+			if (copied[vcpu][16 + i] != (u8)(round + i))
+				counts[3]++; /* a copy is wrong */
+	}
+}
+
+u8 second_stack[1024] __attribute__((aligned(16)));
+const struct table second_idtr = { sizeof idt - 1, (u32)idt };
+void second(void);
+asm(".pushsection .text\n"
+    ".globl second\n"
+    "second: lgdt gdtr\n"
+    "lidt second_idtr\n"
+    "ljmp $8, $1f\n"
+    "1: movl $16, %eax\n"
+    "movl %eax, %ds\n"
+    "movl %eax, %es\n"
+    "movl %eax, %ss\n"
+    "call second_comes\n"
+    ".popsection\n");
+
+__attribute__((used)) static void second_comes(void) asm("second_comes");
+static void second_comes(void) { come(1); }
+
+static char *hex(char *to, u32 n)
+{
+	int i;
+
+	for (i = 28; i >= 0; i -= 4)
+		*to++ = "0123456789abcdef"[n >> i & 15];
+	return to;
+}
+
+static void pair(void)
+{
+	/* vcpu_hvm_context, of a vCPU in 32-bit mode without paging */
+	static struct {
+		u32 mode, pad, general[8], eip, eflags, cr0, cr3, cr4, pad1;
+		u64 efer;
+		u32 base[5], limit[5];
+		u16 access[5], pad2[3];
+	} c = { .cr0 = 1, .limit = { ~0u, ~0u, ~0u, ~0u, 0x67 }, .access = { 0xc9b, 0xc93, 0xc93, 0xc93, 0x8b } };
+	char text[] = "@@PAIR 00000000 00000000\r\n";
+
+	gate(BREAKPOINT, trapped);
+	hex(text + 7, (u32)place);
+	hex(text + 16, (u32)counts);
+	say(text);
+	asm volatile("cli");
+	c.general[4] = (u32)(second_stack + sizeof second_stack);
+	c.eip = (u32)second;
+	vcpu_op(VCPUOP_initialise, 1, &c);
+	vcpu_op(VCPUOP_up, 1, 0);
+	come(0);
+}
+
 struct start_info { u32 magic, version, flags, modules; u64 modlist, cmdline; };
 
 void run(const struct start_info *info)
@@ -269,6 +376,8 @@ void run(const struct start_info *info)
 	asm volatile("lidt %0" : : "m"(idtr));
 	connect();
 	say("@@GUEST-UP tiny\r\n");
+	if (args && *args == 'p')
+		pair();
 	for (;;) {
 		u8 first;
 
