@@ -18,6 +18,11 @@ type Point struct {
 	// Hits counts how often a vCPU came to it, a repeated string instruction
 	// once. An instruction that faults and is started again is hit again.
 	Hits atomic.Uint64
+	// Judge, if it is not nil, is asked at each hit, on the ring goroutine, and neither
+	// allocates nor locks nor logs. What it answers is done in the place of the
+	// instruction, but for [vmevent.Continue]: then the vCPU goes on past the breakpoint.
+	// It is not changed while the breakpoint is set.
+	Judge func(*vmevent.Event) vmevent.Verdict
 }
 
 // Returner has a vCPU take the breakpoint exception that it was stopped at: the
@@ -196,6 +201,11 @@ func (b *Breakpoints) stopped(ev *vmevent.Event) vmevent.Verdict {
 	}
 	b.read(at)
 	b.hit(ev, pt)
+	if pt.Judge != nil {
+		if v := pt.Judge(ev); v != vmevent.Continue {
+			return v
+		}
+	}
 	if b.insn[0] == int3 {
 		// The guest has a breakpoint of its own at the same place.
 		return b.giveBack(ev, at)

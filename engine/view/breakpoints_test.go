@@ -92,6 +92,35 @@ func TestBreakpointsShareAPage(t *testing.T) {
 	}
 }
 
+// TestJudge: who is asked at a hit answers it, also where the guest has a breakpoint of
+// its own at the same place, and lets it go on by Continue.
+func TestJudge(t *testing.T) {
+	f := shadowed(t)
+	answer, asked := vmevent.Skip, 0
+	p := &view.Point{At: code.Addr() + 5, Judge: func(*vmevent.Event) vmevent.Verdict { asked++; return answer }}
+	if err := f.Set(f.page, p); err != nil {
+		t.Fatal(err)
+	}
+	if v, ok := f.HandleEvent(hit(p)); !ok || v != vmevent.Skip {
+		t.Errorf("answered with %#x", v)
+	}
+	answer = vmevent.Continue
+	if v, ok := f.HandleEvent(hit(p)); !ok || v != vmevent.Step {
+		t.Errorf("what may go on is answered with %#x", v)
+	}
+	f.mem.write(p.At, 0xcc)
+	if v, ok := f.HandleEvent(hit(p)); !ok || v != vmevent.Continue || f.given != 1 {
+		t.Errorf("at the guest's own it is answered with %#x, %d given", v, f.given)
+	}
+	answer = vmevent.Hold
+	if v, ok := f.HandleEvent(hit(p)); !ok || v != vmevent.Hold || f.given != 1 {
+		t.Errorf("at the guest's own it is answered with %#x, %d given", v, f.given)
+	}
+	if asked != 4 || p.Hits.Load() != 4 {
+		t.Errorf("asked %d times of %d", asked, p.Hits.Load())
+	}
+}
+
 // TestHitDoesNotAllocate is the promise of the event path.
 func TestHitDoesNotAllocate(t *testing.T) {
 	f := shadowed(t)

@@ -120,6 +120,10 @@ type Breakpoint struct {
 	InsnLen uint8 // bytes
 }
 
+// Leave are registers with which a vCPU leaves a function that it was about to enter:
+// what the function returns, and where to.
+type Leave struct{ RAX, RSP, RIP uint64 }
+
 // Event is one decoded request. Only the payload that Reason names is set.
 // Everything but VCPU and Reason is under the guest's control.
 //
@@ -136,6 +140,9 @@ type Event struct {
 	// the vCPU is in after it, and after EndStep. The handler sets them; before,
 	// they are 0, which is the host's view.
 	StepIn, ReturnTo uint16
+
+	// Leave is what Skip sets. The handler fills it in; before, it is of another event.
+	Leave Leave
 
 	Mem  MemAccess
 	CR   CtrlRegWrite
@@ -184,6 +191,9 @@ const (
 	// Return has the vCPU go on in Event.ReturnTo, where a denied access is tried
 	// again. It is for a vCPU that is in a view which it should have left.
 	Return Verdict = 1 << 7
+	// Skip has the vCPU go on with the registers in Event.Leave, and all others as they
+	// are. It is for one that waits for the answer.
+	Skip Verdict = 1 << 8
 	// Hold leaves the request unanswered, its vCPU stopped, until
 	// Server.Release. It is meaningless for an event that paused nothing.
 	Hold Verdict = 1 << 31
@@ -204,6 +214,9 @@ func (v Verdict) responseFlags() uint32 {
 	}
 	if v&ReadOnes != 0 {
 		f |= abi.VMEventFlagEmulate | abi.VMEventFlagSetEmulReadData
+	}
+	if v&Skip != 0 {
+		f |= abi.VMEventFlagSetRegisters
 	}
 	return f
 }

@@ -114,6 +114,9 @@ func (r *Ring) Respond(ev *Event, v Verdict) {
 	if v&ReadOnes != 0 {
 		r.readOnes(s)
 	}
+	if v&Skip != 0 {
+		r.leave(s, &ev.Leave)
+	}
 	binary.LittleEndian.PutUint32(s[r.layout.OffFlags:], flags)
 	r.rspProdPvt++
 }
@@ -175,6 +178,16 @@ func (r *Ring) readOnes(s []byte) {
 		data[i] = 0xff
 	}
 	binary.LittleEndian.PutUint32(s[l.OffEmulReadSize:], uint32(len(data)))
+}
+
+// leave fills in the registers that a vCPU goes on with. Xen takes all general ones, RIP
+// and RFLAGS from the response, in which the others are as the request had them
+// (hvm_vm_event_set_registers, xen/arch/x86/hvm/vm_event.c).
+func (r *Ring) leave(s []byte, to *Leave) {
+	d := &r.layout.Regs
+	binary.LittleEndian.PutUint64(s[d.RAX:], to.RAX)
+	binary.LittleEndian.PutUint64(s[d.RSP:], to.RSP)
+	binary.LittleEndian.PutUint64(s[d.RIP:], to.RIP)
 }
 
 // RespondBlind queues an answer that resumes a vCPU no request is known of:
