@@ -98,6 +98,61 @@ func (r *Reader) ForbiddenModules(forbidden func(m *report.Module, buildID func(
 	return found(v), nil
 }
 
+// ForbiddenCode looks for memory that processes which a policy seals can execute and
+// that is no file's, or that they can write as well: what a loader and a dynamic linker
+// make is neither, nor is what the kernel maps into each process.
+func (r *Reader) ForbiddenCode(sealed func(p *report.Process) bool) (report.Verdict, error) {
+	const name = "sealed-processes"
+	list, err := r.Processes()
+	examined := 0
+	var findings []report.Finding
+	for i := range list.Items {
+		p := &list.Items[i]
+		if err != nil || p.KernelThread || p.MM == 0 || !sealed(p) {
+			continue
+		}
+		var maps report.List[report.Mapping]
+		if maps, err = r.Maps(p.PID); errors.Is(err, ErrNoProcess) {
+			err = nil // it has ended
+		}
+		examined += len(maps.Items)
+		for _, m := range maps.Items {
+			if what := foreignCode(&m); what != "" {
+				findings = append(findings, report.Finding{
+					Check: name, Object: report.Text(fmt.Sprintf("process %d (%s)", p.PID, p.Comm)),
+					Detail: report.Text(fmt.Sprintf("it can execute %s: %v to %v, %s", what, m.Start, m.End, m.Perm)),
+				})
+			}
+		}
+	}
+	v := judge(name, "A process that the policy seals can execute memory that is no file's code.", examined, err)
+	if err == nil {
+		v.Findings = append(v.Findings, findings...)
+	}
+	return found(v), nil
+}
+
+// foreignCode says in words what a mapping is that a sealed process must not be able to
+// execute; "" if it may, or can't.
+func foreignCode(m *report.Mapping) string {
+	const writable, executable = 1, 2 // places in Perm
+	special := m.Path == "[vdso]" || m.Path == "[vsyscall]" || m.Path == "[uprobes]"
+	ofFile := m.Inode != 0 || m.Path != "" && m.Path[0] != '['
+	switch {
+	case len(m.Perm) <= executable || m.Perm[executable] != 'x' || special:
+		return ""
+	case m.Path == "[stack]":
+		return "its stack"
+	case m.Path == "[heap]":
+		return "its heap"
+	case !ofFile:
+		return "anonymous memory"
+	case m.Perm[writable] == 'w':
+		return "memory of a file that it can write"
+	}
+	return ""
+}
+
 // judge is a verdict of one check, which is clean or has an error.
 func judge(name, means string, examined int, err error) report.Verdict {
 	c := report.Check{Name: name, Means: means, Status: report.CheckClean, Examined: examined}

@@ -147,3 +147,46 @@ func FuzzBuildID(f *testing.F) {
 		}
 	})
 }
+
+// TestForbiddenCode finds what a sealed process can execute and is no file's.
+func TestForbiddenCode(t *testing.T) {
+	p, r := processGuest(t, 3)
+	giveMemory(p, p.Tasks[1], 3) // code of a file, and two pages of none
+	look := func(sealed int32) report.Verdict {
+		t.Helper()
+		v, err := r.ForbiddenCode(func(q *report.Process) bool { return q.PID == sealed })
+		if err != nil || len(v.Checks) != 1 || v.Checks[0].Name != "sealed-processes" || v.Clean != (len(v.Findings) == 0) {
+			t.Fatalf("%+v, %v", v, err)
+		}
+		return v
+	}
+	if v := look(1); len(v.Findings) != 0 {
+		t.Errorf("of another: %+v", v.Findings)
+	}
+	v := look(2)
+	if len(v.Findings) != 2 || v.Checks[0].Examined != 3 {
+		t.Fatalf("%+v", v)
+	}
+	want := report.Finding{Check: "sealed-processes", Object: "process 2 (worker)", Detail: "it can execute anonymous memory: 0x402000 to 0x403000, r-xp"}
+	if v.Findings[0] != want {
+		t.Errorf("%+v, want %+v", v.Findings[0], want)
+	}
+	for _, c := range []struct {
+		m    report.Mapping
+		want string
+	}{
+		{report.Mapping{Perm: "r-xp", Inode: 7, Path: "/bin/a"}, ""},
+		{report.Mapping{Perm: "rwxp", Inode: 7, Path: "/bin/a"}, "memory of a file that it can write"},
+		{report.Mapping{Perm: "rw-p"}, ""},
+		{report.Mapping{Perm: "rwxp", Path: "[stack]"}, "its stack"},
+		{report.Mapping{Perm: "r-xp", Path: "[heap]"}, "its heap"},
+		{report.Mapping{Perm: "r-xp", Path: "[anon:[vdso]]"}, "anonymous memory"},
+		{report.Mapping{Perm: "r-xp", Path: "[vdso]"}, ""},
+		{report.Mapping{Perm: "--xp", Path: "[vsyscall]"}, ""},
+		{report.Mapping{Perm: "--xp", Path: "[uprobes]"}, ""},
+	} {
+		if got := foreignCode(&c.m); got != c.want {
+			t.Errorf("%+v: %q, want %q", c.m, got, c.want)
+		}
+	}
+}

@@ -215,6 +215,15 @@ func (k *Kernel) ReadTask(regs *x86.Registers, t *Task) error {
 	if !task.KernelHalf() || task&7 != 0 {
 		return &ReadError{What: "current_task", Got: task.String(), Err: ErrImplausible}
 	}
+	return k.readTask(task, t)
+}
+
+// readTask reads the task at a plausible address.
+func (k *Kernel) readTask(task x86.VirtAddr, t *Task) error {
+	o := &k.Offsets.Task
+	if o.PID < 0 || o.TGID < 0 || o.Comm < 0 {
+		return &ReadError{What: "task_struct", Err: ErrUnsupported}
+	}
 	pid, err := k.as.ReadUint32(task + x86.VirtAddr(o.PID))
 	if err != nil {
 		return &ReadError{What: "task_struct.pid", Err: err}

@@ -63,6 +63,9 @@ type Offsets struct {
 
 	Signal     SignalOffsets     `c:"signal_struct"`
 	TaskSignal TaskSignalOffsets `c:"task_struct"`
+	Caller     CallerOffsets     `c:"task_struct"`
+	MMTree     MMTreeOffsets     `c:"mm_struct"`
+	VMATree    VMATreeOffsets    `c:"vm_area_struct"`
 	Sighand    SighandOffsets    `c:"sighand_struct"`
 
 	Cred     CredOffsets     `c:"cred"`

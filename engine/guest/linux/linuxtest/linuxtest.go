@@ -24,8 +24,11 @@ import (
 // Where things are. Offsets are from Config.Base and, for what is in the
 // kernel's direct map, from DirectMap.
 const (
-	Entry     = 0x1080    // entry_SYSCALL_64
-	TextSize  = 0x5000    // _text to _etext
+	Entry    = 0x1080 // entry_SYSCALL_64
+	TextSize = 0x5000 // _text to _etext
+	// FirstFunction is where those of a Config begin.
+	FirstFunction = 0x1a00
+
 	ROData    = 0x20_0000 // .rodata
 	Data      = 0x40_0000 // .data
 	ImageSize = 0x60_0000
@@ -112,14 +115,17 @@ type Config struct {
 	// (a kernel without KALLSYMS_ALL).
 	NoBTF, NoData bool
 	// BTF replaces the type information. Otherwise it has Types besides its
-	// own, and Task are more members of struct task_struct.
+	// own, Task are more members of struct task_struct, and MM of struct mm_struct.
 	BTF   []byte
 	Types []btf.Type
 	Task  []btf.Member
+	MM    []btf.Member
 	// Data are more symbols of data, with their offsets from Base.
 	Data map[string]x86.VirtAddr
 	// Symbols is the number of made-up functions; 0 is 1500.
 	Symbols int
+	// Functions are more functions, 64 bytes apart from FirstFunction on.
+	Functions []string
 	// Variables are more symbols of data, 512 bytes apart from Variables on.
 	Variables []string
 	// UserRoot puts the vCPUs on the user half of page-table isolation.
@@ -174,8 +180,8 @@ func New(c Config) *Guest {
 	g := &Guest{Builder: b, Base: c.Base, PhysBase: physBase, BTF: c.BTF}
 	switch {
 	case g.BTF != nil:
-	case c.Types != nil || c.Task != nil:
-		g.BTF = types(c.Layout, c.Types, c.Task)
+	case c.Types != nil || c.Task != nil || c.MM != nil:
+		g.BTF = types(c.Layout, c.Types, c.Task, c.MM)
 	default:
 		g.BTF = Types(c.Layout)
 	}
@@ -216,6 +222,9 @@ func (g *Guest) layOut(c Config) {
 	text(0, "_text")
 	text(0, "_stext")
 	text(Entry, "entry_SYSCALL_64")
+	for i, name := range c.Functions {
+		text(FirstFunction+x86.VirtAddr(i)*0x40, name)
+	}
 	text(0x1f00, "load_module")
 	text(TextSize, "_etext")
 	for i := range c.Symbols {
@@ -360,7 +369,7 @@ func (g *Guest) SetPoking(l Layout, mm, addr uint64) {
 func Types(l Layout) []byte {
 	typesOnce.Do(func() {
 		for i := range typesOf {
-			typesOf[i] = types(Layout(i), nil, nil)
+			typesOf[i] = types(Layout(i), nil, nil, nil)
 		}
 	})
 	return append([]byte(nil), typesOf[l]...)
@@ -371,7 +380,7 @@ var (
 	typesOf   [NumLayouts][]byte
 )
 
-func types(l Layout, more []btf.Type, members []btf.Member) []byte {
+func types(l Layout, more []btf.Type, members, ofMM []btf.Member) []byte {
 	integer := &btf.Int{Name: "int", Size: 4, Encoding: btf.Signed}
 	long := &btf.Int{Name: "long unsigned int", Size: 8}
 	pid := &btf.Typedef{Name: "pid_t", Type: integer}
@@ -383,6 +392,7 @@ func types(l Layout, more []btf.Type, members []btf.Member) []byte {
 		{Name: "mmap_base", Type: long, Offset: 8 * 24},
 		{Name: "pgd", Type: &btf.Pointer{Target: long}, Offset: 8 * MMPGD},
 	}}}}
+	mm.Members = append(mm.Members, ofMM...)
 	state := "__state"
 	if l < Relative5 {
 		state = "state"
