@@ -154,7 +154,7 @@ func TestPolicies(t *testing.T) {
 		"policy = \"default\"": "web.toml:1:1: setting \"policy\" cannot be set in a policy",
 		"guards = 1":           `web.toml:1:10: setting "guards" is a table`,
 		"[guards]\nx=\"off\"":  `web.toml:2:3: unknown guard "x"`,
-		"mdoe = 1":             `web.toml:1:1: unknown setting "mdoe" (known: require_attach, on_engine_failure, guards, forbidden_ebpf, allowed_ebpf, allowed_modules)`,
+		"mdoe = 1":             `web.toml:1:1: unknown setting "mdoe" (known: require_attach, on_engine_failure, guards, forbidden_ebpf, allowed_ebpf, allowed_modules, protected_processes, childless_processes, sealed_processes, reported_processes)`,
 	} {
 		s.write("policies/web.toml", text)
 		if n, err := s.Policy("web"); n != nil || err == nil || !strings.Contains(err.Error(), want) {

@@ -39,6 +39,10 @@ func TestExceptionOf(t *testing.T) {
 	paused, stopped := text, helper
 	paused.Action, paused.Prevented = journal.Paused, true
 	stopped.Action = journal.ShutDown
+	call := journal.Record{
+		Guard: "dpi", Action: journal.Blocked, Domain: text.Domain, RIP: journal.Location{Symbol: "__x64_sys_execve"}, Process: text.Process,
+		Target: journal.Target{Kind: journal.TargetCall, Call: &journal.CallTarget{What: "executes", Program: "/bin/sh"}}, Attempted: journal.Unknown("a call"),
+	}
 	odd := helper
 	odd.Target.Object = &journal.ObjectTarget{Check: "hidden-modules", Name: "module x*", What: "ü"}
 	for _, tt := range []struct {
@@ -58,6 +62,7 @@ func TestExceptionOf(t *testing.T) {
 		{"what can't be written", odd, "", `!target bytes`},
 		{"paused for a write", paused, "domain kernel", `kernel-text process=agent module=falcon target=do_syscall_64 bytes=e901`},
 		{"shut down for what a look found", stopped, "domain kernel", `usermode-helper object=modprobe_path what="it is \"/opt/x\""`},
+		{"a call", call, "domain kernel", `dpi process=agent symbol=__x64_sys_execve`},
 		{"found", found, "domain kernel", `kernel-text target=do_syscall_64 bytes=e901`},
 	} {
 		leave := map[string]bool{}

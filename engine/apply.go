@@ -93,6 +93,7 @@ func (s *Session) rearm() error {
 	}
 	s.server.ForgetSteps()
 	s.closeBreakpoints()
+	s.dropCalls()
 	if err := s.arm(); err != nil {
 		return errors.Join(err, s.withdraw(StateFailed, false))
 	}

@@ -42,11 +42,11 @@ func (s *Session) arm() error {
 	if err != nil {
 		return fail(err)
 	}
-	set, err := guard.NewSet(&guard.Target{Kernel: s.kernel, Boot: s.arming, Now: now, Actions: s.actions()}, s.memory, actions)
+	set, err := guard.NewSet(&guard.Target{Kernel: s.kernel, Boot: s.arming, Now: now, Actions: s.actions(), Policy: s.policy}, s.memory, actions)
 	for _, e := range prepareErrors(err) {
 		s.setGuard(e.Guard, GuardDegraded, e.Err.Error())
 	}
-	s.set, s.fold.overflow = set, nil
+	s.set, s.fold.overflow, s.fold.unnoted = set, nil, nil
 	s.slow = make(map[policy.GuardName]GuardStatus)
 	set.UseBudget(s.budget)
 	set.UseFates(s.fates)
@@ -89,6 +89,7 @@ func (s *Session) arm() error {
 	s.update(func(st *Status) { st.Views = views })
 	s.watchView(views)
 	s.startPatching()
+	s.placeCalls(set)
 	s.startMoving()
 	if err := s.ledger.Unpause(); err != nil {
 		return fail(err)

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/xen-hvi/hvi/engine/guard"
 	"github.com/xen-hvi/hvi/engine/ledger"
 	"github.com/xen-hvi/hvi/engine/view"
 	"github.com/xen-hvi/hvi/engine/x86"
@@ -67,6 +68,10 @@ type breakpoint struct {
 	va     x86.VirtAddr
 	point  *view.Point
 	since  time.Time
+	// call is the place of guards that this is for, nil for an admin's. before is what
+	// point has counted that is none of the latter's.
+	call   *guard.Place
+	before uint64
 }
 
 // shadow is a page of ours in the domain's physical memory.
@@ -117,7 +122,7 @@ func (s *Session) setBreakpoint(symbol string) error {
 		return refuse("the domain's guards are not armed yet", "wait until hvictl status says protecting", nil)
 	case s.views == nil:
 		return refuse("it needs the tier views", "see the tier's reason: hvictl views "+strconv.Itoa(int(s.info.ID)), nil)
-	case len(s.hidden.points) >= MaxBreakpoints:
+	case s.adminPoints() >= MaxBreakpoints:
 		return refuse(fmt.Sprintf("the domain has %d already", MaxBreakpoints), "clear one", nil)
 	}
 	if s.findBreakpoint(symbol) >= 0 {
@@ -128,7 +133,7 @@ func (s *Session) setBreakpoint(symbol string) error {
 		return refuse(err.Error(), "hvictl breakpoint set takes a symbol of the kernel's code, or symbol+offset", nil)
 	}
 	for _, other := range s.hidden.points {
-		if other.point.At == b.point.At {
+		if other.call == nil && other.point.At == b.point.At {
 			b.point = other.point // the same place by another name
 		}
 	}
@@ -159,12 +164,22 @@ func (s *Session) clearBreakpoint(symbol string) error {
 	err := s.remove(b)
 	s.hidden.points = slices.Delete(s.hidden.points, i, i+1)
 	s.showBreakpoints()
-	s.log.Info("breakpoint cleared", "symbol", symbol, "hits", b.point.Hits.Load())
+	s.log.Info("breakpoint cleared", "symbol", symbol, "hits", b.hits())
 	return errors.Join(err, s.ledger.Unpause())
 }
 
 func (s *Session) findBreakpoint(symbol string) int {
-	return slices.IndexFunc(s.hidden.points, func(b *breakpoint) bool { return b.symbol == symbol })
+	return slices.IndexFunc(s.hidden.points, func(b *breakpoint) bool { return b.call == nil && b.symbol == symbol })
+}
+
+// adminPoints counts the breakpoints that an admin has set.
+func (s *Session) adminPoints() (n int) {
+	for _, b := range s.hidden.points {
+		if b.call == nil {
+			n++
+		}
+	}
+	return n
 }
 
 // locate finds a place in the kernel's code.
@@ -199,6 +214,7 @@ func (s *Session) place(b *breakpoint) error {
 	if err := s.openBreakpoints(); err != nil {
 		return err
 	}
+	s.shareWithGuards(b)
 	gfn := b.point.At.GFN()
 	sh := s.shadowOf(gfn)
 	if sh == nil {
@@ -299,6 +315,9 @@ func (s *Session) moveBreakpoints(from ViewStatus) {
 	}
 	if err != nil {
 		s.log.Error("breakpoints are lost: there is no view for steps over them", "count", len(h.points), "err", err)
+		for _, b := range h.points {
+			s.lose(b, err)
+		}
 		h.points = nil
 		s.set.UseBreakpoints(nil)
 		h.live = nil // the next one readies the view anew
@@ -470,13 +489,15 @@ func (s *Session) closeBreakpoints() {
 func (s *Session) placeAgain() {
 	points := s.hidden.points
 	s.hidden.points = nil
+	// Those of guards first: others share theirs.
+	slices.SortStableFunc(points, func(a, b *breakpoint) int { return cmp.Compare(kind(a), kind(b)) })
 	for _, b := range points {
 		if s.views == nil {
-			s.log.Warn("breakpoint lost: the domain has no view any more", "symbol", b.symbol)
+			s.lose(b, errNoView)
 			continue
 		}
 		if err := s.place(b); err != nil {
-			s.log.Warn("breakpoint lost", "symbol", b.symbol, "err", err)
+			s.lose(b, err)
 			continue
 		}
 		s.hidden.points = append(s.hidden.points, b)
@@ -533,7 +554,13 @@ func (s *Session) giveUp(sh *shadow, why error) error {
 		return nil
 	}
 	gfn := sh.page.GFN
-	s.hidden.points = slices.DeleteFunc(s.hidden.points, func(b *breakpoint) bool { return b.point.At.GFN() == gfn })
+	s.hidden.points = slices.DeleteFunc(s.hidden.points, func(b *breakpoint) bool {
+		lost := b.point.At.GFN() == gfn
+		if lost {
+			s.lose(b, why)
+		}
+		return lost
+	})
 	s.log.Error("breakpoints are lost: their page's shadow is", "gfn", gfn, "err", why)
 	err := s.unshadowPage(sh)
 	s.showBreakpoints()

@@ -264,6 +264,8 @@ func (s *Session) recordRest() {
 		select {
 		case e := <-s.set.Violations():
 			s.report(&e)
+		case e := <-s.notes():
+			s.noteCall(&e)
 		case e := <-s.kills():
 			e.Fate = &guard.Fate{Spared: "the domain was let go of before"}
 			s.report(&e)

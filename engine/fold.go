@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"slices"
 	"time"
 
 	"github.com/xen-hvi/hvi/engine/guard"
@@ -31,6 +32,7 @@ type violationKey struct {
 	target    x86.PhysAddr
 	msr       vmevent.MSRWrite
 	cr        vmevent.CtrlRegWrite
+	call      guard.CallEvidence
 	attempted string
 	fate      *guard.Fate
 }
@@ -44,6 +46,8 @@ func keyOf(e *guard.Evidence) violationKey {
 		k.attempted = string(b)
 	case vmevent.ReasonWriteCtrlReg:
 		k.cr = e.CR
+	case vmevent.ReasonSoftwareBreakpoint:
+		k.call = e.Call
 	default:
 		k.msr = e.MSR
 	}
@@ -64,10 +68,11 @@ type folder struct {
 
 	// budgets are those of each guard, and summary is when what they suppressed is
 	// due to be told, nil while there is nothing.
-	budgets map[policy.GuardName]*budget
+	budgets map[budgetOwner]*budget
 	summary *time.Timer
-	// overflow is what each guard's queue has told already.
-	overflow map[*guard.Armed]uint64
+	// overflow is what each guard's queue has told already, unnoted what that of its notes
+	// has.
+	overflow, unnoted map[*guard.Armed]uint64
 }
 
 // budget is a guard's in one window.
@@ -119,15 +124,22 @@ func within(begin, t time.Time) bool {
 	return d >= 0 && d < foldWindow
 }
 
-// budgetOf returns a guard's budget.
-func (f *folder) budgetOf(g policy.GuardName) *budget {
-	b := f.budgets[g]
+// budgetOwner is whose a budget is: a guard's, for violations, or for what it notes,
+// which must not take the place of those.
+type budgetOwner struct {
+	guard policy.GuardName
+	notes bool
+}
+
+// budgetOf returns a budget.
+func (f *folder) budgetOf(of budgetOwner) *budget {
+	b := f.budgets[of]
 	if b == nil {
 		if f.budgets == nil {
-			f.budgets = make(map[policy.GuardName]*budget)
+			f.budgets = make(map[budgetOwner]*budget)
 		}
 		b = new(budget)
-		f.budgets[g] = b
+		f.budgets[of] = b
 	}
 	return b
 }
@@ -135,7 +147,10 @@ func (f *folder) budgetOf(g policy.GuardName) *budget {
 // affordable reports whether the guard may have another record at that time, and
 // counts it.
 func (s *Session) affordable(g policy.GuardName, at time.Time) bool {
-	b := s.fold.budgetOf(g)
+	return s.fold.budgetOf(budgetOwner{guard: g}).affords(at)
+}
+
+func (b *budget) affords(at time.Time) bool {
 	if !within(b.begin, at) {
 		b.begin, b.records = at, 0
 	}
@@ -145,7 +160,7 @@ func (s *Session) affordable(g policy.GuardName, at time.Time) bool {
 
 // suppress counts violations that have no record of their own, to be told together.
 func (s *Session) suppress(g policy.GuardName, o outcome, at time.Time, n uint64) {
-	b := s.fold.budgetOf(g)
+	b := s.fold.budgetOf(budgetOwner{g, o.action == journal.Noted})
 	b.suppressed += n
 	b.when, b.outcome = at, o
 	if s.fold.summary == nil {
@@ -160,6 +175,7 @@ func (s *Session) countOverflow() {
 	}
 	for _, a := range s.set.Armed() {
 		n := a.Unrecorded.Load()
+		s.countUnnoted(a)
 		if n == s.fold.overflow[a] {
 			continue
 		}
@@ -189,8 +205,8 @@ func (s *Session) summarize() {
 	}
 	f.summary.Stop()
 	f.summary = nil
-	for _, g := range policy.Guards() {
-		b := f.budgets[g.Name]
+	for i, g := range slices.Repeat(policy.Guards(), 2) {
+		b := f.budgets[budgetOwner{g.Name, i >= len(policy.Guards())}]
 		if b == nil || b.suppressed == 0 {
 			continue
 		}

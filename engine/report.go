@@ -54,6 +54,11 @@ func (s *Session) newRecord(e *guard.Evidence) journal.Record {
 		r.Target = journal.Target{Kind: journal.TargetCR, CR: &journal.CRTarget{Name: e.CR.Reg.String(), Cleared: bits.Names(e.CR.Old &^ e.CR.New)}}
 		r.Before, r.Attempted = journal.Number(e.CR.Old), journal.Number(e.CR.New)
 		return r
+	case vmevent.ReasonSoftwareBreakpoint:
+		const none = "it is a call, and no write"
+		r.Target = journal.Target{Kind: journal.TargetCall, Call: callTarget(&e.Call)}
+		r.Before, r.Attempted = journal.Unknown(none), journal.Unknown(none)
+		return r
 	}
 	m := &journal.MemoryTarget{Phys: e.Mem.Phys(), GFN: e.Mem.GFN}
 	if e.Mem.Flags&vmevent.AccessGLAValid != 0 {

@@ -161,8 +161,11 @@ func (s *Session) Status() Status {
 	}
 	st.Breakpoints = nil
 	for _, b := range st.points {
+		if b.call != nil {
+			continue
+		}
 		st.Breakpoints = append(st.Breakpoints, BreakpointStatus{
-			Symbol: b.symbol, Address: b.va, At: b.point.At, Since: b.since, Hits: b.point.Hits.Load(),
+			Symbol: b.symbol, Address: b.va, At: b.point.At, Since: b.since, Hits: b.hits(),
 		})
 	}
 	if st.hidden != nil {
@@ -312,6 +315,8 @@ func (s *Session) run(attached chan<- error) {
 			s.kill(&e)
 		case e := <-violations:
 			s.report(&e)
+		case e := <-s.notes():
+			s.noteCall(&e)
 		case <-s.fold.flushDue():
 			s.flush()
 		case <-s.fold.summaryDue():

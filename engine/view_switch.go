@@ -199,6 +199,7 @@ func (s *Session) showHolding(views viewsStatus) {
 	}
 	place := func(g *GuardStatus) {
 		switch holds := current.holds(g.Name); {
+		case g.Reason == nothingToDo:
 		case g.State == GuardInactive && holds:
 			g.State, g.Reason = GuardArmed, ""
 		case g.State == GuardArmed && !s.declared(g.Name):

@@ -13,13 +13,18 @@ func TestAbilities(t *testing.T) {
 		want := policy.AbilityFull
 		p, _ := policy.LookupGuard(g.Name)
 		// Who neither watches nor follows what moves learns of nothing in time.
-		if finds := g.Watch == nil && g.Moving == nil; finds != p.Finds || finds && g.Needs != 0 {
+		if finds := g.Watch == nil && g.Moving == nil && g.Calls == nil; finds != p.Finds || finds && g.Needs != 0 {
 			t.Errorf("%s: Finds is %t, it needs %b", g.Name, p.Finds, g.Needs)
 		}
 		if memory := g.Needs&guard.NeedMemAccess != 0; memory != p.Memory {
 			t.Errorf("%s: Memory is %t, it needs %b", g.Name, p.Memory, g.Needs)
 		}
+		if views := g.Needs&guard.NeedCalls != 0; views != p.Views || views != (g.Calls != nil) {
+			t.Errorf("%s: Views is %t, it needs %b", g.Name, p.Views, g.Needs)
+		}
 		switch {
+		case p.Views:
+			want = policy.AbilityNone
 		case p.Finds:
 			want = policy.AbilityFinds
 		case g.Needs&guard.NeedMemAccess == 0:

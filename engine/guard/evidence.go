@@ -36,6 +36,9 @@ type Evidence struct {
 	MSR    vmevent.MSRWrite
 	CR     vmevent.CtrlRegWrite
 
+	// Call is of a call of the kernel's.
+	Call CallEvidence
+
 	// Fate is what became of the task, if that was known when the evidence was taken.
 	Fate *Fate
 
@@ -90,6 +93,9 @@ func (e *Evidence) take(t *Target, mem guest.Memory, ev *vmevent.Event, page x86
 	e.insnLen = uint8(readUpTo(&as, rip, e.insn[:maxInsn]))
 	if rsp := x86.VirtAddr(ev.Regs.RSP); rsp.KernelHalf() && ev.Regs.CPL == 0 {
 		e.stackLen = uint16(readUpTo(&as, rsp, e.stack[:]))
+	}
+	if ev.Reason == vmevent.ReasonSoftwareBreakpoint && e.Call.Fault.executes() {
+		e.Call.takeProgram(&as)
 	}
 	if ev.Reason != vmevent.ReasonMemAccess {
 		return

@@ -44,8 +44,11 @@ func (s *Set) fate(e *Evidence) *Fate {
 
 // Refusal is the answer that prevents the violation.
 func (e *Evidence) Refusal() vmevent.Verdict {
-	if e.Reason == vmevent.ReasonMemAccess {
+	switch e.Reason {
+	case vmevent.ReasonMemAccess:
 		return vmevent.Discard
+	case vmevent.ReasonSoftwareBreakpoint:
+		return vmevent.Skip
 	}
 	return vmevent.Deny
 }

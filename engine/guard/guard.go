@@ -19,6 +19,8 @@ const (
 	NeedMSRWrite
 	// NeedCtrlRegWrite is events for writes of control registers.
 	NeedCtrlRegWrite
+	// NeedCalls is hidden breakpoints, which take views.
+	NeedCalls
 )
 
 // Watch is what a guard asks Xen to report.
@@ -60,6 +62,8 @@ type Target struct {
 	Now []x86.Registers
 	// Actions is what the policy asks for of each guard.
 	Actions map[policy.GuardName]policy.Action
+	// Policy is the whole of it, for the guards whose lists say what is watched.
+	Policy policy.Effective
 }
 
 // Guard is one protection.
@@ -67,7 +71,7 @@ type Guard struct {
 	Name  policy.GuardName
 	Needs Need
 	// Watch says what to report for this guest. It may read guest memory. It is
-	// nil, and Bind is, for a guard that only looks, or whose frames move.
+	// nil, and Bind is, for a guard that only looks, or judges calls, or whose frames move.
 	Watch func(*Target) (Watch, error)
 	// Bind returns the judge of this guest's events: true means violation.
 	// The judge runs on the ring goroutine and must not allocate.
@@ -82,6 +86,9 @@ type Guard struct {
 	Patches bool
 	// Moving is for a guard whose frames come and go; nil for all others.
 	Moving *Moving
+	// Calls says at which functions of the kernel the guard judges; nil for one that
+	// judges at none. It returns none if the policy gives it nothing to do.
+	Calls func(*Target) ([]Call, error)
 	// Look finds violations afterwards, on every platform; nil for a guard that
 	// has no need to.
 	Look *Look
@@ -91,6 +98,6 @@ type Guard struct {
 func All() []Guard {
 	return []Guard{
 		KernelText(), Modules(), ReadOnlyData(), ExceptionTable(), SyscallTable(), InterruptTable(), VDSO(),
-		SegmentTable(), SyscallEntry(), ControlRegisters(), FunctionPointers(), ExecutableMemory(), EBPF(), UsermodeHelpers(), Credentials(), HiddenObjects(), Panic(),
+		SegmentTable(), SyscallEntry(), ControlRegisters(), FunctionPointers(), ExecutableMemory(), EBPF(), UsermodeHelpers(), Credentials(), HiddenObjects(), Processes(), Exploits(), Panic(),
 	}
 }

@@ -3,6 +3,7 @@ package guard
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -35,7 +36,8 @@ type Armed struct {
 	// right, Violations those it did not, Blocked those of them it stopped.
 	// Allowed counts those that an exception permits, which are no violations.
 	// Unrecorded counts violations for which the queue had no room.
-	Passed, Violations, Blocked, Allowed, Unrecorded atomic.Uint64
+	// Unnoted counts what was to be noted and found no room likewise.
+	Passed, Violations, Blocked, Allowed, Unrecorded, Unnoted atomic.Uint64
 
 	cost cost
 
@@ -72,6 +74,11 @@ type Set struct {
 	gone        chan GoneFrame
 	// patchedMoving notes what that guard lets the kernel patch.
 	patchedMoving *PatchedMoving
+
+	// places are where guards judge calls; call is the ring goroutine's.
+	places []*Place
+	call   CallEvidence
+	notes  chan Evidence // nil unless a guard notes calls
 
 	// view is the one whose pages are restricted, 0 where the host's are.
 	view atomic.Uint32
@@ -156,6 +163,21 @@ func (s *Set) add(g Guard, action policy.Action) error {
 		s.armed = append(s.armed, &Armed{Guard: g, Action: action, judgeAt: judge})
 		s.movingIndex = uint8(len(s.armed))
 		s.patchedMoving = newPatchedMoving()
+		return nil
+	}
+	if g.Calls != nil {
+		calls, err := g.Calls(s.target)
+		a := &Armed{Guard: g, Action: action}
+		if slices.ContainsFunc(calls, func(c Call) bool { return c.Note != nil }) {
+			s.notes = make(chan Evidence, queueLen)
+		}
+		if err == nil {
+			err = s.addCalls(a, calls)
+		}
+		if err != nil {
+			return err
+		}
+		s.armed = append(s.armed, a)
 		return nil
 	}
 	if g.Watch == nil {
@@ -523,18 +545,22 @@ func (s *Set) passing(ev *vmevent.Event) vmevent.Verdict {
 func (s *Set) violation(a *Armed, ev *vmevent.Event, page x86.VirtAddr) vmevent.Verdict {
 	verdict, action := s.passing(ev), policy.ActionAlert
 	s.scratch = Evidence{Guard: a.Guard.Name}
+	if ev.Reason == vmevent.ReasonSoftwareBreakpoint {
+		s.scratch.Call = s.call
+	}
 	s.scratch.take(s.target, s.mem, ev, page)
 	if s.exceptions.Load().permits(&s.scratch) {
 		a.Allowed.Add(1)
 		return verdict
 	}
 	a.Violations.Add(1)
-	if a.Action.Prevents() {
+	prevents := a.Action.Prevents() && s.refusable(ev)
+	if prevents {
 		action = a.Action
 		a.Blocked.Add(1)
 		verdict = s.scratch.Refusal()
 	}
-	if a.Action == policy.ActionKill {
+	if a.Action == policy.ActionKill && prevents {
 		// The process is ended while it stands at this instruction, which is the
 		// session's to do: it records the violation, too.
 		s.scratch.Action = action

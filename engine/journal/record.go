@@ -85,6 +85,8 @@ const (
 	// TargetView: the view that a domain runs in, which was changed on somebody's
 	// request.
 	TargetView TargetKind = "view"
+	// TargetCall: what a process asked the kernel for.
+	TargetCall TargetKind = "call"
 )
 
 // Record is one security event: a violation of what a guard protects. Its JSON
@@ -261,6 +263,7 @@ type Target struct {
 	Object *ObjectTarget `json:"object,omitempty"`
 	Module *ModuleTarget `json:"module,omitempty"`
 	View   *ViewTarget   `json:"view,omitempty"`
+	Call   *CallTarget   `json:"call,omitempty"`
 }
 
 // String returns the target as people read it: a symbol with its address, or
@@ -283,6 +286,8 @@ func (t Target) String() string {
 		return t.Module.String()
 	case t.View != nil:
 		return t.View.String()
+	case t.Call != nil:
+		return t.Call.String()
 	}
 	return "an unknown target"
 }
@@ -377,6 +382,34 @@ type ViewTarget struct {
 // String returns "view strict -> maintenance, by uid 0, pid 4711".
 func (t *ViewTarget) String() string {
 	return fmt.Sprintf("view %s -> %s, by uid %d, pid %d", printable.Text(t.From), printable.Text(t.To), t.By.UID, t.By.PID)
+}
+
+// CallTarget is what a process asked the kernel for and should not have. All of it is
+// what the guest says.
+type CallTarget struct {
+	// What says what is wrong, of the process that the record names.
+	What printable.Text `json:"what"`
+	// Program is the path of the program that was to be executed, or its beginning, as
+	// the process gave it; left out where that is no matter or could not be read.
+	Program printable.Text `json:"program,omitzero"`
+	// Victim is the process that it was to be done to, nil where that is no matter.
+	Victim *Parent `json:"victim,omitempty"`
+	// RIP is the instruction behind the one by which the process called the kernel,
+	// RSP its stack pointer.
+	RIP x86.VirtAddr `json:"rip"`
+	RSP x86.VirtAddr `json:"rsp"`
+}
+
+// String returns "executes /bin/sh from memory that no file is mapped in (…)".
+func (t *CallTarget) String() string {
+	s := t.What.String()
+	if t.Program != "" {
+		s += ", program " + t.Program.String()
+	}
+	if t.Victim != nil {
+		s += fmt.Sprintf(", of process %d (%s)", t.Victim.TGID, t.Victim.Comm)
+	}
+	return s + fmt.Sprintf("; rip %s, rsp %s", t.RIP, t.RSP)
 }
 
 // Peer is a process of the host that asked hvid for something, as the kernel saw it
@@ -498,25 +531,32 @@ func (r *Record) Summary() string {
 	}
 	fmt.Fprintf(&b, "%s: ", r.done())
 	if n := r.Detail.Suppressed; n > 0 {
-		fmt.Fprintf(&b, "%d more violations within a second, too many to record each", n)
+		more := "violations"
+		if r.Action == Noted {
+			more = "such events"
+		}
+		fmt.Fprintf(&b, "%d more %s within a second, too many to record each", n, more)
 		return b.String()
 	}
 	if r.Target.Kind == TargetObject || r.Target.Kind == TargetModule || r.Target.Kind == TargetView {
 		b.WriteString(r.Target.String())
 		return b.String()
 	}
-	what := "write to"
-	if r.Target.Kind == TargetMemory && r.Detail.Access != "" {
-		what = accessWords(r.Detail.Access)
+	what := "write to "
+	switch {
+	case r.Target.Kind == TargetMemory && r.Detail.Access != "":
+		what = accessWords(r.Detail.Access) + " "
+	case r.Target.Kind == TargetCall:
+		what = "it "
 	}
-	fmt.Fprintf(&b, "%s %s", what, r.Target)
+	fmt.Fprintf(&b, "%s%s", what, r.Target)
 	if c := r.Target.cleared(); len(c) > 0 {
 		fmt.Fprintf(&b, " that clears %s", printable.Text(strings.Join(c, " and ")))
 	}
 	if r.Before.known() || r.Attempted.known() {
 		fmt.Fprintf(&b, ", %s -> %s", r.Before, r.Attempted)
 	}
-	if r.Late() {
+	if r.Late() && r.Target.Kind != TargetCall {
 		return b.String() // nobody saw who did it
 	}
 	fmt.Fprintf(&b, ", by %s", r.Process)

@@ -14,7 +14,8 @@ type About struct {
 	Strict    Action `json:"-"`
 	StrictWhy string `json:"-"`
 	// Registers is what the guard can do on tier registers. On the better ones it
-	// can do everything, but for those that only find ([Guard.Finds]).
+	// can do everything, but for those that only find ([Guard.Finds]), and on tier access
+	// for those that need views ([Guard.Views]).
 	Registers Ability `json:"registers"`
 	// Severity is that of a violation that took place, in the journal's words.
 	Severity string `json:"severity"`
@@ -53,13 +54,20 @@ var (
 	techTriggered  = Technique{"T1546", "Event Triggered Execution"}
 	techEscape     = Technique{"T1611", "Escape to Host"}
 	techHide       = Technique{"T1564", "Hide Artifacts"}
+	techInjection  = Technique{"T1055", "Process Injection"}
+	techPtrace     = Technique{"T1055.008", "Process Injection: Ptrace System Calls"}
+	techProcMemory = Technique{"T1055.009", "Process Injection: Proc Memory"}
+	techShell      = Technique{"T1059.004", "Command and Scripting Interpreter: Unix Shell"}
+	techClient     = Technique{"T1203", "Exploitation for Client Execution"}
 	techCrash      = Technique{"T1499.004", "Endpoint Denial of Service: Application or System Exploitation"}
 )
 
 // The reasons that several guards have.
 const (
 	asServer = "as in linux-server"
-	tooLate  = "it finds afterwards what has taken place, and can prevent nothing"
+	// onRequest is for a guard that no preset arms.
+	onRequest = "it takes the tier views, and an event of the guest's for each program that is executed: ask for it"
+	tooLate   = "it finds afterwards what has taken place, and can prevent nothing"
 )
 
 var abouts = []About{
@@ -174,6 +182,20 @@ var abouts = []About{
 		Strict: ActionAlert, StrictWhy: asServer,
 		Registers: AbilityFinds, Severity: "critical",
 		Techniques: []Technique{techRootkit, techHide, techModules},
+	},
+	{
+		Guard:  GuardProcesses,
+		Server: ActionBlock, ServerWhy: "it judges only what is done to, or by, the processes that the policy lists",
+		Strict: ActionBlock, StrictWhy: asServer,
+		Registers: AbilityNone, Severity: "high",
+		Techniques: []Technique{techPtrace, techProcMemory, techShell},
+	},
+	{
+		Guard:  GuardExploits,
+		Server: ActionOff, ServerWhy: onRequest,
+		Strict: ActionOff, StrictWhy: onRequest,
+		Registers: AbilityNone, Severity: "critical",
+		Techniques: []Technique{techClient, techInjection, techEscalation},
 	},
 	{
 		Guard:  GuardPanic,

@@ -36,6 +36,10 @@ const (
 	GuardCredentials GuardName = "creds"
 	// GuardHiddenObjects looks for processes and modules that were hidden.
 	GuardHiddenObjects GuardName = "hidden-objects"
+	// GuardProcesses protects the processes that the policy lists.
+	GuardProcesses GuardName = "process"
+	// GuardExploits watches who executes programs.
+	GuardExploits GuardName = "dpi"
 	// GuardPanic reports that the guest has crashed.
 	GuardPanic GuardName = "panic"
 	// GuardSyscallEntry protects where system calls enter the kernel.
@@ -56,6 +60,9 @@ type Guard struct {
 	Observe, Enforce Action
 	// Memory says that the guard restricts the guest's memory, and so holds in views.
 	Memory bool
+	// Views says that the guard judges what processes ask of the kernel, which takes
+	// views.
+	Views bool
 	// Finds says that the guard finds violations afterwards, and so can't block.
 	Finds bool
 	// Over says that the guest has stopped by itself when there is a violation, and so
@@ -202,6 +209,20 @@ var guards = []Guard{
 		Observe: ActionAlert,
 		Enforce: ActionAlert,
 		Finds:   true,
+	},
+	{
+		Name:    GuardProcesses,
+		Meaning: "nobody from outside gets hold of a process that the policy protects, one that it calls childless starts no program, and one that it seals has no code but that of files",
+		Observe: ActionAlert,
+		Enforce: ActionBlock,
+		Views:   true,
+	},
+	{
+		Name:    GuardExploits,
+		Meaning: "no process executes a program from injected code, with its stack moved elsewhere, or with credentials that were not made for it",
+		Observe: ActionOff,
+		Enforce: ActionOff,
+		Views:   true,
 	},
 	{
 		Name:    GuardPanic,

@@ -24,6 +24,14 @@ const (
 	ListAllowedEBPF ListName = "allowed_ebpf"
 	// ListAllowedModules are the modules that may be loaded.
 	ListAllowedModules ListName = "allowed_modules"
+	// ListProtectedProcesses are processes that nobody else gets hold of.
+	ListProtectedProcesses ListName = "protected_processes"
+	// ListChildlessProcesses are processes that start no program.
+	ListChildlessProcesses ListName = "childless_processes"
+	// ListSealedProcesses are processes that have no code but that of files.
+	ListSealedProcesses ListName = "sealed_processes"
+	// ListReportedProcesses are processes of which exec, fork and exit are recorded.
+	ListReportedProcesses ListName = "reported_processes"
 )
 
 const (
@@ -37,6 +45,8 @@ const (
 	MaxList = 1024
 	// maxProgram is BPF_OBJ_NAME_LEN without the NUL.
 	maxProgram = 15
+	// maxProcess is how much of the name of a program's file is compared, in bytes.
+	maxProcess = 63
 	// A build ID is a SHA-1 mostly; less than eight digits of one tell little.
 	minBuildID, maxBuildID = 8, 64
 )
@@ -79,6 +89,22 @@ var lists = []List{
 		Name: ListAllowedModules, Guard: GuardModules, problem: moduleProblem,
 		Meaning: "The modules that may be loaded: a module's name, with * at its end names that begin so; NAME@BUILDID, at least eight digits of its build ID; or none-after-boot, what is loaded in the first five minutes",
 	},
+	{
+		Name: ListProtectedProcesses, Guard: GuardProcesses, problem: processProblem, Default: []string{},
+		Meaning: "Processes that no other may trace, nor write into: a process's name, or that of its program's file without folders, with * at its end names that begin so",
+	},
+	{
+		Name: ListChildlessProcesses, Guard: GuardProcesses, problem: processProblem, Default: []string{},
+		Meaning: "Processes that may execute no program, nor may children that they fork: named likewise",
+	},
+	{
+		Name: ListSealedProcesses, Guard: GuardProcesses, problem: processProblem, Default: []string{},
+		Meaning: "Processes that may be able to execute no memory but that of files, and not write what they execute: named likewise",
+	},
+	{
+		Name: ListReportedProcesses, Guard: GuardProcesses, problem: processProblem, Default: []string{},
+		Meaning: "Processes of which each exec, fork and exit is recorded, as no violation: named likewise; * is all",
+	},
 }
 
 // Lists returns every known list.
@@ -120,6 +146,8 @@ func moduleProblem(s string) *Error {
 	}
 	return nameProblem(name, maxModule)
 }
+
+func processProblem(s string) *Error { return nameProblem(s, maxProcess) }
 
 // nameProblem says what is wrong with a name that may have a star at its end.
 func nameProblem(s string, most int) *Error {
@@ -262,6 +290,16 @@ func (e Effective) AllowsModule(name string, buildID func() string) bool {
 			return false
 		}
 		return a != NoneAfterBoot && (!has || strings.HasPrefix(buildID(), strings.ToLower(id)))
+	})
+}
+
+// ListsProcess reports whether a list of processes has one, by its name or by the path
+// of its program.
+func (e Effective) ListsProcess(list ListName, comm, exe string) bool {
+	elements, _ := e.List(list)
+	program := strings.TrimSuffix(exe[strings.LastIndex(exe, "/")+1:], " (deleted)")
+	return slices.ContainsFunc(elements, func(l string) bool {
+		return listedName(l, comm) || program != "" && listedName(l, program)
 	})
 }
 

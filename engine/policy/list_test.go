@@ -130,3 +130,22 @@ func TestListsHold(t *testing.T) {
 		}
 	}
 }
+
+// TestListsProcess: by its name, or by its program's.
+func TestListsProcess(t *testing.T) {
+	e := policy.Effective{Lists: []policy.ListSetting{{Name: policy.ListSealedProcesses, Elements: []string{"nginx", "post*"}}}}
+	for _, c := range []struct {
+		comm, exe string
+		want      bool
+	}{
+		{"nginx", "", true}, {"worker", "/usr/sbin/nginx", true}, {"worker", "/usr/sbin/nginx (deleted)", true}, {"postgres", "/bin/x", true},
+		{"x", "/nginx/x", false}, {"nginxx", "/bin/x", false}, {"", "", false},
+	} {
+		if got := e.ListsProcess(policy.ListSealedProcesses, c.comm, c.exe); got != c.want {
+			t.Errorf("%q, %q: %v", c.comm, c.exe, got)
+		}
+	}
+	if e.ListsProcess(policy.ListProtectedProcesses, "nginx", "") {
+		t.Error("a list that is not set has it")
+	}
+}

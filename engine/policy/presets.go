@@ -39,7 +39,10 @@ var presets = []Preset{
 	{Name: PresetDefault, Meaning: "every guard: alert under observe, block under enforce"},
 	{
 		Name: PresetLinuxObserve, Meaning: "every guard alerts and none blocks, under enforce too: to see what a guest does before anything is prevented",
-		line: func(About) (Action, string) {
+		line: func(a About) (Action, string) {
+			if a.Strict == ActionOff && a.Guard != "" {
+				return ActionOff, a.StrictWhy
+			}
 			return ActionAlert, "it is reported and takes place"
 		},
 	},

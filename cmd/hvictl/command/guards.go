@@ -44,6 +44,8 @@ func guardInfos() []guardInfo {
 			Presets: map[string]presetAction{},
 		}
 		switch {
+		case g.Views:
+			i.Tier, i.Tiers["access"] = "views", policy.AbilityNone
 		case g.Finds:
 			i.Tier = "registers"
 			i.Tiers["views"], i.Tiers["access"] = a.Registers, a.Registers

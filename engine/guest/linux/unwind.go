@@ -51,14 +51,12 @@ const (
 	orcIRet            // the end of one, as the processor pushes it
 )
 
-// Where struct pt_regs has what is read of it (arch/x86/include/asm/ptrace.h); it is
-// the ABI of the kernel's entry code, and the same in all of them.
+// Where struct pt_regs has RBP, beside what caller.go reads of it, and the frame that the
+// processor pushes, which begins with RIP, the rest.
 const (
-	regsBP = 0x20
-	regsIP = 0x80
-	// From the instruction pointer on, as the processor pushes it.
-	iretCS = 0x08
-	iretSP = 0x18
+	regsBP = 4 * 8
+	iretCS = regsCS - regsIP
+	iretSP = regsSP - regsIP
 )
 
 // orcEntry is one stretch's.

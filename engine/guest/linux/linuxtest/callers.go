@@ -183,11 +183,15 @@ func (c *Callers) MapUser(start, end, flags uint64, file bool) {
 	leaf := (c.Alloc(2*MapleSize) + MapleSize - 1) &^ (MapleSize - 1)
 	c.Write(leaf, make([]byte, MapleSize))
 	c.WriteUint64(leaf, uint64(c.MM)|1)
+	slot, last := x86.VirtAddr(0), uint64(0)
 	for i, v := range c.vmas {
-		j := x86.VirtAddr(2 * i)
-		c.WriteUint64(leaf+8+8*j, v.start-1)
-		c.WriteUint64(leaf+8+8*(j+1), v.end-1)
-		c.WriteUint64(leaf+128+8*(j+1), uint64(at[i]))
+		if v.start != last { // a gap
+			c.WriteUint64(leaf+8+8*slot, v.start-1)
+			slot++
+		}
+		c.WriteUint64(leaf+8+8*slot, v.end-1)
+		c.WriteUint64(leaf+128+8*slot, uint64(at[i]))
+		slot, last = slot+1, v.end
 	}
 	c.Write(c.MM+MMMaple+8, binary.LittleEndian.AppendUint64(nil, uint64(leaf)|1<<3|4|2))
 }
