@@ -330,8 +330,10 @@ func (b *Builder) guest(ctx context.Context, xen, tree, attacks, small string) (
 		if err := in.copyTree("lib", attacks); err != nil {
 			return err
 		}
-		if err := in.file("bin/bpfload", filepath.Join(small, "bpfload"), 0o755); err != nil {
-			return err
+		for _, name := range []string{"bpfload", "exploit"} {
+			if err := in.file("bin/"+name, filepath.Join(small, name), 0o755); err != nil {
+				return err
+			}
 		}
 		modules, err := withDependencies(filepath.Join(tree, "lib/modules"), guestModules)
 		if err != nil {
@@ -544,7 +546,7 @@ func (b *Builder) small(ctx context.Context) (string, error) {
 	disk := []string{"-Ttext=0x7c00", "--oformat=binary"}
 	library := []string{"-shared", "-fPIC", "-nostdlib", "-Os", "-s"} // what it needs, the program has
 	program := []string{"-static", "-no-pie", "-nostdlib", "-Os", "-s", "-fno-stack-protector"}
-	inputs := slices.Concat([]string{hash(source("tiny.c")), hash(source("hvm.c")), hash(source("dumpcore.c")), hash(source("bpfload.c"))}, freestanding, tiny, disk, library, program)
+	inputs := slices.Concat([]string{hash(source("tiny.c")), hash(source("hvm.c")), hash(source("dumpcore.c")), hash(source("bpfload.c")), hash(source("exploit.c"))}, freestanding, tiny, disk, library, program)
 	return b.Artifact(ctx, "small", inputs, func(dir string) error {
 		if err := bare(ctx, dir, "tiny.c", "tiny", tiny); err != nil {
 			return err
@@ -555,7 +557,7 @@ func (b *Builder) small(ctx context.Context) (string, error) {
 		for _, c := range []struct {
 			from, to string
 			flags    []string
-		}{{"dumpcore.c", "dumpcore.so", library}, {"bpfload.c", "bpfload", program}} {
+		}{{"dumpcore.c", "dumpcore.so", library}, {"bpfload.c", "bpfload", program}, {"exploit.c", "exploit", program}} {
 			from := filepath.Join(dir, c.from)
 			if err := os.WriteFile(from, source(c.from), 0o644); err != nil {
 				return err

@@ -91,7 +91,7 @@ func healthy(t *T, together time.Duration) error {
 	}
 	c := GuestConfig{
 		Name: "healthy", Memory: 256, Programs: true, Altp2m: enforce.Altp2m,
-		Lines: []string{`introspection = "enforce"`, `introspection_policy = "linux-strict"`},
+		Lines: []string{`introspection = "enforce"`, `introspection_policy = "linux-strict"`, `introspection_guards = ["dpi=block"]`},
 	}
 	g, st, err := t.protectedGuest(c, control.StateProtecting)
 	if err != nil {
