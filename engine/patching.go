@@ -227,6 +227,17 @@ func (s *Session) wakePatching() {
 	}
 }
 
+// noticePatching opens what the kernel has come to just now. There may be thousands of
+// pages to be closed and compared, so that is the ticks' alone.
+func (s *Session) noticePatching(now time.Time) {
+	if s.patching.patched != nil {
+		s.takePatched(now)
+	}
+	if s.patching.timer == nil {
+		s.wakePatching()
+	}
+}
+
 // followPatching sees to what was patched since the last time.
 func (s *Session) followPatching(now time.Time) {
 	p := &s.patching

@@ -324,7 +324,7 @@ func (s *Session) run(attached chan<- error) {
 		case <-s.scanDue():
 			s.scanSome()
 		case <-s.patchedMore():
-			s.followPatching(s.now())
+			s.noticePatching(s.now())
 		case <-s.movedMore():
 			s.followPatching(s.now())
 		case <-s.patchingDue():
