@@ -13,7 +13,8 @@ VERSION ?=
 # (package-units, package-metadata-intel), and what takes long by itself: tiers-amd,
 # package-upgrade, idle, engine-failure, xenstored-restarted, toolstack-killed,
 # soak-mixed and soak-mixed-intel, half an hour of everything at once, and -quick,
-# breakpoints with ten times the hits, xl-coredump-whole, attacks with its
+# process with -old, -middle and -next, patching with -access and -next,
+# breakpoints with ten times the hits, breakpoints-vcpus, smp-intel, xl-coredump-whole, attacks with its
 # siblings attacks-next, -access and -amd, healthy with -old, -middle, -next, -long and
 # -next-long, looks-intel, looks-amd, slowdown,
 # engine-killed and engine-killed-amd with more ways to die, and five times each,
