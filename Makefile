@@ -14,7 +14,7 @@ VERSION ?=
 # package-upgrade, idle, engine-failure, xenstored-restarted, toolstack-killed,
 # soak-mixed and soak-mixed-intel, half an hour of everything at once, and -quick,
 # process with -old, -middle and -next, patching with -access and -next,
-# breakpoints with ten times the hits, breakpoints-vcpus, smp-intel, xl-coredump-whole, attacks with its
+# breakpoints with ten times the hits, breakpoints-vcpus, smp-intel, core-amd, xl-coredump-whole, attacks with its
 # siblings attacks-next, -access and -amd, healthy with -old, -middle, -next, -long and
 # -next-long, looks-intel, looks-amd, slowdown,
 # engine-killed and engine-killed-amd with more ways to die, and five times each,
@@ -29,7 +29,7 @@ BOCHS ?= boot-intel demo skeleton-intel views breakpoints-quick modules exceptio
 QEMU  ?= boot-amd skeleton-amd cycles
 HOST  ?= linux-matrix-quick linux-hidden-quick linux-live-quick
 QEMU_DEBIAN  ?= package-libvirt
-RELEASES ?= core-intel@4.14 core-intel@4.20 core-amd@4.14 core-amd@4.20
+RELEASES ?= core-intel@4.14 core-intel@4.20 boot-amd@4.14 boot-amd@4.20
 SOAK  ?= soak-create soak-reboot soak-save
 
 # Go asks git which commit this is, and fails where git can't tell.
