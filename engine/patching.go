@@ -69,6 +69,8 @@ type patching struct {
 	kernel *linux.Kernel
 
 	timer *time.Timer // nil while there is nothing to see to
+	// refreshed is when the scanner was.
+	refreshed time.Time
 	// moved is what the guard of modules has let; nil where there is none.
 	moved *guard.PatchedMoving
 	// modules are those whose code is known, and code has the frames of it.
@@ -243,7 +245,6 @@ func (s *Session) followPatching(now time.Time) {
 	p := &s.patching
 	s.takeMoved(now)
 	if p.patched != nil {
-		p.scan.scanner.Refresh()
 		s.takePatched(now)
 		running := p.row && now.Sub(p.last) <= patchGap
 		s.closePatched(now, func(o *patchedPage) bool {
@@ -254,6 +255,13 @@ func (s *Session) followPatching(now time.Time) {
 	budget := time.Duration(patchBudget)
 	if p.row {
 		budget = runBudget
+	}
+	if now.Sub(p.refreshed) >= patchRest {
+		// What of the guest is code takes long to tell.
+		p.refreshed = now
+		if p.scan != nil {
+			p.scan.scanner.Refresh()
+		}
 	}
 	until := time.Now().Add(budget)
 	ofModules := false
