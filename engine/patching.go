@@ -252,7 +252,7 @@ func (s *Session) followPatching(now time.Time) {
 			return age >= openLonger || age >= openFor && (!running || o.part < p.front-openBehind)
 		})
 	}
-	budget := time.Duration(patchBudget)
+	budget := patchBudget
 	if p.row {
 		budget = runBudget
 	}
@@ -308,15 +308,23 @@ func (s *Session) takePatched(now time.Time) {
 		p.eager = true
 		return
 	}
-	if front := pages[len(pages)-1]; front > p.front {
-		p.front = front
-		for page := front - openBehind; page <= front+openAhead; page++ {
-			if _, patched := p.run[page]; patched || page > front {
-				pages = append(pages, page)
-			}
+	p.eager = s.openPatched(p.around(pages), now) >= patched
+}
+
+// around returns pages of a run, which are in order, with those before and behind them
+// that the kernel is about to patch.
+func (p *patching) around(pages []int) []int {
+	front := pages[len(pages)-1]
+	if front <= p.front && front >= p.front-openBehind {
+		return pages // behind the foremost
+	}
+	p.front = front // it has come farther, or has begun anew
+	for page := front - openBehind; page <= front+openAhead; page++ {
+		if _, patched := p.run[page]; patched && page < front || page > front {
+			pages = append(pages, page)
 		}
 	}
-	p.eager = s.openPatched(pages, now) >= patched
+	return pages
 }
 
 // patchedPage returns what is known of a page, from now on.

@@ -1,6 +1,9 @@
 package engine
 
-import "testing"
+import (
+	"slices"
+	"testing"
+)
 
 // TestPatchedInRow tells a kernel that patches all of its functions from one that
 // switches a static key.
@@ -28,6 +31,28 @@ func TestPatchedInRow(t *testing.T) {
 		}
 		if got != c.want {
 			t.Errorf("%s: a row after %d pages, want %d", c.name, got, c.want)
+		}
+	}
+}
+
+// TestAround opens what comes next when a kernel goes through its code, also a second time.
+func TestAround(t *testing.T) {
+	p := patching{run: map[int]struct{}{}}
+	for _, c := range []struct {
+		page     int
+		min, max int // of what is to be opened
+	}{
+		{40, 40, 40 + openAhead},
+		{38, 38, 38},             // the same places a second time
+		{41, 38, 41 + openAhead}, // with those that may be in use
+		{500, 500, 500 + openAhead},
+		{2, 2, 2 + openAhead}, // from the beginning
+		{3, 2, 3 + openAhead},
+	} {
+		p.patchedInRow(c.page)
+		got := p.around([]int{c.page})
+		if slices.Min(got) != c.min || slices.Max(got) != c.max {
+			t.Errorf("after page %d from %d to %d, want %d to %d", c.page, slices.Min(got), slices.Max(got), c.min, c.max)
 		}
 	}
 }
