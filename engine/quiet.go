@@ -77,7 +77,7 @@ func (e *Engine) watchActivity() {
 		case <-e.closed:
 			return
 		case now := <-t.C:
-			e.sample(now, e.opt.Hypervisor.Domains)
+			e.sample(now, func() ([]xen.DomainInfo, error) { return e.opt.Hypervisor.Domains() })
 		}
 	}
 }
