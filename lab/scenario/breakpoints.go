@@ -654,7 +654,12 @@ func (g *Guest) debugged(h *xen.Host) error {
 	}
 	t.Fact("hits_debugged", hits)
 	t.Check(steps2 == steps, "stepped through by the guest, a function with breakpoints takes the same steps: %q, without %q", steps2, steps)
-	t.Check(watch2 == watch, "and the processor's own breakpoints are met as often: %q, without %q", watch2, watch)
+	// Of a watch on what an instruction with a breakpoint writes some are lost, see
+	// docs/tiers.md.
+	executed, written, _ := strings.Cut(watch, ", written ")
+	executed2, written2, _ := strings.Cut(watch2, ", written ")
+	t.Fact("watch_met", map[string]string{"with": written2, "without": written})
+	t.Check(executed2 == executed, "and the processor's own breakpoints are met as often: %q, without %q", watch2, watch)
 	t.Check(hits[function] == 1 && hits[repeated] == times, "and hvi's: %v", hits)
 	return nil
 }
