@@ -44,8 +44,11 @@ func parents(k *linux.Kernel, task x86.VirtAddr) []journal.Parent {
 
 // describe adds what else is known of a task: its program, its control group and its
 // user. They are read when the vCPU runs on, as its parents are.
-func describe(p *journal.Process, k *linux.Kernel, t *linux.Task) {
-	was, err := k.NewReader(nil).ProcessOf(t)
+func (s *Session) describe(p *journal.Process, t *linux.Task) {
+	if s.describer == nil || s.describer.Kernel() != s.kernel {
+		s.describer = s.kernel.NewReader(nil)
+	}
+	was, err := s.describer.ProcessOf(t)
 	if err != nil {
 		return
 	}

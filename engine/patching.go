@@ -12,7 +12,7 @@ import (
 	"github.com/xen-hvi/hvi/engine/xen"
 )
 
-// A kernel patches its own code: 277 stores to switch a static key, 150,000 to switch
+// A kernel patches its own code: 277 stores to switch a static key, 107,000 to switch
 // the function tracer on. The guard of the code sees to it that they are the kernel's
 // own, and this to what they come to. Each page that was patched is compared soon
 // afterwards with what it was and what may be patched into it, as all of the code is
@@ -47,7 +47,7 @@ const (
 	openFor    = 200 * time.Millisecond
 	openLonger = time.Second
 	openBehind = 32
-	// openAhead is how many pages are opened before the last that was patched, and
+	// openAhead is how many pages are opened ahead of the last that was patched, and
 	// maxOpen how many at a time.
 	openAhead = 64
 	maxOpen   = 512
@@ -275,7 +275,7 @@ func (s *Session) followPatching(now time.Time) {
 		}
 	}
 	if ofModules {
-		s.compareModulePages(now)
+		s.compareModulePages(now, until)
 	}
 	if p.count != s.status.Load().Patching {
 		s.update(func(st *Status) { st.Patching = p.count })

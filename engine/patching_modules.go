@@ -103,9 +103,9 @@ func (s *Session) takeMoved(now time.Time) {
 	}
 }
 
-// compareModulePages compares those that are due. Their memory comes and goes, so it is
+// compareModulePages compares those that are due, until a time. Their memory comes and goes, so it is
 // mapped for this once; and one whose module has gone is forgotten.
-func (s *Session) compareModulePages(now time.Time) {
+func (s *Session) compareModulePages(now, until time.Time) {
 	p := &s.patching
 	mem := newReading(context.Background(), nil, s.hv.OpenMemory(s.info.ID))
 	r := s.kernel.Over(mem).NewReader(nil)
@@ -118,13 +118,15 @@ func (s *Session) compareModulePages(now time.Time) {
 			code.scanner.Refresh()
 		}
 	}
+	compared := false // at least one, however long it took to get here
 	for gfn, o := range p.pages {
 		switch {
-		case o.module == nil || now.Before(o.due):
+		case o.module == nil || now.Before(o.due) || compared && !time.Now().Before(until):
 		case err == nil && !live[o.module]:
 			delete(p.pages, gfn)
 		case err == nil:
 			s.comparePatched(gfn, now)
+			compared = true
 		default:
 			o.due = now.Add(patchRest)
 		}

@@ -31,7 +31,7 @@ func (s *Session) newRecord(e *guard.Evidence) journal.Record {
 			PID: e.Task.PID, TGID: e.Task.TGID, Comm: printable.Escape(e.Task.Name()), Task: e.Task.Addr,
 			Parents: parents(k, e.Task.Addr),
 		}
-		describe(&r.Process, k, &e.Task)
+		s.describe(&r.Process, &e.Task)
 	} else {
 		r.Process.Unknown = "the vCPU's current task could not be read"
 	}

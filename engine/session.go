@@ -65,7 +65,9 @@ type Session struct {
 	set      *guard.Set
 	scans    []*scan
 	patching patching
-	looks    *looks
+	// describer reads what is told of who made a violation, nil before the first.
+	describer *linux.Reader
+	looks     *looks
 	// slow has what the guards were that are slow now.
 	slow   map[policy.GuardName]GuardStatus
 	moving moving

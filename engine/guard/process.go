@@ -26,8 +26,8 @@ import (
 // What listed ones do may be recorded besides (reported_processes): each program that
 // they execute, each process they make, and their end.
 //
-// A process is listed by its name (comm) or by that of its program's file, which it
-// can't change.
+// A process is listed by its name (comm) or by that of its program's file, which it takes
+// privileges to change.
 func Processes() Guard {
 	return Guard{
 		Name:  policy.GuardProcesses,
