@@ -285,7 +285,7 @@ func (e *CommandError) Error() string {
 
 // Run runs one line of shell script in the guest, through its console, and
 // returns what it wrote, both streams together, without line ends behind it.
-// Messages of the guest's kernel may be among it. A failed command is a [*CommandError] beside its output; a
+// Of the guest's kernel only what it says at its end may be among it. A failed command is a [*CommandError] beside its output; a
 // guest that does not answer in a minute is an error that wraps
 // [context.DeadlineExceeded].
 func (g *Guest) Run(command string) (string, error) { return g.runWithin(commandLimit, command) }
