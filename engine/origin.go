@@ -75,21 +75,26 @@ func instruction(code []byte, rip uint64) *journal.Instruction {
 }
 
 // calls returns where the calls return to that a kernel was in. Its stack is unwound as
-// far as the kernel has tables for its code; where it has none for the innermost,
-// what looks like such addresses is returned.
+// far as the kernel has tables for its code. Where it ends before its outermost call, as at
+// a module's first function, which is gone when it has returned, what looks like such
+// addresses on the rest is returned besides.
 func calls(k *linux.Kernel, regs *x86.Registers, stack []byte) ([]journal.Location, journal.CallsFrom) {
-	if at, _ := k.Unwind(regs, stack, journal.MaxCalls); len(at) > 0 {
-		out := make([]journal.Location, 0, len(at))
-		for _, va := range at {
-			l, _ := codeLocation(k, va)
-			out = append(out, l)
+	var found []journal.Location
+	at, rest, whole := k.Unwind(regs, stack, journal.MaxCalls)
+	for _, va := range at {
+		l, _ := codeLocation(k, va)
+		found = append(found, l)
+	}
+	from := journal.CallsUnwound
+	if !whole {
+		if more := scanned(k, rest, journal.MaxCalls-len(found)); len(more) > 0 {
+			found, from = append(found, more...), journal.CallsScanned
 		}
-		return out, journal.CallsUnwound
 	}
-	if found := scanned(k, stack); len(found) > 0 {
-		return found, journal.CallsScanned
+	if len(found) == 0 {
+		return nil, ""
 	}
-	return nil, ""
+	return found, from
 }
 
 // codeLocation is that of an address in the kernel's code or a module's; false if it is
@@ -109,12 +114,12 @@ func codeLocation(k *linux.Kernel, va x86.VirtAddr) (journal.Location, bool) {
 	return l, true
 }
 
-// scanned returns what on a stack looks like addresses to return to: those in the
-// kernel's code or a module's right behind a call instruction.
-func scanned(k *linux.Kernel, stack []byte) []journal.Location {
+// scanned returns what on a stack looks like addresses to return to, most of them at
+// most: those in the kernel's code or a module's right behind a call instruction.
+func scanned(k *linux.Kernel, stack []byte, most int) []journal.Location {
 	as := k.AddressSpace()
 	var out []journal.Location
-	for ; len(stack) >= 8 && len(out) < journal.MaxCalls; stack = stack[8:] {
+	for ; len(stack) >= 8 && len(out) < most; stack = stack[8:] {
 		va := x86.VirtAddr(binary.LittleEndian.Uint64(stack))
 		inKernel := va > k.TextStart && va < k.TextEnd
 		if !inKernel && va < moduleSpace || !behindCall(&as, va) {

@@ -144,8 +144,9 @@ const (
 	// CallsUnwound: the stack was unwound by the kernel's own tables (ORC), as far as
 	// it was kept. Each of the calls was under way.
 	CallsUnwound CallsFrom = "unwound"
-	// CallsScanned: they are what looks like addresses to return to on the stack. Some
-	// may be left over from calls that are long over.
+	// CallsScanned: the stack could not be unwound, or not to its beginning, and what
+	// looks like addresses to return to on the rest is among them. Some may be left over
+	// from calls that are long over.
 	CallsScanned CallsFrom = "scanned"
 )
 

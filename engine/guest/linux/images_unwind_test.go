@@ -46,7 +46,7 @@ func TestImagesUnwind(t *testing.T) {
 				if err := k.as.Read(x86.VirtAddr(regs.RSP), stack); err != nil {
 					t.Fatal(err)
 				}
-				found, whole := k.Unwind(&regs, stack, 100)
+				found, _, whole := k.Unwind(&regs, stack, 100)
 				if !whole || len(found) < 3 && regs.RIP != frame[6] {
 					t.Errorf("%s in state %s: %d calls, whole %v: %v, from %v", p.Comm, p.State, len(found), whole, named(k, found), named(k, []x86.VirtAddr{x86.VirtAddr(frame[6])}))
 					continue
@@ -60,7 +60,7 @@ func TestImagesUnwind(t *testing.T) {
 				}
 				slept++
 				calls += len(found)
-				if cut, whole := k.Unwind(&regs, stack[:64], 100); whole || len(cut) >= len(found) {
+				if cut, _, whole := k.Unwind(&regs, stack[:64], 100); whole || len(cut) >= len(found) {
 					t.Errorf("%s: with 64 bytes of its stack %d calls, whole %v", p.Comm, len(cut), whole)
 				}
 			}

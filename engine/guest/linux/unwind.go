@@ -75,22 +75,23 @@ const maxOrc = 1 << 23
 // Unwind returns where the calls that are under way return to, the innermost first and
 // most of them at most, by the kernel's own tables for that (ORC). stack is what lay at
 // regs.RSP. It stops where these bytes end, at code without a table, and where the kernel
-// changes its stack; whole says that the outermost call was reached, so that there are
-// no more. All of it is what the guest says; it ends in any case.
-func (k *Kernel) Unwind(regs *x86.Registers, stack []byte, most int) (calls []x86.VirtAddr, whole bool) {
+// changes its stack; rest is then what of the stack lies beyond the calls that it returns.
+// whole says that the outermost call was reached, so that there are no more. All of it is
+// what the guest says; it ends in any case.
+func (k *Kernel) Unwind(regs *x86.Registers, stack []byte, most int) (calls []x86.VirtAddr, rest []byte, whole bool) {
 	reg, err := k.orcRegisters()
 	if err != nil {
-		return nil, false
+		return nil, stack, false
 	}
 	u := unwinder{k: k, reg: reg, stack: stack, base: regs.RSP, ip: regs.RIP, sp: regs.RSP, bp: regs.RBP, exact: true}
 	for len(calls) < most {
 		end, err := u.step()
 		if err != nil || end {
-			return calls, err == nil
+			return calls, u.rest(), err == nil
 		}
 		calls = append(calls, x86.VirtAddr(u.ip))
 	}
-	return calls, false
+	return calls, u.rest(), false
 }
 
 // unwinder stands in one frame.
@@ -112,6 +113,11 @@ func (u *unwinder) word(at uint64) (uint64, error) {
 		return binary.LittleEndian.Uint64(u.stack[off:]), nil
 	}
 	return 0, errUnwind
+}
+
+// rest is the stack of the frames that were not come to.
+func (u *unwinder) rest() []byte {
+	return u.stack[min(u.sp-u.base, uint64(len(u.stack))):]
 }
 
 // step goes to the frame before; end says that there is none in the kernel.

@@ -91,31 +91,35 @@ func TestUnwind(t *testing.T) {
 			x86.VirtAddr(code(framed + 0x10)), x86.VirtAddr(code(handler + 0x10)),
 			x86.VirtAddr(code(interrupted + 0x10)), x86.VirtAddr(code(first + 0x10)),
 		})
-		got, whole := k.Unwind(&r, stack, 100)
+		got, _, whole := k.Unwind(&r, stack, 100)
 		if !whole || fmt.Sprint(got) != want {
 			t.Errorf("%+v: %v, whole %v, want %v", c, got, whole, want)
 		}
-		if got, whole := k.Unwind(&r, stack, 2); whole || len(got) != 2 {
+		if got, _, whole := k.Unwind(&r, stack, 2); whole || len(got) != 2 {
 			t.Errorf("two of them: %v, whole %v", got, whole)
 		}
-		if got, whole := k.Unwind(&r, stack[:0x60], 100); whole || len(got) != 2 {
+		if got, _, whole := k.Unwind(&r, stack[:0x60], 100); whole || len(got) != 2 {
 			t.Errorf("with less of the stack: %v, whole %v", got, whole)
 		}
 		put(0x58+regsIP+iretCS, 0x33)
-		if got, whole := k.Unwind(&r, stack, 100); !whole || len(got) != 2 {
+		if got, _, whole := k.Unwind(&r, stack, 100); !whole || len(got) != 2 {
 			t.Errorf("a user's code interrupted: %v, whole %v", got, whole)
 		}
 		put(0x58+regsIP+iretCS, 0x10)
 		put(0x58+regsIP+iretSP, stackAt)
-		if got, whole := k.Unwind(&r, stack, 100); whole || len(got) != 2 {
+		if got, _, whole := k.Unwind(&r, stack, 100); whole || len(got) != 2 {
 			t.Errorf("a stack that goes back: %v, whole %v", got, whole)
 		}
+		put(0x48, 0xffffffffc0000010)
+		if got, rest, whole := k.Unwind(&r, stack, 100); whole || len(got) != 2 || len(rest) != len(stack)-0x50 {
+			t.Errorf("a caller that is gone: %v, %#x bytes are left, whole %v", got, len(rest), whole)
+		}
 		r.RIP = code(leaf) - 0x100
-		if got, whole := k.Unwind(&r, stack, 100); whole || len(got) != 0 {
+		if got, _, whole := k.Unwind(&r, stack, 100); whole || len(got) != 0 {
 			t.Errorf("code before the table: %v, whole %v", got, whole)
 		}
 		r.RIP = 0xffffffffc0000000
-		if got, whole := k.Unwind(&r, stack, 100); whole || len(got) != 0 {
+		if got, _, whole := k.Unwind(&r, stack, 100); whole || len(got) != 0 {
 			t.Errorf("code of nobody: %v, whole %v", got, whole)
 		}
 	}
@@ -134,7 +138,7 @@ func FuzzUnwind(f *testing.F) {
 		}
 		defer overwrite(g, g.Base+orcIPs+x86.VirtAddr(at%0x2000), table)()
 		r := x86.Registers{RIP: uint64(g.Base) + rip%0x5000, RSP: rsp, RBP: rbp}
-		got, _ := k.Unwind(&r, stack, 64)
+		got, _, _ := k.Unwind(&r, stack, 64)
 		if len(got) > 64 || len(got) > len(stack)/8 {
 			t.Errorf("%d calls on a stack of %d bytes", len(got), len(stack))
 		}
