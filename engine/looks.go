@@ -321,5 +321,6 @@ func findingRecord(name policy.GuardName, f report.Finding, means string) journa
 	}
 	r := foundRecord(name, journal.Target{Kind: journal.TargetObject, Object: o})
 	r.Detail.Note = report.Text(means)
+	r.Detail.Log = crashLog(f.Log)
 	return r
 }

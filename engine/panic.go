@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/xen-hvi/hvi/engine/guest/linux"
 	"github.com/xen-hvi/hvi/engine/guest/report"
 	"github.com/xen-hvi/hvi/engine/journal"
 	"github.com/xen-hvi/hvi/engine/policy"
@@ -63,12 +64,8 @@ func (s *Session) reportCrash() {
 
 // crashReason is the line of a log that says why.
 func crashReason(log []report.LogRecord) string {
-	for _, sign := range []string{"Kernel panic", "BUG: ", "Oops", "general protection fault"} {
-		for i := len(log) - 1; i >= 0; i-- {
-			if m := string(log[i].Message); strings.Contains(m, sign) {
-				return cut(m)
-			}
-		}
+	if why := linux.CrashReason(log); why != "" {
+		return cut(string(why))
 	}
 	return "it shut down as crashed, and its log says nothing of a panic"
 }

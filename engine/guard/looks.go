@@ -97,5 +97,8 @@ func UsermodeHelpers() Guard {
 }
 
 // Panic reports that the guest's kernel has crashed, with the end of its log, which
-// the engine reads when the domain shuts down with that reason. It watches nothing.
-func Panic() Guard { return Guard{Name: policy.GuardPanic} }
+// the engine reads when the domain shuts down with that reason; and by looking, that it
+// has met with an error and runs on (an oops).
+func Panic() Guard {
+	return Guard{Name: policy.GuardPanic, Look: &Look{Every: LookEvery, Begin: func(policy.Effective) Find { return (*linux.Reader).Oopses }}}
+}

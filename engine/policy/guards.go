@@ -226,7 +226,7 @@ var guards = []Guard{
 	},
 	{
 		Name:    GuardPanic,
-		Meaning: "the guest's kernel does not crash; if it does, the end of its log is kept",
+		Meaning: "the guest's kernel does not crash, nor end a process for an error of its own (oops); if it does, the end of its log is kept",
 		Observe: ActionAlert,
 		Enforce: ActionAlert,
 		Finds:   true,

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/hex"
 	"errors"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -168,7 +169,7 @@ func TestForbiddenCode(t *testing.T) {
 		t.Fatalf("%+v", v)
 	}
 	want := report.Finding{Check: "sealed-processes", Object: "process 2 (worker)", Detail: "it can execute anonymous memory: 0x402000 to 0x403000, r-xp"}
-	if v.Findings[0] != want {
+	if !reflect.DeepEqual(v.Findings[0], want) {
 		t.Errorf("%+v, want %+v", v.Findings[0], want)
 	}
 	for _, c := range []struct {

@@ -22,7 +22,7 @@ var variables = []string{
 	"bpf_kallsyms", "pack_list", "kprobe_insn_slots", "module_kset", "mod_tree", "module_bug_list", "security_hook_heads", "direct_functions",
 	"aggr_pre_handler", "pre_handler_kretprobe", "log_buf", "log_buf_len", "log_first_idx", "log_next_idx", "log_first_seq",
 	"real_mode_header", "real_mode_blob", "real_mode_blob_end", "hv_hypercall_pg", "kexec_image", "page_offset_base", "vmalloc_base", "vmemmap_base",
-	"idt_table", "", "", "", "", "", "", "", "end_of_variables",
+	"idt_table", "", "", "", "", "", "", "", "tainted_mask", "die_counter", "end_of_variables",
 }
 
 const (

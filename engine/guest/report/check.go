@@ -49,4 +49,7 @@ type Finding struct {
 	Detail Text `json:"detail"`
 	// Place is the code that is involved, where there is any.
 	Place *Place `json:"place,omitempty"`
+	// Log is the kernel's log, where that says more of it. Its end is kept with the event
+	// that is made of the finding.
+	Log []LogRecord `json:"-"`
 }
