@@ -19,6 +19,8 @@ func init() {
 		altp2m   string
 	}{
 		{"attacks", "in a view, on Intel", Bochs, "", "external"},
+		{"attacks-old", "the same on Debian 11's kernel", Bochs, "5.10-cloud", "external"},
+		{"attacks-middle", "the same on kernel 6.12", Bochs, "6.12-cloud", "external"},
 		{"attacks-next", "the same on the next Debian's kernel", Bochs, "7.2-cloud", "external"},
 		{"attacks-access", "without views, on Intel", Bochs, "", "mixed"},
 		{"attacks-amd", "on AMD", QEMU, "", ""},
@@ -40,9 +42,10 @@ type attack struct {
 	guard string // whose it is
 	// module is what the guest's attack module does.
 	module Attack
-	// object is part of the name of what a guard finds that looks.
-	object string
-	deadly bool // to a guest in which it succeeds
+	// object is part of the name of what a guard finds that looks, and what of what it
+	// says of that.
+	object, what string
+	deadly       bool // to a guest in which it succeeds
 }
 
 // trapped are attacks that are undone by themselves at once, so that each can be
@@ -60,6 +63,7 @@ func (g *Guest) trapped(code string) ([]attack, error) {
 	add := func(name, guard string, a Attack) { out = append(out, attack{name: name, guard: guard, module: a}) }
 	add("inline patch of kernel code, page table entry made writable", "kernel-text", Attack{Mode: "text", Symbol: text[victim]})
 	add("inline patch of kernel code through the direct mapping", "kernel-text", Attack{Mode: "alias", Symbol: text[victim]})
+	add("inline patch of kernel code through another mapping of its frame", "kernel-text", Attack{Mode: "map", Symbol: text[victim]})
 	add("inline patch of kernel code with rep movsb", "kernel-text", Attack{Mode: "rep", Symbol: text[victim]})
 	for _, d := range dataAttacks {
 		add("write to "+d.symbol, d.guard, Attack{Mode: "text", Symbol: at[d.symbol]})
@@ -86,19 +90,26 @@ var lasting = []attack{
 	{name: "modprobe_path set to a program in /tmp", guard: "usermode-helper", object: "modprobe_path"},
 	{name: "core_pattern set to a program in /tmp", guard: "usermode-helper", object: "core_pattern"},
 	{name: "call gate put into the table of segments", guard: "gdt", object: "of the GDT of CPU"},
+	{name: "processor given another table of segments", guard: "gdt", object: "the GDT of CPU", what: "no processor's gdt_page"},
 	{name: "processor given another table of interrupts", guard: "idt", object: "the IDT of CPU"},
 	{name: "function pointer to a hidden module", guard: "function-pointers", object: "panic_blink"},
 	{name: "page made executable with set_memory_x", guard: "kernel-exec", object: "executable memory in the direct mapping"},
 	{name: "page of vmalloc made executable in its page table", guard: "kernel-exec", object: "executable memory in vmalloc's area"},
 	{name: "kernel code made writable in its page table", guard: "kernel-exec", object: "writable code in the kernel's image"},
 	{name: "eBPF program of type kprobe loaded", guard: "ebpf", object: "eBPF program sneaky of type kprobe"},
+	{name: "eBPF program of type raw_tracepoint loaded", guard: "ebpf", object: "eBPF program listener of type raw_tracepoint"},
 	{name: "module loaded that the policy does not list", guard: "modules", object: "module decoy"},
 	{name: "kernel function traced by a hidden module", guard: "function-pointers", object: "ftrace"},
+	{name: "kernel function probed by a hidden module", guard: "function-pointers", object: "kprobe"},
+	{name: "error in the kernel that it lives through (oops)", guard: "panic", object: "oops"},
 }
 
 // lastingAttacks makes them.
-const lastingAttacks = `{ bpfload </dev/null >/tmp/bpfload 2>&1 & } ; sleep 1; grep -q loaded /tmp/bpfload && insmod /lib/decoy.ko && insmod /lib/hide.ko task=hidden cred=thief uid=mortal gdt=1 lidt=1 pointer=1 exec=1 nx=1 rwx=` + victim + ` ftrace=` + victim + ` module=1 && ` +
-	`echo /tmp/x >/proc/sys/kernel/modprobe && echo '|/tmp/x' >/proc/sys/kernel/core_pattern && ! grep -q '^hide ' /proc/modules`
+const lastingAttacks = `{ bpfload </dev/null >/tmp/bpfload 2>&1 & } ; sleep 1; grep -q loaded /tmp/bpfload && insmod /lib/decoy.ko && insmod /lib/hide.ko task=hidden cred=thief uid=mortal gdt=1 lgdt=1 lidt=1 pointer=1 exec=1 nx=1 rwx=` + victim + ` ftrace=` + victim + ` kprobe=` + probed + ` module=1 && ` +
+	`echo /tmp/x >/proc/sys/kernel/modprobe && echo '|/tmp/x' >/proc/sys/kernel/core_pattern && ! grep -q '^hide ' /proc/modules && ! insmod /lib/pwn.ko mode=oops 2>/dev/null`
+
+// probed is a function that nobody calls in the lab either.
+const probed = "kernel_halt"
 
 // listingPolicy is the policy of the guests that are protected: they may load what the
 // attacks are made with, and no other module.
@@ -213,7 +224,34 @@ func attackAll(t *T, mode, altp2m string) (table []Outcome, err error) {
 	if out, err := g.Run("echo alive"); err != nil || out != "alive" {
 		return table, fmt.Errorf("the guest is not alive any more: %q, %w", out, err)
 	}
-	return table, g.Destroy()
+	o, err := g.makePanic(mode, guardStatus(st, "panic"))
+	if err != nil {
+		return table, err
+	}
+	return append(table, o), g.Destroy()
+}
+
+// makePanic has the guest's kernel end itself, which nothing prevents.
+func (g *Guest) makePanic(mode string, gs control.GuardStatus) (o Outcome, err error) {
+	o = Outcome{Attack: "kernel panic", Guard: "panic", Mode: mode, State: string(gs.State), Landed: true}
+	var before []journal.Record
+	if mode != "off" {
+		if before, err = g.Events(); err != nil {
+			return o, err
+		}
+	}
+	if _, err := g.Run(panicSoon); err != nil || mode == "off" {
+		return o, err
+	}
+	events, err := g.eventsAfter(before, shutLimit, "the panic is reported")
+	if err != nil {
+		return o, err
+	}
+	r := events[0]
+	o.Reported, o.By = r.Action, r.Guard
+	g.t.Check(r.Guard == "panic" && r.Action == journal.Found && r.Target.Object != nil && strings.Contains(string(r.Target.Object.What), "Kernel panic"),
+		"%s under %s: %s", o.Attack, mode, r.Summary())
+	return o, nil
 }
 
 // makeAttack makes one that undoes itself, and checks what a guard in this state owes.
@@ -284,7 +322,7 @@ func (g *Guest) makeLasting(mode string, st control.DomainStatus) (table []Outco
 		missing := 0
 		for i, a := range lasting {
 			at := slices.IndexFunc(all[len(before):], func(r journal.Record) bool {
-				return r.Guard == a.guard && r.Target.Object != nil && strings.Contains(string(r.Target.Object.Name), a.object)
+				return r.Guard == a.guard && r.Target.Object != nil && strings.Contains(string(r.Target.Object.Name), a.object) && strings.Contains(string(r.Target.Object.What), a.what)
 			})
 			if at < 0 {
 				missing++

@@ -67,6 +67,9 @@ func modules(t *T) error {
 	return nil
 }
 
+// panicSoon has a guest's kernel panic when it has answered: then it does not any more.
+const panicSoon = "(sleep 1; echo c >/proc/sysrq-trigger) >/dev/null 2>&1 &"
+
 // panics has the guest's kernel panic, and wants that told with the end of its log.
 func (g *Guest) panics() error {
 	t := g.t
@@ -74,8 +77,7 @@ func (g *Guest) panics() error {
 	if err != nil {
 		return err
 	}
-	// When it has answered: it does not answer any more.
-	if _, err := g.Run("(sleep 1; echo c >/proc/sysrq-trigger) >/dev/null 2>&1 &"); err != nil {
+	if _, err := g.Run(panicSoon); err != nil {
 		return err
 	}
 	events, err := g.eventsAfter(before, shutLimit, "the panic is told of")

@@ -12,11 +12,13 @@
  *	idt=N		point vector N of the interrupt table to this module
  *	lsm=1		hang a function of this module into a security hook
  *	ftrace=NAME	trace a function of the kernel's with one of this module
+ *	kprobe=NAME	probe a function of the kernel's with one of this module
  *	pointer=1	point panic_blink, a variable of the kernel's, to this module
  *	cred=NAME	give the first process of this name the credentials of the
  *			kernel's first task
  *	uid=NAME	or, in place, user number 0
  *	gdt=1		put a call gate into the table of segments of this processor
+ *	lgdt=1		have this processor use another table of segments, a copy
  *	lidt=1		have this processor use another table of interrupts, a copy
  *	exec=1		have a page of memory executable, as the kernel itself would
  *	nx=1		and one of vmalloc's, by its page table entry's NX bit
@@ -30,6 +32,7 @@
 #include <linux/idr.h>
 #include <linux/init.h>
 #include <linux/kobject.h>
+#include <linux/kprobes.h>
 #include <linux/lsm_hooks.h>
 #include <linux/pid.h>
 #include <linux/pid_namespace.h>
@@ -62,6 +65,8 @@ module_param(lsm, bool, 0);
 static char *ftrace;
 module_param(ftrace, charp, 0);
 
+static char *kprobe;
+module_param(kprobe, charp, 0);
 static bool pointer;
 module_param(pointer, bool, 0);
 static char *cred;
@@ -70,6 +75,8 @@ static char *uid;
 module_param(uid, charp, 0);
 static bool gdt;
 module_param(gdt, bool, 0);
+static bool lgdt;
+module_param(lgdt, bool, 0);
 static bool lidt;
 module_param(lidt, bool, 0);
 static bool exec;
@@ -175,6 +182,23 @@ static int hook_ftrace(void)
 	return err;
 }
 
+static int probed(struct kprobe *p, struct pt_regs *regs)
+{
+	return 0;
+}
+
+static int hook_kprobe(void)
+{
+	static struct kprobe probe = { .pre_handler = probed };
+	int err;
+
+	probe.symbol_name = kprobe;
+	err = register_kprobe(&probe);
+	if (!err)
+		pr_info("hvi-hide: kprobe at %s\n", kprobe);
+	return err;
+}
+
 static int hook_pointer(void)
 {
 	void **blink = (void **)lookup("panic_blink");
@@ -221,6 +245,21 @@ static int add_gate(void)
 	/* Present, for ring 3, type 12, to the kernel's code segment. */
 	entry[0] = (to & 0xffff) | (u64)__KERNEL_CS << 16 | 0xecULL << 40 | (to >> 16 & 0xffff) << 48;
 	pr_info("hvi-hide: call gate to %lx\n", to);
+	return 0;
+}
+
+static int move_gdt(void)
+{
+	void *copy = (void *)get_zeroed_page(GFP_KERNEL);
+	struct desc_ptr p;
+
+	if (!copy)
+		return -ENOMEM;
+	asm volatile("sgdt %0" : "=m"(p));
+	memcpy(copy, (void *)p.address, p.size + 1);
+	p.address = (unsigned long)copy;
+	asm volatile("lgdt %0" : : "m"(p));
+	pr_info("hvi-hide: table of segments to %lx\n", p.address);
 	return 0;
 }
 
@@ -313,6 +352,8 @@ static int __init hide_init(void)
 		err = hook_lsm();
 	if (!err && ftrace)
 		err = hook_ftrace();
+	if (!err && kprobe)
+		err = hook_kprobe();
 	if (!err && pointer)
 		err = hook_pointer();
 	if (!err && cred)
@@ -321,6 +362,8 @@ static int __init hide_init(void)
 		err = give_uid();
 	if (!err && gdt)
 		err = add_gate();
+	if (!err && lgdt)
+		err = move_gdt();
 	if (!err && lidt)
 		err = move_idt();
 	if (!err && exec)

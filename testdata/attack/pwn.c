@@ -16,6 +16,7 @@
  *	mode=poke          have the kernel's own text_poke, which is at poke=0x...,
  *	                   store four bytes, and leave them so
  *	mode=alias         the same through the direct mapping of the same frame
+ *	mode=map           the same through a mapping of its own of that frame (vmap)
  *	mode=rep           as text, four bytes with rep movsb
  *	mode=wp            as text, by clearing CR0.WP instead; where it stays set,
  *	                   nothing is stored
@@ -26,6 +27,8 @@
  *	                   its page tables have NX bits in them
  *	times=N            and try so often, or until one write lands
  *	mode=vmfunc        execute VMFUNC, to change to each of the first ten views
+ *	mode=oops          no attack: run into an error, as an exploit that fails does. The
+ *	                   process that loads the module is ended, and the module stays
  *	mode=end           no attack: end the guest at once, as its own kernel would
  *	reason=N           with this reason (SHUTDOWN_* of xen/include/public/sched.h:
  *	                   0 poweroff, 1 reboot, 3 crash, 4 watchdog, 5 soft_reset)
@@ -46,7 +49,9 @@
 #include <linux/init.h>
 #include <linux/kernel.h>
 #include <linux/module.h>
+#include <linux/mm.h>
 #include <linux/string.h>
+#include <linux/vmalloc.h>
 #include <asm/asm.h>
 #include <asm/io.h>
 #include <asm/msr.h>
@@ -277,11 +282,15 @@ static u64 number(const u8 *b, unsigned long n)
 	return v;
 }
 
-static int attack_text(bool alias, bool rep, bool keep, bool wp)
+/* How attack_text goes about it. */
+enum how { THROUGH_TEXT, ALIAS, MAPPED, REP, WP };
+
+static int attack_text(enum how how, bool keep)
 {
-	unsigned long at = address, flags, n = rep ? 4 : 1;
+	unsigned long at = address, flags, n = how == REP ? 4 : 1;
 	u8 before[4], tried[4], after[4];
 	u8 *text, *to;
+	void *mapped = NULL;
 	unsigned long i;
 
 	if (!at)
@@ -290,23 +299,33 @@ static int attack_text(bool alias, bool rep, bool keep, bool wp)
 		pr_info("hvi-pwn: no exported symbol %s\n", symbol);
 		return -ENOENT;
 	}
-	text = (u8 *)at;
-	to = alias ? __va(__pa_symbol(at)) : text;
+	text = to = (u8 *)at;
+	if (how == ALIAS)
+		to = __va(__pa_symbol(at));
+	if (how == MAPPED) {
+		struct page *page = pfn_to_page(__pa_symbol(at) >> PAGE_SHIFT);
+
+		mapped = vmap(&page, 1, VM_MAP, PAGE_KERNEL);
+		if (!mapped)
+			return -ENOMEM;
+		to = (u8 *)mapped + offset_in_page(at);
+	}
 
 	local_irq_save(flags);
 	for (i = 0; i < n; i++) {
 		before[i] = READ_ONCE(text[i]);
 		tried[i] = before[i] ^ FLIP;
 	}
-	if (wp)
+	if (how == WP)
 		write_wp(to, tried, n);
 	else
-		write(to, tried, n, rep);
+		write(to, tried, n, how == REP);
 	for (i = 0; i < n; i++)
 		after[i] = READ_ONCE(text[i]);
 	if (!keep && memcmp(after, before, n))
-		write(to, before, n, rep);
+		write(to, before, n, how == REP);
 	local_irq_restore(flags);
+	vunmap(mapped);
 	report(at, number(before, n), number(tried, n), number(after, n));
 	return 0;
 }
@@ -320,10 +339,10 @@ static int attack_slowly(void)
 	int err;
 
 	if (times == 1 || !address)
-		return attack_text(false, false, true, false);
+		return attack_text(THROUGH_TEXT, true);
 	before = READ_ONCE(*text);
 	do {
-		err = attack_text(false, false, true, false);
+		err = attack_text(THROUGH_TEXT, true);
 		usleep_range(5000, 10000);
 	} while (!err && ++i < times && READ_ONCE(*text) == before);
 	return err;
@@ -365,6 +384,8 @@ static int __init pwn_init(void)
 
 	if (!strcmp(mode, "end"))
 		return end();
+	if (!strcmp(mode, "oops"))
+		BUG();
 	for (i = 0; i < ARRAY_SIZE(msrs); i++) {
 		if (!strcmp(mode, msrs[i].name)) {
 			attack_msr(msrs[i].number);
@@ -382,17 +403,19 @@ static int __init pwn_init(void)
 		return 0;
 	}
 	if (!strcmp(mode, "text"))
-		return attack_text(false, false, false, false);
+		return attack_text(THROUGH_TEXT, false);
 	if (!strcmp(mode, "keep"))
 		return attack_slowly();
 	if (!strcmp(mode, "poke"))
 		return attack_poke();
 	if (!strcmp(mode, "alias"))
-		return attack_text(true, false, false, false);
+		return attack_text(ALIAS, false);
+	if (!strcmp(mode, "map"))
+		return attack_text(MAPPED, false);
 	if (!strcmp(mode, "rep"))
-		return attack_text(false, true, false, false);
+		return attack_text(REP, false);
 	if (!strcmp(mode, "wp"))
-		return attack_text(false, false, false, true);
+		return attack_text(WP, false);
 	return -EINVAL;
 }
 module_init(pwn_init);

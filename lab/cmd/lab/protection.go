@@ -17,7 +17,7 @@ import (
 )
 
 // attackScenarios fill docs/protection.md, in this order.
-var attackScenarios = []string{"attacks", "attacks-next", "attacks-access", "attacks-amd"}
+var attackScenarios = []string{"attacks", "attacks-old", "attacks-middle", "attacks-next", "attacks-access", "attacks-amd"}
 
 func protectionCommand() *cobra.Command {
 	return &cobra.Command{

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Loads an eBPF program "sneaky" of a type that traces the kernel, kprobe, says so and
- * keeps it until it is killed. The program does nothing, and is attached to nothing. It
- * has no C library: a guest's initial file system has none.
+ * Loads two eBPF programs of types that trace the kernel, "sneaky", a kprobe's, and
+ * "listener", a raw tracepoint's, says so and keeps them until it is killed. They do
+ * nothing, and are attached to nothing. It has no C library: a guest's initial file
+ * system has none.
  */
 enum { WRITE = 1, PAUSE = 34, EXIT = 60, BPF = 321 };
-enum { BPF_PROG_LOAD = 5, BPF_PROG_TYPE_KPROBE = 2 };
+enum { BPF_PROG_LOAD = 5, BPF_PROG_TYPE_KPROBE = 2, BPF_PROG_TYPE_RAW_TRACEPOINT = 17 };
 
 /* The beginning of union bpf_attr, for BPF_PROG_LOAD. */
 struct load {
@@ -30,13 +31,16 @@ void _start(void)
 {
 	/* r0 = 0; exit */
 	static const unsigned long code[] = { 0xb7, 0x95 };
-	static const struct load load = {
-		.type = BPF_PROG_TYPE_KPROBE, .count = 2, .instructions = code, .license = "GPL", .name = "sneaky",
+	static const struct load loads[] = {
+		{ .type = BPF_PROG_TYPE_KPROBE, .count = 2, .instructions = code, .license = "GPL", .name = "sneaky" },
+		{ .type = BPF_PROG_TYPE_RAW_TRACEPOINT, .count = 2, .instructions = code, .license = "GPL", .name = "listener" },
 	};
 
-	if (call(BPF, BPF_PROG_LOAD, &load, sizeof(load)) < 0) {
-		call(WRITE, 1, "refused\n", 8);
-		call(EXIT, 1, 0, 0);
+	for (int i = 0; i < 2; i++) {
+		if (call(BPF, BPF_PROG_LOAD, loads + i, sizeof(loads[i])) < 0) {
+			call(WRITE, 1, "refused\n", 8);
+			call(EXIT, 1, 0, 0);
+		}
 	}
 	call(WRITE, 1, "loaded\n", 7);
 	for (;;)
