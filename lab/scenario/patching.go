@@ -22,7 +22,18 @@ func init() {
 			Run:     func(t *T) error { return patching(t, s.altp2m) },
 		})
 	}
+	Register(Scenario{
+		Name:     "patching-smp",
+		Brief:    "A guest of 2 vCPUs patches its code on one and attacks it on the other: what lands is found and undone",
+		Emulator: Bochs,
+		Timeout:  60 * time.Minute,
+		Run:      patchingSMP,
+	})
 }
+
+// patchingRounds is how often the tracer is switched on and off at most until an attack
+// on another processor lands in a page that is open then.
+const patchingRounds = 5
 
 // maxPatching bounds how many times as long the kernel takes to switch its function
 // tracer on or off under hvi.
@@ -105,10 +116,40 @@ func patching(t *T, altp2m string) error {
 		})
 		t.Check(ratio <= maxPatching, "to switch the tracer %s takes %.2f times as long as without hvi", x.what, ratio)
 	}
-	if err := g.attackedWhilePatched(); err != nil {
+	if _, err := g.attackedWhilePatched("", ""); err != nil {
 		return err
 	}
 	if err := g.attackedByPatching(); err != nil {
+		return err
+	}
+	return g.Shutdown()
+}
+
+// patchingSMP attacks from a processor that is free while the other patches, so that a
+// write comes to the pages which are open at the moment.
+func patchingSMP(t *T) error {
+	if _, err := t.StartHVID(); err != nil {
+		return err
+	}
+	c := enforce
+	c.VCPUs = smpProcessors
+	c.KernelArgs = liveArgs
+	g, _, err := t.protectedGuest(c, control.StateProtecting)
+	if err != nil {
+		return err
+	}
+	if _, err := g.Run("mount -t tracefs none " + tracing + "; echo 0 >" + tracing + "tracing_on"); err != nil {
+		return err
+	}
+	landed, rounds := false, 0
+	for ; !landed && rounds < patchingRounds; rounds++ {
+		if landed, err = g.attackedWhilePatched("taskset 1 ", "taskset 2 "); err != nil {
+			return err
+		}
+	}
+	t.Fact("rounds", rounds)
+	t.Check(landed, "within %d rounds a write lands in a page that is open, and is found and undone", rounds)
+	if err := g.lifeGoesOn(); err != nil {
 		return err
 	}
 	return g.Shutdown()
@@ -135,25 +176,31 @@ func (g *Guest) textAlarms(action journal.Action) ([]journal.Record, error) {
 	return out, err
 }
 
-// attackedWhilePatched attacks while the kernel is patching itself. What lands in a page
-// that is open is to be found and undone.
-func (g *Guest) attackedWhilePatched() error {
+// attackedWhilePatched attacks while the kernel is patching itself, each behind a command
+// that says on which processor. What lands in a page that is open is to be found and
+// undone.
+func (g *Guest) attackedWhilePatched(patcher, attacker string) (landed bool, err error) {
 	t := g.t
 	at, err := g.addresses(unwanted)
 	if err != nil {
-		return err
+		return false, err
 	}
-	text, err := g.Run("dmesg -c >/dev/null; (insmod /lib/pwn.ko mode=keep times=4000 address=" + at[unwanted] + ") & echo function >" + tracing + "current_tracer; echo nop >" + tracing + "current_tracer; wait; dmesg | grep -c BLOCKED; dmesg | grep hvi-pwn | tail -n 1; rmmod pwn")
+	was, err := g.textAlarms(journal.Found)
 	if err != nil {
-		return err
+		return false, err
+	}
+	text, err := g.Run("dmesg -c >/dev/null; (" + attacker + "insmod /lib/pwn.ko mode=keep times=4000 address=" + at[unwanted] + ") & " +
+		patcher + "sh -c 'echo function >" + tracing + "current_tracer; echo nop >" + tracing + "current_tracer'; wait; dmesg | grep -c BLOCKED; dmesg | grep hvi-pwn | tail -n 1; rmmod pwn")
+	if err != nil {
+		return false, err
 	}
 	v, err := parseVerdict(text)
 	if err != nil {
-		return err
+		return false, err
 	}
 	blocked, err := g.textAlarms(journal.Blocked)
 	if err != nil {
-		return err
+		return false, err
 	}
 	t.Check(len(blocked) > 0, "what is written to a closed page is blocked: %d records", len(blocked))
 	// On one processor the attacker gets no time before the tracer is switched, and the
@@ -163,10 +210,10 @@ func (g *Guest) attackedWhilePatched() error {
 		var found []journal.Record
 		err = t.Eventually(foundLimit, "the change is found", func() (bool, error) {
 			found, err = g.textAlarms(journal.Found)
-			return len(found) > 0, err
+			return len(found) > len(was), err
 		})
 		if err != nil {
-			return err
+			return false, err
 		}
 		r := found[len(found)-1]
 		note := string(r.Detail.Note)
@@ -175,11 +222,11 @@ func (g *Guest) attackedWhilePatched() error {
 	}
 	again, err := g.pwn("mode=text address=" + at[unwanted])
 	if err != nil {
-		return err
+		return false, err
 	}
 	t.Check(again.Before == v.Before, "the code is what it was: %#x, and was %#x", again.Before, v.Before)
 	t.Check(!again.Written, "and guarded: %+v", again)
-	return nil
+	return v.Written, nil
 }
 
 // attackedByPatching has the kernel's own way to patch write what does not belong there.
