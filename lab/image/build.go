@@ -148,8 +148,7 @@ func (b *Builder) dom0Kernel(ctx context.Context, tree string, im *Images) error
 	return nil
 }
 
-// unpackKernel returns the ELF and the release of a tree's only kernel; the
-// release also where it can't unpack the ELF.
+// unpackKernel returns the ELF and the release of a tree's only kernel.
 func unpackKernel(tree string) (image []byte, release string, err error) {
 	from, err := kernelFile(tree)
 	if err != nil {
@@ -163,7 +162,7 @@ func unpackKernel(tree string) (image []byte, release string, err error) {
 		return nil, "", fmt.Errorf("%s: %w", from, err)
 	}
 	if image, err = kernel.Unpack(packed); err != nil {
-		return nil, release, fmt.Errorf("%s: %w", from, err)
+		return nil, "", fmt.Errorf("%s: %w", from, err)
 	}
 	return image, release, nil
 }
@@ -301,7 +300,7 @@ func (b *Builder) Guest(ctx context.Context, k Kernel) (g Guest, err error) {
 }
 
 func (b *Builder) guest(ctx context.Context, xen, tree, attacks, small string) (g Guest, err error) {
-	inputs := []string{filepath.Base(xen), filepath.Base(tree), filepath.Base(attacks), filepath.Base(small), strings.Join(guestModules, " ")}
+	inputs := []string{filepath.Base(xen), filepath.Base(tree), filepath.Base(attacks), filepath.Base(small), strings.Join(guestModules, " "), "unpacked"}
 	first := len(inputs)
 	for name, src := range guestFiles {
 		inputs = append(inputs, name+" "+hash(source(src)))
@@ -386,22 +385,11 @@ func (b *Builder) guest(ctx context.Context, xen, tree, attacks, small string) (
 	return Guest{Archive: filepath.Join(dir, "guest.cpio"), Release: strings.TrimSpace(string(release))}, err
 }
 
-// guestKernel returns a tree's kernel as guests boot it, and its release:
-// unpacked, or, where only Xen's toolstack can unpack it, as it is.
+// guestKernel returns a tree's kernel as guests boot it, and its release.
 func guestKernel(tree string) (image []byte, release string, err error) {
-	image, release, err = unpackKernel(tree)
-	if err == nil {
+	if image, release, err = unpackKernel(tree); err == nil {
 		image, err = kernel.Compact(image)
-		return image, release, err
 	}
-	if !errors.Is(err, kernel.ErrFormat) || release == "" {
-		return nil, "", err
-	}
-	from, err := kernelFile(tree)
-	if err != nil {
-		return nil, "", err
-	}
-	image, err = os.ReadFile(from)
 	return image, release, err
 }
 

@@ -8,6 +8,8 @@ import (
 	"errors"
 	"io"
 	"testing"
+
+	"github.com/klauspost/compress/zstd"
 )
 
 type segment struct {
@@ -191,13 +193,22 @@ func bzImage(payload []byte) []byte {
 func TestUnpack(t *testing.T) {
 	want := append([]byte("\x7fELF"), sparse(100000, 5, 70000)...)
 	var packed bytes.Buffer
-	w := gzip.NewWriter(&packed)
-	w.Write(want)
-	w.Close()
-	packed.Write([]byte{0xa4, 0x86, 1, 0}) // the size, as the build appends it
-	got, err := Unpack(bzImage(packed.Bytes()))
-	if err != nil || !bytes.Equal(got, want) {
-		t.Errorf("%d bytes, %v", len(got), err)
+	for name, packer := range map[string]func(io.Writer) (io.WriteCloser, error){
+		"zstd": func(w io.Writer) (io.WriteCloser, error) { return zstd.NewWriter(w) },
+		"gzip": func(w io.Writer) (io.WriteCloser, error) { return gzip.NewWriter(w), nil },
+	} {
+		packed.Reset()
+		w, err := packer(&packed)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.Write(want)
+		w.Close()
+		packed.Write([]byte{0xa4, 0x86, 1, 0}) // the size, as the build appends it
+		got, err := Unpack(bzImage(packed.Bytes()))
+		if err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s: %d bytes, %v", name, len(got), err)
+		}
 	}
 	release, err := Release(bzImage(nil))
 	if err != nil || release != "6.1.0-56-amd64" {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"strings"
 
+	"github.com/klauspost/compress/zstd"
 	"github.com/pierrec/lz4/v4"
 	"github.com/xi2/xz"
 )
@@ -65,6 +66,13 @@ func Unpack(bz []byte) ([]byte, error) {
 			return nil, fmt.Errorf("kernel payload: %w", err)
 		}
 		z.Multistream(false)
+		r = z
+	case bytes.HasPrefix(payload, []byte("\x28\xb5\x2f\xfd")):
+		z, err := zstd.NewReader(bytes.NewReader(payload[:len(payload)-4]), zstd.WithDecoderConcurrency(1))
+		if err != nil {
+			return nil, fmt.Errorf("kernel payload: %w", err)
+		}
+		defer z.Close()
 		r = z
 	default:
 		return nil, fmt.Errorf("%w: payload packed in an unknown way, it begins with % x", ErrFormat, payload[:min(4, len(payload))])
