@@ -25,7 +25,8 @@
  *	mode=cr0-wp|cr4-smep|cr4-smap|cr4-umip|efer-sce|efer-nxe
  *	                   clear the bit. efer-nxe ends a guest in which it succeeds:
  *	                   its page tables have NX bits in them
- *	times=N            and try so often, or until one write lands
+ *	times=N            and try so often, or until one write lands. Of MSRs it says in a
+ *	                   line of its own how long the longest took, and the next longest
  *	mode=vmfunc        execute VMFUNC, to change to each of the first ten views
  *	mode=oops          no attack: run into an error, as an exploit that fails does. The
  *	                   process that loads the module is ended, and the module stays
@@ -49,7 +50,9 @@
 #include <linux/init.h>
 #include <linux/kernel.h>
 #include <linux/module.h>
+#include <linux/ktime.h>
 #include <linux/mm.h>
+#include <linux/sched.h>
 #include <linux/string.h>
 #include <linux/vmalloc.h>
 #include <asm/asm.h>
@@ -111,7 +114,7 @@ static u64 read_msr(u32 number)
 static void attack_msr(u32 number)
 {
 	unsigned long flags;
-	u64 before, tried, after;
+	u64 before, tried, after, start, took, longest = 0, next = 0;
 	unsigned int i = 0;
 
 	do {
@@ -120,12 +123,19 @@ static void attack_msr(u32 number)
 		before = read_msr(number);
 		/* In STAR, a selector; in the others, an address that stays canonical. */
 		tried = number == MSR_STAR ? before ^ (8ULL << 48) : before ^ 0x1000;
+		start = ktime_get_ns();
 		write_msr(number, tried);
+		took = ktime_get_ns() - start;
 		after = read_msr(number);
 		if (after != before)
 			write_msr(number, before);
 		local_irq_restore(flags);
+		next = max(next, min(took, longest));
+		longest = max(longest, took);
+		cond_resched();
 	} while (++i < times && after == before);
+	if (times > 1)
+		pr_info("hvi-pwn-times: %u longest=%llu next=%llu ns\n", i, longest, next);
 	report(number, before, tried, after);
 }
 
