@@ -475,7 +475,8 @@ func TestOldLog(t *testing.T) {
 
 // withoutSymbol is a table in which a name is not found.
 func withoutSymbol(s *Symbols, name string) *Symbols {
-	table := *s.symbolTable
+	from := s.symbolTable
+	table := symbolTable{off: from.off, nabs: from.nabs, tokens: from.tokens, names: from.names, markers: from.markers, index: from.index, src: from.src}
 	table.index.entries = slices.Clone(table.index.entries)
 	for i, e := range table.index.find(name) {
 		table.index.find(name)[i] = e &^ indexNumber // of symbol 0, which has another name

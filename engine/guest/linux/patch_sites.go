@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"slices"
 	"sort"
-	"strings"
 
 	"github.com/xen-hvi/hvi/engine/x86"
 )
@@ -103,11 +102,7 @@ func (r *Reader) kernelCode() patchedCode {
 		},
 		others: func(f func(at x86.VirtAddr, kind siteKind, target x86.VirtAddr)) {
 			r.lockPrefixes(func(at x86.VirtAddr) { f(at, siteLock, 0) })
-			for sym := range r.k.Symbols.All() {
-				if patchedSymbol(sym.Name) {
-					f(sym.Addr, siteCall, 0)
-				}
-			}
+			r.k.Symbols.eachPatched(func(at x86.VirtAddr) { f(at, siteCall, 0) })
 		},
 	}
 }
@@ -228,12 +223,12 @@ func (c patchedCode) patchSites(text []byte) ([]patchSite, error) {
 // patchedSymbol says that the instruction at a symbol is patched like a static
 // call, without being in the table: the trampolines of static calls, ftrace's
 // own calls of what traces, and the dispatchers of BPF's before 6.2.
-func patchedSymbol(name string) bool {
-	switch name {
+func patchedSymbol(name []byte) bool {
+	switch string(name) {
 	case "ftrace_call", "ftrace_regs_call", "ftrace_graph_call":
 		return true
 	}
-	return strings.HasPrefix(name, "__SCT__") || strings.HasPrefix(name, "bpf_dispatcher_") && strings.HasSuffix(name, "_func")
+	return bytes.HasPrefix(name, []byte("__SCT__")) || bytes.HasPrefix(name, []byte("bpf_dispatcher_")) && bytes.HasSuffix(name, []byte("_func"))
 }
 
 // length is how many bytes of a place are patched, by the instruction that is
