@@ -40,9 +40,19 @@ type ImageWatch struct {
 	// odd are the places that were found to hold what they should not, as told
 	// before, by offset.
 	odd map[uint32][maxPatch]byte
+	// page is for the page that is compared, nil before the first: that is done all day,
+	// and a copy of its own for each kept the garbage collector busy.
+	page *watchedPage
 	// batches are those of the guest's table of functions that can be traced, as read
 	// when that was first asked since [ImageWatch.Refresh].
 	batches []traceBatch
+}
+
+// watchedPage is a copy of a page, with the bytes behind it, for an instruction that goes
+// beyond, and one in which the places are left out that the kernel patches.
+type watchedPage struct {
+	text   [x86.PageSize + maxPatch]byte
+	masked [x86.PageSize]byte
 }
 
 // ImageChange is what is not as it was, and what no patch of the kernel's own
@@ -211,19 +221,21 @@ func (w *ImageWatch) mask(page int, b *[x86.PageSize]byte) {
 // second later is no patch.
 func (w *ImageWatch) Compare(r *Reader, page int) ([]ImageChange, error) {
 	va := w.start + x86.VirtAddr(page)<<x86.PageShift
-	// With the bytes behind it, for an instruction that goes beyond.
-	var text [x86.PageSize + maxPatch]byte
+	if w.page == nil {
+		w.page = new(watchedPage)
+	}
+	text := &w.page.text
 	n := min(len(text), w.size-page<<x86.PageShift)
+	clear(text[n:])
 	if err := r.as.Read(va, text[:n]); err != nil {
 		return nil, &ReadError{What: "the kernel's image", Err: err}
 	}
-	var masked [x86.PageSize]byte
-	changed := w.changed(page, &text, &masked)
+	changed := w.changed(page)
 	if len(changed) > 0 && w.code {
 		if err := r.undoKprobes(va, text[:n]); err != nil {
 			return nil, err
 		}
-		changed = w.changed(page, &text, &masked)
+		changed = w.changed(page)
 	}
 	var out []ImageChange
 	for _, line := range changed {
@@ -234,9 +246,11 @@ func (w *ImageWatch) Compare(r *Reader, page int) ([]ImageChange, error) {
 	return append(out, patches...), err
 }
 
-// changed returns the lines of a page that are not what they were.
-func (w *ImageWatch) changed(page int, text *[x86.PageSize + maxPatch]byte, masked *[x86.PageSize]byte) []int {
-	copy(masked[:], text[:])
+// changed returns the lines of a page, of which there is a copy, that are not what they
+// were.
+func (w *ImageWatch) changed(page int) []int {
+	masked := &w.page.masked
+	copy(masked[:], w.page.text[:])
 	w.mask(page, masked)
 	var out []int
 	for i := range linesPerPage {
