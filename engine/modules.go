@@ -19,10 +19,22 @@ import (
 // or forge a list of them. Some seconds pass between two looks.
 const maxModuleRecords = 32
 
-// moduleKey tells one loading of a module from another.
+// moduleKey tells one loading of a module from another, which may come to be at the very
+// place that the first had, in other frames.
 type moduleKey struct {
 	addr, base x86.VirtAddr
+	frame      x86.GFN // of base
 	name       report.Text
+}
+
+// moduleKeyOf is a module's.
+func moduleKeyOf(r *linux.Reader, m *report.Module) moduleKey {
+	key := moduleKey{addr: m.Addr, base: m.Base, name: m.Name}
+	as := r.Kernel().AddressSpace()
+	if t, err := as.Translate(m.Base); err == nil {
+		key.frame = t.Phys.GFN()
+	}
+	return key
 }
 
 // followModules records which modules have come and gone since the last look. The
@@ -51,7 +63,7 @@ func (s *Session) compareModules(r *linux.Reader, mods []report.Module) {
 		}
 	}
 	for _, m := range mods {
-		key := moduleKey{m.Addr, m.Base, m.Name}
+		key := moduleKeyOf(r, &m)
 		t, had := before[key]
 		if !had {
 			t = journal.ModuleTarget{Name: m.Name, Change: journal.ModuleLoaded, Base: m.Base, Size: m.Size, Taints: m.Taints}

@@ -161,6 +161,23 @@ func TestModules(t *testing.T) {
 			if g := w.guardStatus(policy.GuardModules); strings.Contains(g.Reason, "could not") {
 				t.Errorf("%+v", g)
 			}
+			// Loaded again between two looks, at the same place and in other frames:
+			// the first ones are another's.
+			w.guest.Map(moduleBase, w.guest.PhysBase+moduleCode+0x4000, 3*x86.PageSize, x86.PageSize, 0)
+			w.copyMemory()
+			if a := w.access(first, view, write); a.flags&abi.VMEventFlagEmulateNoWrite != 0 {
+				t.Errorf("a write to a page that was a module's is answered by %+v", a)
+			}
+			w.settled(func() bool { return access(first) == abi.AccessRWX })
+			look()
+			for _, change := range []journal.ModuleChange{journal.ModuleLoaded, journal.ModuleUnloaded} {
+				if r := <-w.events.got; r.Action != journal.Noted || r.Target.Module == nil || r.Target.Module.Change != change {
+					t.Errorf("record %+v", r)
+				}
+			}
+			if a, b := access(first+1), access(first+4); a != abi.AccessRWX || b != abi.AccessRX {
+				t.Errorf("access %d to where it was, %d to where it is", a, b)
+			}
 			w.dom.Shutdown(abi.ShutdownPoweroff)
 			w.engine.ShutDown(w.info)
 			w.checkClean(1)

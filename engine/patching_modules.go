@@ -38,7 +38,7 @@ func (s *Session) watchModuleCode(r *linux.Reader, mods []report.Module) {
 	modules, pages := make(map[moduleKey]*moduleCode, len(mods)), make(map[x86.GFN]modulePage)
 	var traced linux.TraceSites
 	for _, m := range mods {
-		key := moduleKey{m.Addr, m.Base, m.Name}
+		key := moduleKeyOf(r, &m)
 		code := p.modules[key]
 		if code == nil {
 			var err error
@@ -112,7 +112,7 @@ func (s *Session) compareModulePages(now, until time.Time) {
 	mods, err := r.LiveModules()
 	live := make(map[*moduleCode]bool, len(mods))
 	for _, m := range mods {
-		if code := p.modules[moduleKey{m.Addr, m.Base, m.Name}]; code != nil && code.scanner != nil {
+		if code := p.modules[moduleKeyOf(r, &m)]; code != nil && code.scanner != nil {
 			live[code] = true
 			code.scanner.ReadWith(r)
 			code.scanner.Refresh()

@@ -52,7 +52,10 @@ const ModulesEvery = 10 * time.Second
 // When a module is unloaded, its frames are soon somebody else's, while they are
 // still watched. The judge of a write sees that by the kernel's list, from which a
 // module is taken before its memory is given back: a frame of no module is let go
-// of. Whoever takes a module off the list, so as to write to it, hides it.
+// of. Whoever takes a module off the list, so as to write to it, hides it. And it sees it
+// by the kernel's page tables, in which another module may be where that one was, as
+// when it is loaded again. Whoever has them lead elsewhere can write to what was a
+// module's page; that is told of as a module which is loaded.
 //
 // If the policy lists modules, one that it does not list is a violation, too, which is
 // looked for on every tier.
@@ -75,7 +78,7 @@ func Modules() Guard {
 					switch {
 					case !foreign(ev):
 						return Rightful
-					case !k.ModuleAt(va, m):
+					case !k.ModuleAt(va, m), !k.Maps(va, ev.Mem.GFN):
 						return Gone
 					}
 					return Violation

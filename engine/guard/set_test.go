@@ -230,7 +230,9 @@ func TestMoving(t *testing.T) {
 	f.guest.WriteUint64(node+linuxtest.ModuleMem+linuxtest.RegionBase, uint64(listed))
 	f.guest.Write(node+linuxtest.ModuleMem+linuxtest.RegionBytes, []byte{0, 0x30, 0, 0})
 	gfn := func(off uint64) x86.GFN { return (f.guest.PhysBase + x86.PhysAddr(off)).GFN() }
-	f.set.UseMoving(map[x86.GFN]x86.VirtAddr{gfn(linuxtest.Data): listed, gfn(linuxtest.Data + 0x1000): other})
+	f.guest.Map(listed, gfn(linuxtest.Data).Addr(), x86.PageSize, x86.PageSize, 0)
+	// The module was there before, in another frame.
+	f.set.UseMoving(map[x86.GFN]x86.VirtAddr{gfn(linuxtest.Data): listed, gfn(linuxtest.Data + 0x1000): other, gfn(linuxtest.Data + 0x3000): listed})
 	rip := f.guest.Base + 0x100
 	for _, tt := range []struct {
 		name    string
@@ -242,6 +244,8 @@ func TestMoving(t *testing.T) {
 		{"a module's page", 0, f.write(linuxtest.Data, rip), vmevent.Discard, false},
 		{"by text_poke", 0, poke(f.write(linuxtest.Data, rip)), vmevent.Emulate, false},
 		{"a page of no module", 0, f.write(linuxtest.Data+0x1000, rip), vmevent.Hold, true},
+		{"a page of an earlier loading", 0, f.write(linuxtest.Data+0x3000, rip), vmevent.Hold, true},
+		{"a page of an earlier loading, in a view", 1, f.write(linuxtest.Data+0x3000, rip), vmevent.Step, true},
 		{"a page of no module, in a view", 1, f.write(linuxtest.Data+0x1000, rip), vmevent.Step, true},
 		{"a page that is not watched", 0, f.write(linuxtest.Data+0x2000, rip), vmevent.Emulate, false},
 	} {

@@ -189,7 +189,7 @@ func (g *Guest) attackedWhilePatched(patcher, attacker string) (landed bool, err
 	if err != nil {
 		return false, err
 	}
-	text, err := g.Run("dmesg -c >/dev/null; (" + attacker + "insmod /lib/pwn.ko mode=keep times=4000 address=" + at[unwanted] + ") & " +
+	text, err := g.Run("dmesg -c >/dev/null; (" + attacker + "insmod /lib/pwn.ko mode=keep times=600 address=" + at[unwanted] + ") & " +
 		patcher + "sh -c 'echo function >" + tracing + "current_tracer; echo nop >" + tracing + "current_tracer'; wait; dmesg | grep -c BLOCKED; dmesg | grep hvi-pwn | tail -n 1; rmmod pwn")
 	if err != nil {
 		return false, err

@@ -118,6 +118,12 @@ func (k *Kernel) ModuleAt(va x86.VirtAddr, m *Module) bool {
 	return k.as.Read(mod+x86.VirtAddr(o.Name), m.RawName[:]) == nil
 }
 
+// Maps reports whether the kernel's page tables map a frame at an address at this moment.
+func (k *Kernel) Maps(va x86.VirtAddr, gfn x86.GFN) bool {
+	t, err := k.as.Translate(va)
+	return err == nil && t.Phys.GFN() == gfn
+}
+
 // moduleOf returns the struct module of the module whose memory holds an address, and
 // where that part of it begins; 0 if there is none. It does not allocate.
 func (k *Kernel) moduleOf(va x86.VirtAddr) (mod, base x86.VirtAddr) {
