@@ -3,6 +3,7 @@ package scenario
 import (
 	"fmt"
 	"math"
+	"strconv"
 	"strings"
 	"time"
 
@@ -176,12 +177,23 @@ func (g *Guest) textAlarms(action journal.Action) ([]journal.Record, error) {
 	return out, err
 }
 
+// beyondTracing is an address in a function behind what the kernel patches to trace it: it
+// would patch an attacker's byte over there.
+func (g *Guest) beyondTracing(name string) (string, error) {
+	at, err := g.addresses(name)
+	if err != nil {
+		return "", err
+	}
+	va, err := strconv.ParseUint(at[name], 0, 64)
+	return fmt.Sprintf("%#x", va+16), err
+}
+
 // attackedWhilePatched attacks while the kernel is patching itself, each behind a command
 // that says on which processor. What lands in a page that is open is to be found and
 // undone.
 func (g *Guest) attackedWhilePatched(patcher, attacker string) (landed bool, err error) {
 	t := g.t
-	at, err := g.addresses(unwanted)
+	target, err := g.beyondTracing(unwanted)
 	if err != nil {
 		return false, err
 	}
@@ -189,7 +201,7 @@ func (g *Guest) attackedWhilePatched(patcher, attacker string) (landed bool, err
 	if err != nil {
 		return false, err
 	}
-	text, err := g.Run("dmesg -c >/dev/null; (" + attacker + "insmod /lib/pwn.ko mode=keep times=600 address=" + at[unwanted] + ") & " +
+	text, err := g.Run("dmesg -c >/dev/null; (" + attacker + "insmod /lib/pwn.ko mode=keep times=600 address=" + target + ") & " +
 		patcher + "sh -c 'echo function >" + tracing + "current_tracer; echo nop >" + tracing + "current_tracer'; wait; dmesg | grep -c BLOCKED; dmesg | grep hvi-pwn | tail -n 1; rmmod pwn")
 	if err != nil {
 		return false, err
@@ -220,7 +232,7 @@ func (g *Guest) attackedWhilePatched(patcher, attacker string) (landed bool, err
 		t.Check(r.Target.Memory != nil && uint64(r.Target.Memory.Addr)&^63 == v.Address&^63, "where it was made: %s", r.Target)
 		t.Check(strings.Contains(note, "it was undone"), "and undone: %s", note)
 	}
-	again, err := g.pwn("mode=text address=" + at[unwanted])
+	again, err := g.pwn("mode=text address=" + target)
 	if err != nil {
 		return false, err
 	}
