@@ -70,7 +70,8 @@ func (s *Session) arm() error {
 		host.Current = true
 		views = viewsStatus{host}
 		set.UseViews(views.holding())
-		for _, r := range set.Restrictions(host.holds) {
+		holds := func(name policy.GuardName) bool { return host.holds(name) && !unreadable(set, name) }
+		for _, r := range set.Restrictions(holds) {
 			restrict[r.Guard] = r
 		}
 	}
@@ -89,6 +90,7 @@ func (s *Session) arm() error {
 	s.update(func(st *Status) { st.Views = views })
 	s.watchView(views)
 	s.startPatching()
+	s.letRead(set)
 	s.placeCalls(set)
 	s.startMoving()
 	if err := s.ledger.Unpause(); err != nil {

@@ -89,9 +89,11 @@ type hidden struct {
 	shadows []*shadow
 	first   x86.GFN // frame of the first
 
-	// stepping is the view made for steps, if there is one; the others are set
-	// while the domain runs in a view of ours that can have breakpoints.
+	// stepping is the view made for steps, if there is one, and ready says that it
+	// restricts what the one does that the domain runs in. The others are set while the
+	// domain runs in a view of ours that can have breakpoints.
 	stepping, running uint16
+	ready             bool
 	live              *view.Breakpoints
 }
 
@@ -236,20 +238,10 @@ func (s *Session) openBreakpoints() error {
 	if h.live != nil {
 		return nil
 	}
-	running := s.views.current()
-	if err := s.growPool(translations + uint64(len(s.declaredViews())) + 1); err != nil {
+	if err := s.openStepping(); err != nil {
 		return err
 	}
-	if h.stepping == noView {
-		var err error
-		if h.stepping, err = s.ledger.CreateView(); err != nil {
-			return err
-		}
-	}
-	if err := s.restrictStepping(nil, running.Restricted); err != nil {
-		return err
-	}
-	h.running = running.ID
+	h.running = s.views.current().ID
 	for _, sh := range h.shadows {
 		if sh.lost {
 			continue
@@ -268,6 +260,28 @@ func (s *Session) openBreakpoints() error {
 	return nil
 }
 
+// openStepping readies the view for steps, once.
+func (s *Session) openStepping() error {
+	h := &s.hidden
+	if h.ready {
+		return nil
+	}
+	if err := s.growPool(translations + uint64(len(s.declaredViews())) + 1); err != nil {
+		return err
+	}
+	if h.stepping == noView {
+		var err error
+		if h.stepping, err = s.ledger.CreateView(); err != nil {
+			return err
+		}
+	}
+	if err := s.restrictStepping(nil, s.views.current().Restricted); err != nil {
+		return err
+	}
+	h.ready = true
+	return nil
+}
+
 // restrictStepping has the stepping view restrict what another view does than before.
 func (s *Session) restrictStepping(before, now []RestrictedFrames) error {
 	for _, r := range before {
@@ -276,7 +290,7 @@ func (s *Session) restrictStepping(before, now []RestrictedFrames) error {
 		}
 	}
 	for _, r := range now {
-		if err := s.ledger.RestrictView(s.hidden.stepping, r.Access, r.First, r.Count); err != nil {
+		if err := s.ledger.RestrictView(s.hidden.stepping, stepAccess(r.Access), r.First, r.Count); err != nil {
 			return err
 		}
 	}
@@ -300,14 +314,22 @@ func (s *Session) liftBreakpoints() error {
 // first.
 func (s *Session) moveBreakpoints(from ViewStatus) {
 	h := &s.hidden
-	if h.live == nil {
+	if !h.ready {
 		return
 	}
 	to := s.views.current()
+	err := s.restrictStepping(from.Restricted, to.Restricted)
+	if err != nil {
+		h.ready = false
+		s.readsLost(err)
+	}
+	if h.live == nil {
+		s.showBreakpoints()
+		return
+	}
 	h.running = to.ID
 	h.live = h.live.MovedTo(to.ID)
 	s.set.UseBreakpoints(h.live)
-	err := s.restrictStepping(from.Restricted, to.Restricted)
 	for _, sh := range h.shadows {
 		if err == nil && !sh.lost {
 			err = s.concealInViews(sh.frame)
@@ -478,7 +500,7 @@ func (s *Session) closeBreakpoints() {
 	if s.set != nil {
 		s.set.UseBreakpoints(nil)
 	}
-	h.live, h.stepping = nil, noView
+	h.live, h.stepping, h.ready = nil, noView, false
 	for _, sh := range h.shadows {
 		sh.page = nil
 	}
@@ -598,7 +620,7 @@ func (s *Session) showBreakpoints() {
 		}
 		shadows = append(shadows, ShadowPage{GFN: sh.page.GFN, Shadow: sh.frame, Breakpoints: n})
 	}
-	if s.views != nil && h.live != nil {
+	if s.views != nil && h.ready {
 		s.views = s.views.withStepping(h.stepping, shadows)
 	}
 	views := s.views

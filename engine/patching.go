@@ -417,7 +417,14 @@ func (s *Session) closePatched(now time.Time, which func(*patchedPage) bool) {
 		return
 	}
 	slices.Sort(gfns)
-	if err := s.permitPatched(gfns, p.armed.Watch.Access); err != nil && !s.gone() {
+	access := p.armed.Watch.Access
+	if s.views != nil {
+		// Where reads are watched it is less.
+		if a, restricted := s.views.access(s.views.current().ID, gfns[0]); restricted {
+			access = a
+		}
+	}
+	if err := s.permitPatched(gfns, access); err != nil && !s.gone() {
 		s.viewLost(p.armed.Guard.Name, err)
 	}
 }

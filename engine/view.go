@@ -31,7 +31,8 @@ type ViewStatus struct {
 	// Current says that the vCPUs run in it, but for one that makes a step in
 	// another.
 	Current bool
-	// Steps says that steps over breakpoints are made in it.
+	// Steps says that steps over breakpoints are made in it, and reads of what can be
+	// executed alone in the one that the domain runs in.
 	Steps bool
 	// Restricted are the frames that may not be accessed freely, but for those in
 	// Shadows.
@@ -93,7 +94,21 @@ func (v viewsStatus) withStepping(id uint16, shadows []ShadowPage) viewsStatus {
 	out := slices.DeleteFunc(slices.Clone(v), func(s ViewStatus) bool { return s.Steps })
 	current := out.current()
 	current.Shadows = shadows
-	return append(out, ViewStatus{ID: id, Steps: true, Guards: current.Guards, Restricted: current.Restricted})
+	steps := ViewStatus{ID: id, Steps: true, Guards: current.Guards, Restricted: slices.Clone(current.Restricted)}
+	for i := range steps.Restricted {
+		steps.Restricted[i].Access = stepAccess(steps.Restricted[i].Access)
+	}
+	return append(out, steps)
+}
+
+// stepAccess is what the view for steps permits of a frame that permits as much in the
+// running one: what can be executed alone there can be read in a step, and written in
+// none.
+func stepAccess(running xen.Access) xen.Access {
+	if running == xen.AccessX {
+		return xen.AccessRX
+	}
+	return running
 }
 
 // access returns what a view permits of a frame that it restricts.

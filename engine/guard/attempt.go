@@ -6,6 +6,8 @@ import (
 	"fmt"
 
 	"golang.org/x/arch/x86/x86asm"
+
+	"github.com/xen-hvi/hvi/engine/vmevent"
 )
 
 // Attempted works out the bytes a memory violation tried to store, from the
@@ -14,6 +16,9 @@ import (
 // error says why they cannot be told: some instructions store what a ring
 // event does not carry (vector registers), others what depends on flags.
 func (e *Evidence) Attempted() ([]byte, error) {
+	if e.Reason == vmevent.ReasonMemAccess && e.Mem.Flags&vmevent.AccessWrite == 0 {
+		return nil, errRead
+	}
 	if e.insnLen == 0 {
 		return nil, errors.New("the instruction could not be read")
 	}
@@ -42,6 +47,9 @@ func (e *Evidence) Attempted() ([]byte, error) {
 	}
 	return nil, fmt.Errorf("what %s stores is not in the event", inst.Op)
 }
+
+// errRead: there are no bytes to be stored.
+var errRead = errors.New("it is a read, which stores nothing there")
 
 // operand returns the value of a register or immediate source.
 func (e *Evidence) operand(arg x86asm.Arg, size int) ([]byte, error) {

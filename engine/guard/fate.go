@@ -46,6 +46,9 @@ func (s *Set) fate(e *Evidence) *Fate {
 func (e *Evidence) Refusal() vmevent.Verdict {
 	switch e.Reason {
 	case vmevent.ReasonMemAccess:
+		if e.Mem.Flags&vmevent.AccessWrite == 0 && !e.carries() {
+			return vmevent.ReadOnes
+		}
 		return vmevent.Discard
 	case vmevent.ReasonSoftwareBreakpoint:
 		return vmevent.Skip
@@ -55,7 +58,7 @@ func (e *Evidence) Refusal() vmevent.Verdict {
 
 // Watches reports whether a guard of the set watches a frame.
 func (s *Set) Watches(gfn x86.GFN) bool {
-	if s.Fixed(gfn) {
+	if _, unreadable := s.unreadable[gfn]; unreadable || s.Fixed(gfn) {
 		return true
 	}
 	moving := s.moving.Load()

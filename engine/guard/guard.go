@@ -21,12 +21,16 @@ const (
 	NeedCtrlRegWrite
 	// NeedCalls is hidden breakpoints, which take views.
 	NeedCalls
+	// NeedViews is pages that can be executed and not read. In the host's view everybody
+	// would have to be let through by Xen's emulator.
+	NeedViews
 )
 
 // Watch is what a guard asks Xen to report.
 type Watch struct {
 	// Frames are restricted to Access, which must not be more than what the
-	// guest's own use of them needs.
+	// guest's own use of them needs. Those of one guard may be those of another that
+	// permits no reads: that one then judges reads, and what nobody else does.
 	Frames []linux.FrameRange
 	// Ranges are bytes to watch on frames that are restricted likewise. An access
 	// to one is this guard's to judge, also where another watches the frame; what
@@ -97,7 +101,7 @@ type Guard struct {
 // All returns every guard, in the order they are armed and shown.
 func All() []Guard {
 	return []Guard{
-		KernelText(), Modules(), ReadOnlyData(), ExceptionTable(), SyscallTable(), InterruptTable(), VDSO(),
+		KernelText(), KernelTextRead(), Modules(), ReadOnlyData(), ExceptionTable(), SyscallTable(), InterruptTable(), VDSO(),
 		SegmentTable(), SyscallEntry(), ControlRegisters(), FunctionPointers(), ExecutableMemory(), EBPF(), UsermodeHelpers(), Credentials(), HiddenObjects(), Processes(), Exploits(), Panic(),
 	}
 }

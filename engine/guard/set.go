@@ -67,6 +67,14 @@ type Set struct {
 	msrs     map[uint32]uint8
 	ctrlRegs [vmevent.NumCtrlRegs]uint8
 
+	// unreadable are the frames that can't be read, of the guard that watches reads;
+	// readsIndex is its place in armed, plus one, 0 for none.
+	unreadable map[x86.GFN]struct{}
+	readsIndex uint8
+	// readView is the view in which reads that are let through are made, 0 for the
+	// host's.
+	readView atomic.Uint32
+
 	// moving are the frames of the guard whose frames move, with where the kernel
 	// maps each; movingIndex is its place in armed, plus one, 0 for none.
 	moving      atomic.Pointer[map[x86.GFN]x86.VirtAddr]
@@ -194,10 +202,18 @@ func (s *Set) add(g Guard, action policy.Action) error {
 	}
 	index := uint8(len(s.armed) + 1)
 	a := &Armed{Guard: g, Action: action, Watch: w, judge: judge}
+	unreadable := w.Access == xen.AccessX
+	if unreadable {
+		s.unreadable, s.readsIndex = make(map[x86.GFN]struct{}), index
+	}
 	for _, f := range w.Frames {
 		for i := range x86.GFN(f.N) {
 			a.watch(f.First + i)
-			s.frames[f.First+i] |= uint16(index)
+			if unreadable {
+				s.unreadable[f.First+i] = struct{}{}
+			} else {
+				s.frames[f.First+i] |= uint16(index)
+			}
 		}
 	}
 	for _, r := range w.Ranges {
@@ -257,11 +273,12 @@ type Restriction struct {
 }
 
 // Restrictions returns what is to be restricted where those guards hold that are said
-// to: each frame once, for the first that watches it.
+// to: each frame once, for the one that permits no reads, or else the first that watches
+// it.
 func (s *Set) Restrictions(holds func(policy.GuardName) bool) []Restriction {
 	var out []Restriction
 	seen := make(map[x86.GFN]struct{}, len(s.frames))
-	for _, a := range s.armed {
+	for _, a := range s.strictFirst() {
 		if !holds(a.Guard.Name) {
 			continue
 		}
@@ -279,6 +296,43 @@ func (s *Set) Restrictions(holds func(policy.GuardName) bool) []Restriction {
 		}
 	}
 	return out
+}
+
+// strictFirst returns the guards with the one first that permits no reads.
+func (s *Set) strictFirst() []*Armed {
+	r := s.Reads()
+	if r == nil {
+		return s.armed
+	}
+	out := []*Armed{r}
+	for _, a := range s.armed {
+		if a != r {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// Reads returns the armed guard that watches who reads, or nil.
+func (s *Set) Reads() *Armed {
+	if s.readsIndex == 0 {
+		return nil
+	}
+	return s.armed[s.readsIndex-1]
+}
+
+// UseReads says in which view reads that are let through are made, each by a step: what
+// that restricts must be what the running one does, but for reads.
+func (s *Set) UseReads(view uint16) { s.readView.Store(uint32(view)) }
+
+// judgesReads reports whether the guard that watches reads holds, and watches the frame
+// of an access.
+func (s *Set) judgesReads(ev *vmevent.Event, holding uint64) bool {
+	if s.readsIndex == 0 || holding&bit(s.readsIndex) == 0 {
+		return false
+	}
+	_, unreadable := s.unreadable[ev.Mem.GFN]
+	return unreadable
 }
 
 // watcher returns the guard, of those that hold, that an access to a frame is for, 0
@@ -421,7 +475,7 @@ func (s *Set) HandleEvent(ev *vmevent.Event) vmevent.Verdict {
 		}
 	}
 	if b := s.breakpoints.Load(); b != nil {
-		if v, ok := b.HandleEvent(ev); ok {
+		if v, ok := b.HandleEvent(ev); ok && !s.mayNotRead(ev) {
 			return v
 		}
 	}
@@ -435,12 +489,25 @@ func (s *Set) HandleEvent(ev *vmevent.Event) vmevent.Verdict {
 	return v
 }
 
+// mayNotRead reports whether an event is a read that a guard is to judge first, also of
+// a page that has a shadow, which otherwise is read as if it had none.
+func (s *Set) mayNotRead(ev *vmevent.Event) bool {
+	if s.readsIndex == 0 || !reads(ev) {
+		return false
+	}
+	holding, _ := s.holding(ev.View)
+	return s.judgesReads(ev, holding)
+}
+
 func (s *Set) decide(ev *vmevent.Event) vmevent.Verdict {
 	var index uint8
 	holding, _ := s.holding(ev.View)
 	switch ev.Reason {
 	case vmevent.ReasonMemAccess:
 		index = s.watcher(ev.Mem.GFN, ev.Mem.Offset, holding)
+		if (index == 0 || reads(ev)) && s.judgesReads(ev, holding) {
+			index = s.readsIndex
+		}
 	case vmevent.ReasonMovToMSR:
 		index = s.msrs[ev.MSR.MSR]
 	case vmevent.ReasonWriteCtrlReg:
@@ -526,13 +593,17 @@ func (s *Set) judgedMoving(a *Armed, ev *vmevent.Event, va x86.VirtAddr) vmevent
 // passing lets an access happen. A restricted page needs help for that: where
 // it is restricted in a view, the processor itself carries the instruction out
 // in the host's, whatever it is; else Xen's emulator does, which knows what
-// kernels use. A register write needs nothing.
+// kernels use. One that reads may write elsewhere, so it is carried out in a view where
+// it can't. A register write needs nothing.
 func (s *Set) passing(ev *vmevent.Event) vmevent.Verdict {
-	view, b := s.view.Load(), s.breakpoints.Load()
+	view, b, readView := s.view.Load(), s.breakpoints.Load(), s.readView.Load()
 	switch {
 	case ev.Reason != vmevent.ReasonMemAccess:
 		return vmevent.Continue
 	case view == 0:
+	case readView != 0 && uint32(ev.View) == view && reads(ev):
+		ev.StepIn, ev.ReturnTo = uint16(readView), ev.View
+		return vmevent.Step
 	case b != nil && (uint32(ev.View) == view || b.Steps(ev.View)):
 		return b.Pass(ev)
 	case uint32(ev.View) == view:

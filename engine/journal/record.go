@@ -554,7 +554,12 @@ func (r *Record) Summary() string {
 	if c := r.Target.cleared(); len(c) > 0 {
 		fmt.Fprintf(&b, " that clears %s", printable.Text(strings.Join(c, " and ")))
 	}
-	if r.Before.known() || r.Attempted.known() {
+	switch {
+	case r.Target.Kind == TargetMemory && r.Detail.Access == "r" && !r.Attempted.known():
+		if r.Before.known() {
+			fmt.Fprintf(&b, ", %s", r.Before)
+		}
+	case r.Before.known() || r.Attempted.known():
 		fmt.Fprintf(&b, ", %s -> %s", r.Before, r.Attempted)
 	}
 	if r.Late() && r.Target.Kind != TargetCall {

@@ -67,7 +67,9 @@ const (
 	asServer = "as in linux-server"
 	// onRequest is for a guard that no preset arms.
 	onRequest = "it takes the tier views, and an event of the guest's for each program that is executed: ask for it"
-	tooLate   = "it finds afterwards what has taken place, and can prevent nothing"
+	// onRequestToRead is for kernel-text-read.
+	onRequestToRead = "it takes the tier views, and tools that read a kernel's code (/proc/kcore, some eBPF programs) are taken for attackers: ask for it"
+	tooLate         = "it finds afterwards what has taken place, and can prevent nothing"
 )
 
 var abouts = []About{
@@ -77,6 +79,13 @@ var abouts = []About{
 		Strict: ActionBlock, StrictWhy: asServer,
 		Registers: AbilityFinds, Severity: "critical",
 		Techniques: []Technique{techRootkit, techModules},
+	},
+	{
+		Guard:  GuardKernelTextRead,
+		Server: ActionOff, ServerWhy: onRequestToRead,
+		Strict: ActionOff, StrictWhy: onRequestToRead,
+		Registers: AbilityNone, Severity: "high",
+		Techniques: []Technique{techRootkit, techEscalation},
 	},
 	{
 		Guard:  GuardModules,

@@ -10,6 +10,8 @@ type GuardName string
 const (
 	// GuardKernelText protects the guest kernel's code.
 	GuardKernelText GuardName = "kernel-text"
+	// GuardKernelTextRead keeps the guest kernel's code from being read.
+	GuardKernelTextRead GuardName = "kernel-text-read"
 	// GuardModules protects the code and the constants of loaded modules.
 	GuardModules GuardName = "modules"
 	// GuardKernelROData protects the guest kernel's read-only data.
@@ -60,8 +62,8 @@ type Guard struct {
 	Observe, Enforce Action
 	// Memory says that the guard restricts the guest's memory, and so holds in views.
 	Memory bool
-	// Views says that the guard judges what processes ask of the kernel, which takes
-	// views.
+	// Views says that the guard takes views: it judges what processes ask of the kernel,
+	// or has pages that can be executed and not read.
 	Views bool
 	// Finds says that the guard finds violations afterwards, and so can't block.
 	Finds bool
@@ -106,6 +108,14 @@ var guards = []Guard{
 		Observe: ActionAlert,
 		Enforce: ActionBlock,
 		Memory:  true,
+	},
+	{
+		Name:    GuardKernelTextRead,
+		Meaning: "the kernel's code is read only by what of the kernel checks or patches it",
+		Observe: ActionOff,
+		Enforce: ActionOff,
+		Memory:  true,
+		Views:   true,
 	},
 	{
 		Name:    GuardModules,

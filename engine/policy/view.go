@@ -217,7 +217,9 @@ func wholeViews(views []View, settings []GuardSetting) []error {
 	for _, name := range MemoryGuards() {
 		held := slices.ContainsFunc(views, func(v View) bool { return slices.Contains(v.Guards, name) })
 		off := slices.ContainsFunc(settings, func(g GuardSetting) bool { return g.Name == name && g.Action == ActionOff })
-		if !held && !off {
+		g, _ := LookupGuard(name)
+		asked := slices.ContainsFunc(settings, func(g GuardSetting) bool { return g.Name == name })
+		if !held && !off && (asked || g.Observe != ActionOff || g.Enforce != ActionOff) {
 			add(&Error{Origin: views[0].Origin, What: "guard", Value: string(name), Reason: "is in no view: it would protect nothing", Hint: "name it in one, or set it to off in [guards]"})
 		}
 	}

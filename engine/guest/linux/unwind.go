@@ -259,21 +259,32 @@ func (k *Kernel) orcRegisters() (orcNumbers, error) {
 
 // orcIn looks an instruction up in a table of n entries: where each begins, relative to
 // the place that says so, in order, and the entries themselves.
-func (k *Kernel) orcIn(ips, entries x86.VirtAddr, n uint64, ip x86.VirtAddr) (e orcEntry, err error) {
-	if n == 0 || n > maxOrc {
-		return e, errUnwind
+func (k *Kernel) orcIn(ips, entries x86.VirtAddr, n uint64, ip x86.VirtAddr) (orcEntry, error) {
+	i, err := k.orcFind(ips, n, ip)
+	if err != nil {
+		return orcEntry{}, err
 	}
-	begins := func(i uint64) (x86.VirtAddr, error) {
-		at := ips + x86.VirtAddr(4*i)
-		d, err := k.as.ReadUint32(at)
-		return at + x86.VirtAddr(int32(d)), err
+	return k.orcAt(entries, i)
+}
+
+// orcBegins is where entry i of a table begins.
+func (k *Kernel) orcBegins(ips x86.VirtAddr, i uint64) (x86.VirtAddr, error) {
+	at := ips + x86.VirtAddr(4*i)
+	d, err := k.as.ReadUint32(at)
+	return at + x86.VirtAddr(int32(d)), err
+}
+
+// orcFind finds the entry, of n, that an instruction belongs to.
+func (k *Kernel) orcFind(ips x86.VirtAddr, n uint64, ip x86.VirtAddr) (uint64, error) {
+	if n == 0 || n > maxOrc {
+		return 0, errUnwind
 	}
 	low, high := uint64(0), n // the entry is in [low, high)
 	for high-low > 1 {
 		mid := (low + high) / 2
-		at, err := begins(mid)
+		at, err := k.orcBegins(ips, mid)
 		if err != nil {
-			return e, err
+			return 0, err
 		}
 		if at <= ip {
 			low = mid
@@ -281,12 +292,17 @@ func (k *Kernel) orcIn(ips, entries x86.VirtAddr, n uint64, ip x86.VirtAddr) (e 
 			high = mid
 		}
 	}
-	if at, err := begins(low); err != nil || at > ip {
-		return e, errUnwind
+	if at, err := k.orcBegins(ips, low); err != nil || at > ip {
+		return 0, errUnwind
 	}
+	return low, nil
+}
+
+// orcAt reads an entry.
+func (k *Kernel) orcAt(entries x86.VirtAddr, i uint64) (e orcEntry, err error) {
 	o := &k.Offsets.Orc
 	raw := object{b: make([]byte, o.Size)}
-	if err := k.as.Read(entries+x86.VirtAddr(low)*x86.VirtAddr(o.Size), raw.b); err != nil {
+	if err := k.as.Read(entries+x86.VirtAddr(i)*x86.VirtAddr(o.Size), raw.b); err != nil {
 		return e, err
 	}
 	e = orcEntry{
