@@ -20,7 +20,7 @@ func init() {
 	} {
 		Register(Scenario{
 			Name:        s.name,
-			Brief:       "A kernel may read its own code and a module may not, which is reported or gets other bytes: " + s.on,
+			Brief:       "Only the kernel reads its code; a module that does is reported or gets other bytes: " + s.on,
 			Emulator:    Bochs,
 			GuestKernel: s.kernel,
 			Timeout:     60 * time.Minute,

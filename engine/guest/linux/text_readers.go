@@ -47,7 +47,7 @@ var textCheckers = []string{
 	"is_valid_bugaddr", "decode_bug", "handle_bug", "exc_invalid_op", "fixup_bug", "get_kernel_gp_address", "exc_general_protection", "do_general_protection",
 	"do_int3", "exc_int3", "ex_handler_zeropad", "fixup_exception", "copy_code", "show_opcodes", "show_ip", "is_prefetch", "is_copy_from_user",
 	// events/
-	"branch_type", "get_branch_type", "intel_pmu_pebs_fixup_ip",
+	"branch_type", "get_branch_type", "decode_branch_type", "intel_pmu_pebs_fixup_ip",
 	// net/bpf_jit_comp.c, kernel/trace/bpf_trace.c
 	"__bpf_arch_text_poke", "bpf_arch_text_poke", "get_entry_ip", "kprobe_multi_link_handler", "bpf_get_func_ip_kprobe",
 	// machine_kexec_64.c, power/, kgdb.c
