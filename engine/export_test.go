@@ -78,6 +78,20 @@ func (e *Engine) FollowPatchingForTest(id xen.DomID, now time.Time, run bool) {
 	})
 }
 
+// FollowCheckingForTest has the session of a domain see to what of its code the kernel has
+// read, at a time at which its clock stands from then on. With run, page after page was
+// read just before.
+func (e *Engine) FollowCheckingForTest(id xen.DomID, now time.Time, run bool) {
+	s := e.byID(id).current()
+	s.do(func() {
+		if run {
+			s.checking.row, s.checking.last = true, now
+		}
+		s.now = func() time.Time { return now }
+		s.followChecking(now)
+	})
+}
+
 // LookForTest has the session of a domain look for one guard.
 func (e *Engine) LookForTest(id xen.DomID, name policy.GuardName) {
 	s := e.byID(id).current()

@@ -80,12 +80,7 @@ type patching struct {
 	// pages are those that were patched or opened and are not known to be right since.
 	pages map[x86.GFN]*patchedPage
 	open  int // how many of them are open
-	// run are the pages that were patched in this run, the last of them at last; row
-	// says that many of them follow each other, and front is the foremost.
-	run   map[int]struct{}
-	last  time.Time
-	row   bool
-	front int
+	pageRun
 	// eager says that the last pages were opened, so that there are few events.
 	eager bool
 
@@ -96,6 +91,30 @@ type patching struct {
 	count PatchingStatus
 	// closed says that none is opened any more, since that failed.
 	closed bool
+}
+
+// pageRun is a run of pages that the kernel goes through.
+type pageRun struct {
+	// run are the pages that it has come to, the last of them at last; row says that many
+	// of them follow each other, and front is the foremost.
+	run   map[int]struct{}
+	last  time.Time
+	row   bool
+	front int
+}
+
+// over ends a run in which nothing has come for long.
+func (p *pageRun) over(now time.Time) {
+	if now.Sub(p.last) > patchGap {
+		clear(p.run)
+		p.row, p.front = false, 0
+	}
+}
+
+// longOpen reports whether a page that is open has been so for long enough.
+func (p *pageRun) longOpen(page int, since, now time.Time) bool {
+	age, running := now.Sub(since), p.row && now.Sub(p.last) <= patchGap
+	return age >= openLonger || age >= openFor && (!running || page < p.front-openBehind)
 }
 
 // patchedPage is a page of the kernel's code that was patched, or may have been.
@@ -188,7 +207,7 @@ func (s *Session) patchingDue() <-chan time.Time {
 }
 
 // patchedInRow takes in a page of this run, and whether it makes a row with others.
-func (p *patching) patchedInRow(page int) {
+func (p *pageRun) patchedInRow(page int) {
 	if _, known := p.run[page]; known || p.row {
 		p.run[page] = struct{}{}
 		return
@@ -246,11 +265,7 @@ func (s *Session) followPatching(now time.Time) {
 	s.takeMoved(now)
 	if p.patched != nil {
 		s.takePatched(now)
-		running := p.row && now.Sub(p.last) <= patchGap
-		s.closePatched(now, func(o *patchedPage) bool {
-			age := now.Sub(o.opened)
-			return age >= openLonger || age >= openFor && (!running || o.part < p.front-openBehind)
-		})
+		s.closePatched(now, func(o *patchedPage) bool { return p.longOpen(o.part, o.opened, now) })
 	}
 	budget := patchBudget
 	if p.row {
@@ -287,10 +302,7 @@ func (s *Session) followPatching(now time.Time) {
 func (s *Session) takePatched(now time.Time) {
 	p := &s.patching
 	p.eager = false
-	if now.Sub(p.last) > patchGap {
-		clear(p.run)
-		p.row, p.front = false, 0
-	}
+	p.over(now)
 	var pages []int
 	p.patched.Take(func(page int) { pages = append(pages, page) })
 	for _, page := range pages {
@@ -313,7 +325,7 @@ func (s *Session) takePatched(now time.Time) {
 
 // around returns pages of a run, which are in order, with those before and behind them
 // that the kernel is about to patch.
-func (p *patching) around(pages []int) []int {
+func (p *pageRun) around(pages []int) []int {
 	front := pages[len(pages)-1]
 	if front <= p.front && front >= p.front-openBehind {
 		return pages // behind the foremost
@@ -411,6 +423,7 @@ func (s *Session) closePatched(now time.Time, which func(*patchedPage) bool) {
 			o.open, o.due = false, now.Add(patchRest)
 			p.open--
 			gfns = append(gfns, gfn)
+			delete(s.checking.open, gfn) // which is closed as a whole
 		}
 	}
 	if len(gfns) == 0 {
@@ -439,6 +452,7 @@ func (s *Session) closePatchedFrame(gfn x86.GFN) {
 // closeAllPatched closes all that are open.
 func (s *Session) closeAllPatched() {
 	s.closePatched(s.now(), func(*patchedPage) bool { return true })
+	s.closeChecked(func(int, time.Time) bool { return true })
 }
 
 // forgetOpen says that no page is open any more, since what was restricted is not. They
@@ -451,6 +465,7 @@ func (s *Session) forgetOpen() {
 		}
 	}
 	p.open = 0
+	clear(s.checking.open)
 }
 
 // permitPatched permits access to frames, which are in order, where the domain runs.

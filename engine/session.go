@@ -65,6 +65,7 @@ type Session struct {
 	set      *guard.Set
 	scans    []*scan
 	patching patching
+	checking checking
 	// describer reads what is told of who made a violation, nil before the first.
 	describer *linux.Reader
 	looks     *looks
@@ -282,6 +283,7 @@ func (s *Session) run(attached chan<- error) {
 	defer close(s.quit)
 	defer s.stopScans()
 	defer s.stopPatching()
+	defer s.stopChecking()
 	defer s.stopLooks()
 	defer s.stopDump()
 	err := s.attach()
@@ -331,6 +333,10 @@ func (s *Session) run(attached chan<- error) {
 			s.followPatching(s.now())
 		case <-s.patchingDue():
 			s.followPatching(s.now())
+		case <-s.checkedMore():
+			s.followChecking(s.now())
+		case <-s.checkingDue():
+			s.followChecking(s.now())
 		case l := <-s.found():
 			s.tell(l)
 		case <-s.viewCheckDue():

@@ -1,13 +1,36 @@
 package engine
 
 import (
+	"slices"
+	"time"
+
 	"github.com/xen-hvi/hvi/engine/guard"
 	"github.com/xen-hvi/hvi/engine/policy"
+	"github.com/xen-hvi/hvi/engine/x86"
+	"github.com/xen-hvi/hvi/engine/xen"
 )
 
 // A guard that watches who reads has its pages executed and nothing else, in the view
 // that the domain runs in. Those who may read make a step in the view that steps over
 // breakpoints are made in, which there is for that, too.
+//
+// A kernel that switches its function tracer checks each of 50,000 places before it
+// patches them, so what is opened for patching ([Session.openPatched]) comes too late.
+// While it reads page after page, those pages and the next ones may be read by anybody for
+// a moment.
+
+// checking follows what of its code the kernel reads. It is the session goroutine's.
+type checking struct {
+	checked *guard.Patched // nil where no guard watches reads
+	timer   *time.Timer    // nil while there is nothing to see to
+	pageRun
+	// open are the frames that may be read, and since when; eager says that the last pages
+	// were opened, so that there are few events.
+	open  map[x86.GFN]time.Time
+	eager bool
+	// closed says that none is opened any more, since that failed.
+	closed bool
+}
 
 // needsUnreadable is why such a guard can't be had without a view.
 const needsUnreadable = "it has pages that can be executed and not read, which takes the tier views: "
@@ -20,6 +43,7 @@ func unreadable(set *guard.Set, name policy.GuardName) bool {
 
 // letRead readies the view for those who may read. The domain is paused.
 func (s *Session) letRead(set *guard.Set) {
+	s.stopChecking()
 	r := set.Reads()
 	switch {
 	case r == nil:
@@ -34,6 +58,7 @@ func (s *Session) letRead(set *guard.Set) {
 	}
 	set.UseReads(s.hidden.stepping)
 	s.showBreakpoints()
+	s.checking = checking{checked: set.Checked(), open: make(map[x86.GFN]time.Time), pageRun: pageRun{run: make(map[int]struct{})}}
 }
 
 // readsLost says that there is no such view: reads that are let through are made in the
@@ -46,4 +71,123 @@ func (s *Session) readsLost(why error) {
 	s.set.UseReads(noView)
 	s.setGuard(r.Guard.Name, GuardDegraded, "there is no view for reads that are let through, which may write to what is guarded: "+why.Error())
 	s.log.Error("reads are let through in the host's view", "guard", string(r.Guard.Name), "err", why)
+}
+
+// stopChecking forgets what the kernel has read. What is open is closed before, or the
+// view is given up.
+func (s *Session) stopChecking() {
+	if s.checking.timer != nil {
+		s.checking.timer.Stop()
+	}
+	s.checking = checking{}
+}
+
+// checkedMore delivers when the kernel begins to read its code.
+func (s *Session) checkedMore() <-chan struct{} {
+	c := &s.checking
+	if c.checked == nil || c.timer != nil && !c.eager {
+		return nil
+	}
+	return c.checked.More()
+}
+
+// checkingDue is when to see to it the next time, nil for never.
+func (s *Session) checkingDue() <-chan time.Time {
+	if s.checking.timer == nil {
+		return nil
+	}
+	return s.checking.timer.C
+}
+
+// isReadable reports whether a frame of the code may be read at the moment.
+func (s *Session) isReadable(gfn x86.GFN) bool {
+	_, readable := s.checking.open[gfn]
+	return readable
+}
+
+// followChecking opens what the kernel is reading, and closes what it has read.
+func (s *Session) followChecking(now time.Time) {
+	c := &s.checking
+	if c.checked == nil {
+		return
+	}
+	c.over(now)
+	var pages []int
+	c.checked.Take(func(page int) { pages = append(pages, page) })
+	for _, page := range pages {
+		c.patchedInRow(page)
+		c.last = now
+	}
+	s.closeChecked(func(page int, since time.Time) bool { return c.longOpen(page, since, now) })
+	c.eager = false
+	if c.row && !c.closed && len(pages) > 0 {
+		c.eager = s.openChecked(c.around(pages), now)
+	}
+	switch {
+	case len(c.run) == 0 && len(c.open) == 0:
+		if c.timer != nil {
+			c.timer.Stop()
+			c.timer = nil
+		}
+	case c.timer == nil:
+		c.timer = time.NewTimer(patchTick)
+	default:
+		c.timer.Reset(patchTick)
+	}
+}
+
+// openChecked lets pages be read without an event, and reports whether it has opened any.
+func (s *Session) openChecked(pages []int, now time.Time) bool {
+	c := &s.checking
+	if s.views == nil {
+		return false
+	}
+	var gfns []x86.GFN
+	for _, page := range pages {
+		gfn, ok := c.checked.Frame(page)
+		if !ok || len(c.open) >= maxOpen || s.isReadable(gfn) || s.isOpen(gfn) || s.shadowOf(gfn) != nil {
+			continue
+		}
+		c.open[gfn] = now
+		gfns = append(gfns, gfn)
+	}
+	if len(gfns) == 0 {
+		return false
+	}
+	slices.Sort(gfns)
+	if err := s.permitPatched(gfns, xen.AccessRX); err != nil {
+		if !s.gone() {
+			s.log.Warn("pages that the kernel reads can't be opened", "err", err)
+		}
+		c.closed = true // and what was opened is closed when its time is over
+		return false
+	}
+	return true
+}
+
+// closeChecked closes those that may be read of which it is said, by their page and since
+// when they may.
+func (s *Session) closeChecked(which func(page int, since time.Time) bool) {
+	c := &s.checking
+	var gfns []x86.GFN
+	for gfn, since := range c.open {
+		page, ok := c.checked.Page(gfn)
+		if ok && !which(page, since) {
+			continue
+		}
+		delete(c.open, gfn)
+		// What is open for patching is closed by that, and a page with a shadow is.
+		if !s.isOpen(gfn) && s.shadowOf(gfn) == nil {
+			gfns = append(gfns, gfn)
+		}
+	}
+	if len(gfns) == 0 || s.views == nil {
+		return
+	}
+	slices.Sort(gfns)
+	if access, restricted := s.views.access(s.views.current().ID, gfns[0]); restricted {
+		if err := s.permitPatched(gfns, access); err != nil && !s.gone() {
+			s.viewLost(s.set.Reads().Guard.Name, err)
+		}
+	}
 }

@@ -199,6 +199,68 @@ func TestTextReadPatching(t *testing.T) {
 	}
 }
 
+// TestTextReadInRow opens the pages that the kernel reads one after the other, for reads
+// alone, and closes them.
+func TestTextReadInRow(t *testing.T) {
+	w := readsWorld(t, 17, true, "kernel-text-read=block")
+	w.appear()
+	w.boot()
+	follow := func(later time.Duration, run bool) { w.engine.FollowCheckingForTest(7, begun.Add(later), run) }
+	follow(0, false)
+	w.read(linuxtest.TextChecker)
+	follow(0, false)
+	if x, _ := w.codeAccess(runningView); x != textFrames {
+		t.Errorf("after one read %d frames can be executed alone", x)
+	}
+	follow(time.Second, true)
+	w.read(linuxtest.TextChecker)
+	follow(time.Second, false)
+	// From the page that was read to the end of the code.
+	if x, rx := w.codeAccess(runningView); rx != textFrames-2 || x != 2 {
+		t.Fatalf("%d frames can be read, %d can't", rx, x)
+	}
+	w.engine.CheckView(7)
+	if n := w.status().Restored; n != 0 {
+		t.Errorf("%d open pages are taken for lost", n)
+	}
+	w.set(linuxtest.TextChecker)
+	w.clear(linuxtest.TextChecker)
+	follow(time.Second+100*time.Millisecond, false)
+	if _, rx := w.codeAccess(runningView); rx == 0 {
+		t.Error("they are closed already")
+	}
+	follow(3*time.Second, false)
+	if x, _ := w.codeAccess(runningView); x != textFrames {
+		t.Errorf("when it is over %d frames can be executed alone", x)
+	}
+	// What is patched as well is closed as a whole.
+	follow(4*time.Second, true)
+	w.runs(4 * time.Second)
+	w.read(linuxtest.TextChecker)
+	w.poke(0x2000, "\x90")
+	follow(4*time.Second, false)
+	w.at(4 * time.Second)
+	follow(4*time.Second+300*time.Millisecond, false)
+	w.at(6 * time.Second)
+	follow(6*time.Second, false)
+	if x, _ := w.codeAccess(runningView); x != textFrames {
+		t.Errorf("when both are over %d frames can be executed alone", x)
+	}
+	// Nothing is open under another policy.
+	follow(8*time.Second, true)
+	w.read(linuxtest.TextChecker)
+	follow(8*time.Second, false)
+	if err := w.engine.Apply(t.Context(), w.info, declareGuards(t, "kernel-text-read=alert")); err != nil {
+		t.Fatal(err)
+	}
+	if x, _ := w.codeAccess(w.dom.View()); x != textFrames {
+		t.Errorf("under another policy %d frames can be executed alone", x)
+	}
+	w.dom.Shutdown(abi.ShutdownPoweroff)
+	w.engine.ShutDown(w.info)
+	w.checkClean(1)
+}
+
 // TestTextReadUnavailable says why the guard can't be had, and leaves the code readable.
 func TestTextReadUnavailable(t *testing.T) {
 	w := readsWorld(t, 20, false, "kernel-text-read=block")

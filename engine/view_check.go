@@ -93,7 +93,7 @@ func (s *Session) checkRestrictions(v ViewStatus) (restored uint64, guard policy
 // many they were. Frames that lead to a shadow page are checkShadows'.
 func (s *Session) restore(v ViewStatus, r RestrictedFrames) (restored uint64, err error) {
 	for gfn := r.First; gfn < r.First+x86.GFN(r.Count); gfn++ {
-		if v.Current && (s.shadowOf(gfn) != nil || s.isOpen(gfn)) {
+		if v.Current && (s.shadowOf(gfn) != nil || s.isOpen(gfn) || s.isReadable(gfn)) {
 			continue
 		}
 		// What Xen does not tell is set again without looking.

@@ -8,8 +8,8 @@ import (
 	"github.com/xen-hvi/hvi/engine/x86"
 )
 
-// Patched says which pages of its code the kernel has patched itself, from the ring
-// goroutine, which lets that happen, to whoever looks at the result.
+// Patched says which pages of its code the kernel has patched itself, or read, from the
+// ring goroutine, which lets that happen, to whoever looks at the result.
 //
 // A page is named by its place in the code, the first being 0, as a [Scanner] of the
 // code names it.

@@ -41,8 +41,9 @@ type Armed struct {
 
 	cost cost
 
-	// patched notes what the guard lets pass, of one that lets the kernel patch itself.
-	patched *Patched
+	// patched notes what the guard lets pass, of one that lets the kernel patch itself,
+	// and checked what it lets be read.
+	patched, checked *Patched
 
 	// stop says that there was a violation for which the domain is to be stopped.
 	stop atomic.Bool
@@ -222,6 +223,9 @@ func (s *Set) add(g Guard, action policy.Action) error {
 	if g.Patches {
 		a.patched = newPatched(w.Frames)
 	}
+	if unreadable {
+		a.checked = newPatched(w.Frames)
+	}
 	for _, msr := range w.MSRs {
 		s.msrs[msr] = index
 	}
@@ -319,6 +323,15 @@ func (s *Set) Reads() *Armed {
 		return nil
 	}
 	return s.armed[s.readsIndex-1]
+}
+
+// Checked says which pages were read by who may, as Patched says of those that were
+// patched; nil if no guard watches that.
+func (s *Set) Checked() *Patched {
+	if r := s.Reads(); r != nil {
+		return r.checked
+	}
+	return nil
 }
 
 // UseReads says in which view reads that are let through are made, each by a step: what
@@ -540,6 +553,9 @@ func (s *Set) judged(a *Armed, ev *vmevent.Event) vmevent.Verdict {
 		a.Passed.Add(1)
 		if a.patched != nil {
 			a.patched.note(ev.Mem.GFN)
+		}
+		if a.checked != nil && reads(ev) {
+			a.checked.note(ev.Mem.GFN)
 		}
 		return s.passing(ev)
 	}

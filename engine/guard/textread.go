@@ -20,7 +20,7 @@ import (
 //
 // It can't see who calls a checker: code that is not the kernel's can have one of them
 // compare, or decode, some bytes. Nor does it see what is read of a page while the
-// kernel patches page after page and those are open. An instruction that writes as well
+// kernel reads or patches page after page and those are open. An instruction that writes as well
 // is kernel-text's where that holds, and is blocked by it as a write: what it has read
 // it keeps.
 func KernelTextRead() Guard {
