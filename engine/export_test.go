@@ -85,7 +85,7 @@ func (e *Engine) FollowCheckingForTest(id xen.DomID, now time.Time, run bool) {
 	s := e.byID(id).current()
 	s.do(func() {
 		if run {
-			s.checking.row, s.checking.last = true, now
+			s.checking.readRun = readRun{pages: rowPages, front: 1, last: now}
 		}
 		s.now = func() time.Time { return now }
 		s.followChecking(now)

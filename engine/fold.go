@@ -41,7 +41,9 @@ func keyOf(e *guard.Evidence) violationKey {
 	k := violationKey{guard: e.Guard, action: e.Action, rip: e.Regs.RIP, pid: e.Task.PID, reason: e.Reason, fate: e.Fate}
 	switch e.Reason {
 	case vmevent.ReasonMemAccess:
-		k.target = e.Mem.Phys()
+		if e.Mem.Flags&vmevent.AccessWrite != 0 { // who reads on and on is told of once
+			k.target = e.Mem.Phys()
+		}
 		b, _ := e.Attempted() // what can't be told is the same for all
 		k.attempted = string(b)
 	case vmevent.ReasonWriteCtrlReg:

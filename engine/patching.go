@@ -80,7 +80,12 @@ type patching struct {
 	// pages are those that were patched or opened and are not known to be right since.
 	pages map[x86.GFN]*patchedPage
 	open  int // how many of them are open
-	pageRun
+	// run are the pages that were patched in this run, the last of them at last; row
+	// says that many of them follow each other, and front is the foremost.
+	run   map[int]struct{}
+	last  time.Time
+	row   bool
+	front int
 	// eager says that the last pages were opened, so that there are few events.
 	eager bool
 
@@ -91,30 +96,6 @@ type patching struct {
 	count PatchingStatus
 	// closed says that none is opened any more, since that failed.
 	closed bool
-}
-
-// pageRun is a run of pages that the kernel goes through.
-type pageRun struct {
-	// run are the pages that it has come to, the last of them at last; row says that many
-	// of them follow each other, and front is the foremost.
-	run   map[int]struct{}
-	last  time.Time
-	row   bool
-	front int
-}
-
-// over ends a run in which nothing has come for long.
-func (p *pageRun) over(now time.Time) {
-	if now.Sub(p.last) > patchGap {
-		clear(p.run)
-		p.row, p.front = false, 0
-	}
-}
-
-// longOpen reports whether a page that is open has been so for long enough.
-func (p *pageRun) longOpen(page int, since, now time.Time) bool {
-	age, running := now.Sub(since), p.row && now.Sub(p.last) <= patchGap
-	return age >= openLonger || age >= openFor && (!running || page < p.front-openBehind)
 }
 
 // patchedPage is a page of the kernel's code that was patched, or may have been.
@@ -207,7 +188,7 @@ func (s *Session) patchingDue() <-chan time.Time {
 }
 
 // patchedInRow takes in a page of this run, and whether it makes a row with others.
-func (p *pageRun) patchedInRow(page int) {
+func (p *patching) patchedInRow(page int) {
 	if _, known := p.run[page]; known || p.row {
 		p.run[page] = struct{}{}
 		return
@@ -265,7 +246,11 @@ func (s *Session) followPatching(now time.Time) {
 	s.takeMoved(now)
 	if p.patched != nil {
 		s.takePatched(now)
-		s.closePatched(now, func(o *patchedPage) bool { return p.longOpen(o.part, o.opened, now) })
+		running := p.row && now.Sub(p.last) <= patchGap
+		s.closePatched(now, func(o *patchedPage) bool {
+			age := now.Sub(o.opened)
+			return age >= openLonger || age >= openFor && (!running || o.part < p.front-openBehind)
+		})
 	}
 	budget := patchBudget
 	if p.row {
@@ -302,7 +287,10 @@ func (s *Session) followPatching(now time.Time) {
 func (s *Session) takePatched(now time.Time) {
 	p := &s.patching
 	p.eager = false
-	p.over(now)
+	if now.Sub(p.last) > patchGap {
+		clear(p.run)
+		p.row, p.front = false, 0
+	}
 	var pages []int
 	p.patched.Take(func(page int) { pages = append(pages, page) })
 	for _, page := range pages {
@@ -325,7 +313,7 @@ func (s *Session) takePatched(now time.Time) {
 
 // around returns pages of a run, which are in order, with those before and behind them
 // that the kernel is about to patch.
-func (p *pageRun) around(pages []int) []int {
+func (p *patching) around(pages []int) []int {
 	front := pages[len(pages)-1]
 	if front <= p.front && front >= p.front-openBehind {
 		return pages // behind the foremost
@@ -430,14 +418,16 @@ func (s *Session) closePatched(now time.Time, which func(*patchedPage) bool) {
 		return
 	}
 	slices.Sort(gfns)
-	access := p.armed.Watch.Access
-	if s.views != nil {
-		// Where reads are watched it is less.
-		if a, restricted := s.views.access(s.views.current().ID, gfns[0]); restricted {
-			access = a
+	// Where reads are watched, most permit less.
+	var readable, unreadable []x86.GFN
+	for _, gfn := range gfns {
+		if s.isUnreadable(gfn) {
+			unreadable = append(unreadable, gfn)
+		} else {
+			readable = append(readable, gfn)
 		}
 	}
-	if err := s.permitPatched(gfns, access); err != nil && !s.gone() {
+	if err := errors.Join(s.permitPatched(readable, p.armed.Watch.Access), s.permitPatched(unreadable, xen.AccessX)); err != nil && !s.gone() {
 		s.viewLost(p.armed.Guard.Name, err)
 	}
 }

@@ -21,7 +21,7 @@ func TestPatchedInRow(t *testing.T) {
 		{"here and there", func(i int) int { return i * 37 % 1000 }, 0},
 		{"the same few", func(i int) int { return i % 10 }, 0},
 	} {
-		p := pageRun{run: map[int]struct{}{}}
+		p := patching{run: map[int]struct{}{}}
 		got := 0
 		for i := range 120 {
 			if p.patchedInRow(c.pages(i)); p.row {
@@ -37,7 +37,7 @@ func TestPatchedInRow(t *testing.T) {
 
 // TestAround opens what comes next when a kernel goes through its code, also a second time.
 func TestAround(t *testing.T) {
-	p := pageRun{run: map[int]struct{}{}}
+	p := patching{run: map[int]struct{}{}}
 	for _, c := range []struct {
 		page     int
 		min, max int // of what is to be opened

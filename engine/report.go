@@ -9,6 +9,9 @@ import (
 	"github.com/xen-hvi/hvi/engine/x86"
 )
 
+// readBytes is how much is told of what was read, which may be more or less than that.
+const readBytes = 8
+
 // newRecord gives the evidence its meaning: symbols, the process, the bytes. What was
 // done about it is the session's to say.
 func (s *Session) newRecord(e *guard.Evidence) journal.Record {
@@ -83,8 +86,12 @@ func (s *Session) newRecord(e *guard.Evidence) journal.Record {
 	} else {
 		r.Attempted = journal.Bytes(attempted)
 	}
+	n := max(len(attempted), 1)
+	if r.Detail.Access == "r" {
+		n = readBytes
+	}
 	if before := e.Before(); len(before) > 0 {
-		r.Before = journal.Bytes(before[:min(len(before), max(len(attempted), 1))])
+		r.Before = journal.Bytes(before[:min(len(before), n)])
 	} else {
 		r.Before = journal.Unknown("the target could not be read")
 	}

@@ -23,13 +23,40 @@ import (
 type checking struct {
 	checked *guard.Patched // nil where no guard watches reads
 	timer   *time.Timer    // nil while there is nothing to see to
-	pageRun
+	readRun
 	// open are the frames that may be read, and since when; eager says that the last pages
 	// were opened, so that there are few events.
 	open  map[x86.GFN]time.Time
 	eager bool
 	// closed says that none is opened any more, since that failed.
 	closed bool
+}
+
+// readRun is the kernel's way through its code: how many pages have followed each other
+// up to the foremost, and when it has last come to one.
+type readRun struct {
+	pages, front int
+	last         time.Time
+}
+
+const (
+	// readGap is how many pages without anything to check may lie between two with. The
+	// places of a static key are farther apart, or in no order.
+	readGap = 4
+	// readAhead is how many pages are opened at a time.
+	readAhead = 64
+)
+
+// came takes in a page that was read. Any other than one of the next ends a run, and so
+// does time: what the kernel reads now and then opens nothing.
+func (r *readRun) came(page int, now time.Time) {
+	switch ahead := page - r.front; {
+	case now.Sub(r.last) > openFor || ahead < 0 || ahead > readGap:
+		r.pages, r.front = 1, page
+	case ahead > 0:
+		r.pages, r.front = r.pages+1, page
+	}
+	r.last = now
 }
 
 // needsUnreadable is why such a guard can't be had without a view.
@@ -58,7 +85,7 @@ func (s *Session) letRead(set *guard.Set) {
 	}
 	set.UseReads(s.hidden.stepping)
 	s.showBreakpoints()
-	s.checking = checking{checked: set.Checked(), open: make(map[x86.GFN]time.Time), pageRun: pageRun{run: make(map[int]struct{})}}
+	s.checking = checking{checked: set.Checked(), open: make(map[x86.GFN]time.Time)}
 }
 
 // readsLost says that there is no such view: reads that are let through are made in the
@@ -99,6 +126,16 @@ func (s *Session) checkingDue() <-chan time.Time {
 	return s.checking.timer.C
 }
 
+// isUnreadable reports whether a frame is to be executed and nothing else where the domain
+// runs.
+func (s *Session) isUnreadable(gfn x86.GFN) bool {
+	if s.views == nil {
+		return false
+	}
+	access, restricted := s.views.access(s.views.current().ID, gfn)
+	return restricted && access == xen.AccessX
+}
+
 // isReadable reports whether a frame of the code may be read at the moment.
 func (s *Session) isReadable(gfn x86.GFN) bool {
 	_, readable := s.checking.open[gfn]
@@ -111,20 +148,18 @@ func (s *Session) followChecking(now time.Time) {
 	if c.checked == nil {
 		return
 	}
-	c.over(now)
-	var pages []int
-	c.checked.Take(func(page int) { pages = append(pages, page) })
-	for _, page := range pages {
-		c.patchedInRow(page)
-		c.last = now
-	}
-	s.closeChecked(func(page int, since time.Time) bool { return c.longOpen(page, since, now) })
-	c.eager = false
-	if c.row && !c.closed && len(pages) > 0 {
-		c.eager = s.openChecked(c.around(pages), now)
+	more := false
+	c.checked.Take(func(page int) {
+		c.came(page, now)
+		more = true
+	})
+	// The kernel is in one of the last pages that were opened.
+	s.closeChecked(func(page int, since time.Time) bool { return now.Sub(since) >= openFor || page < c.front-readAhead })
+	if c.eager = more && c.pages >= rowPages && !c.closed; c.eager {
+		s.openChecked(now)
 	}
 	switch {
-	case len(c.run) == 0 && len(c.open) == 0:
+	case len(c.open) == 0 && now.Sub(c.last) > openFor:
 		if c.timer != nil {
 			c.timer.Stop()
 			c.timer = nil
@@ -136,33 +171,29 @@ func (s *Session) followChecking(now time.Time) {
 	}
 }
 
-// openChecked lets pages be read without an event, and reports whether it has opened any.
-func (s *Session) openChecked(pages []int, now time.Time) bool {
+// openChecked lets the next pages of a run be read without an event.
+func (s *Session) openChecked(now time.Time) {
 	c := &s.checking
 	if s.views == nil {
-		return false
+		return
 	}
 	var gfns []x86.GFN
-	for _, page := range pages {
+	for page := c.front; page <= c.front+readAhead; page++ {
 		gfn, ok := c.checked.Frame(page)
-		if !ok || len(c.open) >= maxOpen || s.isReadable(gfn) || s.isOpen(gfn) || s.shadowOf(gfn) != nil {
+		if !ok || s.isReadable(gfn) || s.isOpen(gfn) || s.shadowOf(gfn) != nil {
 			continue
 		}
 		c.open[gfn] = now
 		gfns = append(gfns, gfn)
 	}
-	if len(gfns) == 0 {
-		return false
-	}
+	c.front += readAhead
 	slices.Sort(gfns)
 	if err := s.permitPatched(gfns, xen.AccessRX); err != nil {
 		if !s.gone() {
 			s.log.Warn("pages that the kernel reads can't be opened", "err", err)
 		}
 		c.closed = true // and what was opened is closed when its time is over
-		return false
 	}
-	return true
 }
 
 // closeChecked closes those that may be read of which it is said, by their page and since
@@ -177,7 +208,7 @@ func (s *Session) closeChecked(which func(page int, since time.Time) bool) {
 		}
 		delete(c.open, gfn)
 		// What is open for patching is closed by that, and a page with a shadow is.
-		if !s.isOpen(gfn) && s.shadowOf(gfn) == nil {
+		if !s.isOpen(gfn) && s.shadowOf(gfn) == nil && s.isUnreadable(gfn) {
 			gfns = append(gfns, gfn)
 		}
 	}
@@ -185,9 +216,7 @@ func (s *Session) closeChecked(which func(page int, since time.Time) bool) {
 		return
 	}
 	slices.Sort(gfns)
-	if access, restricted := s.views.access(s.views.current().ID, gfns[0]); restricted {
-		if err := s.permitPatched(gfns, access); err != nil && !s.gone() {
-			s.viewLost(s.set.Reads().Guard.Name, err)
-		}
+	if err := s.permitPatched(gfns, xen.AccessX); err != nil && !s.gone() {
+		s.viewLost(s.set.Reads().Guard.Name, err)
 	}
 }

@@ -16,7 +16,11 @@ import (
 	"github.com/xen-hvi/hvi/engine/xen/xentest"
 )
 
-const textFrames = linuxtest.TextSize / x86.PageSize
+// textFrames are those of the kernel's code, unreadable those that have no data.
+const (
+	textFrames = linuxtest.TextSize / x86.PageSize
+	unreadable = textFrames - 1
+)
 
 // readsWorld is a guest whose kernel's code may not be read, before it appears.
 func readsWorld(t *testing.T, minor int, altp2m bool, guards ...string) *world {
@@ -47,16 +51,16 @@ func (w *world) read(function string) answer {
 
 // codeAccess counts the frames of the code that a view permits to execute alone, and
 // those that it permits to read as well.
-func (w *world) codeAccess(view uint16) (unreadable, readable int) {
+func (w *world) codeAccess(view uint16) (x, rx int) {
 	for i := range x86.PhysAddr(textFrames) {
 		switch w.dom.ViewAccess(view, (w.guest.PhysBase + i*x86.PageSize).GFN()) {
 		case abi.AccessX:
-			unreadable++
+			x++
 		case abi.AccessRX:
-			readable++
+			rx++
 		}
 	}
-	return unreadable, readable
+	return x, rx
 }
 
 func (w *world) stepBack(in, to uint16) answer {
@@ -78,7 +82,7 @@ func TestTextRead(t *testing.T) {
 			if g := w.guardState(policy.GuardKernelTextRead); g.State != engine.GuardArmed {
 				t.Fatalf("%s: %s", g.State, g.Reason)
 			}
-			if x, _ := w.codeAccess(runningView); x != textFrames {
+			if x, _ := w.codeAccess(runningView); x != unreadable {
 				t.Errorf("%d frames can be executed alone where the guest runs", x)
 			}
 			if _, rx := w.codeAccess(steppingView); rx != textFrames || len(w.dom.ViewRestricted(steppingView)) != guardedFrames {
@@ -123,7 +127,7 @@ func TestTextRead(t *testing.T) {
 				t.Error("no breakpoint")
 			}
 			w.clear(linuxtest.TextChecker)
-			if x, _ := w.codeAccess(runningView); x != textFrames {
+			if x, _ := w.codeAccess(runningView); x != unreadable {
 				t.Errorf("after a breakpoint %d frames can be executed alone", x)
 			}
 			w.dom.Shutdown(abi.ShutdownPoweroff)
@@ -157,7 +161,7 @@ func TestTextReadPolicy(t *testing.T) {
 	}
 	strict := w.dom.View()
 	stepping := strict + 2
-	if x, _ := w.codeAccess(strict); x != textFrames {
+	if x, _ := w.codeAccess(strict); x != unreadable {
 		t.Errorf("in the first view %d frames can be executed alone", x)
 	}
 	w.switchView("open")
@@ -190,11 +194,11 @@ func TestTextReadPatching(t *testing.T) {
 	w.poke(0x2000, "\x90")
 	w.at(time.Second)
 	x, _ := w.codeAccess(runningView)
-	if opened := w.status().Patching.Opened; opened == 0 || x != textFrames-int(opened) {
+	if opened := w.status().Patching.Opened; opened == 0 || x != unreadable-int(opened) {
 		t.Errorf("%d frames can be executed alone, and %d are open", x, opened)
 	}
 	w.at(3 * time.Second)
-	if x, _ = w.codeAccess(runningView); x != textFrames {
+	if x, _ = w.codeAccess(runningView); x != unreadable {
 		t.Errorf("when the kernel has patched, %d frames can be executed alone", x)
 	}
 }
@@ -209,14 +213,14 @@ func TestTextReadInRow(t *testing.T) {
 	follow(0, false)
 	w.read(linuxtest.TextChecker)
 	follow(0, false)
-	if x, _ := w.codeAccess(runningView); x != textFrames {
+	if x, _ := w.codeAccess(runningView); x != unreadable {
 		t.Errorf("after one read %d frames can be executed alone", x)
 	}
 	follow(time.Second, true)
 	w.read(linuxtest.TextChecker)
 	follow(time.Second, false)
-	// From the page that was read to the end of the code.
-	if x, rx := w.codeAccess(runningView); rx != textFrames-2 || x != 2 {
+	// From the page that was read to the end of the code, and the one with data.
+	if x, rx := w.codeAccess(runningView); rx != textFrames-1 || x != 1 {
 		t.Fatalf("%d frames can be read, %d can't", rx, x)
 	}
 	w.engine.CheckView(7)
@@ -230,7 +234,7 @@ func TestTextReadInRow(t *testing.T) {
 		t.Error("they are closed already")
 	}
 	follow(3*time.Second, false)
-	if x, _ := w.codeAccess(runningView); x != textFrames {
+	if x, _ := w.codeAccess(runningView); x != unreadable {
 		t.Errorf("when it is over %d frames can be executed alone", x)
 	}
 	// What is patched as well is closed as a whole.
@@ -243,7 +247,7 @@ func TestTextReadInRow(t *testing.T) {
 	follow(4*time.Second+300*time.Millisecond, false)
 	w.at(6 * time.Second)
 	follow(6*time.Second, false)
-	if x, _ := w.codeAccess(runningView); x != textFrames {
+	if x, _ := w.codeAccess(runningView); x != unreadable {
 		t.Errorf("when both are over %d frames can be executed alone", x)
 	}
 	// Nothing is open under another policy.
@@ -253,7 +257,7 @@ func TestTextReadInRow(t *testing.T) {
 	if err := w.engine.Apply(t.Context(), w.info, declareGuards(t, "kernel-text-read=alert")); err != nil {
 		t.Fatal(err)
 	}
-	if x, _ := w.codeAccess(w.dom.View()); x != textFrames {
+	if x, _ := w.codeAccess(w.dom.View()); x != unreadable {
 		t.Errorf("under another policy %d frames can be executed alone", x)
 	}
 	w.dom.Shutdown(abi.ShutdownPoweroff)

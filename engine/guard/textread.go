@@ -18,7 +18,8 @@ import (
 // the view for steps, where the frames can be read and nothing that is guarded can be
 // written. A violation that is only reported takes place there, too.
 //
-// It can't see who calls a checker: code that is not the kernel's can have one of them
+// One page stays readable: that of a word which the kernel reads among its code
+// ([linux.Kernel.CodeFrames]). It can't see who calls a checker: code that is not the kernel's can have one of them
 // compare, or decode, some bytes. Nor does it see what is read of a page while the
 // kernel reads or patches page after page and those are open. An instruction that writes as well
 // is kernel-text's where that holds, and is blocked by it as a write: what it has read
@@ -28,7 +29,7 @@ func KernelTextRead() Guard {
 		Name:  policy.GuardKernelTextRead,
 		Needs: NeedMemAccess | NeedViews,
 		Watch: func(t *Target) (Watch, error) {
-			frames, err := t.Kernel.TextFrames()
+			frames, err := t.Kernel.CodeFrames()
 			if err != nil {
 				return Watch{}, fmt.Errorf("find the frames of kernel text: %w", err)
 			}

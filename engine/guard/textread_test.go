@@ -1,6 +1,8 @@
 package guard_test
 
 import (
+	"reflect"
+	"slices"
 	"testing"
 
 	"github.com/xen-hvi/hvi/engine/guard"
@@ -67,7 +69,7 @@ func TestTextRead(t *testing.T) {
 				if c.caller != "" {
 					f.guest.WriteUint64(stack+linuxtest.CopierFrame, uint64(f.guest.Addr(c.caller))+8)
 				}
-				ev := f.read(0x1234, rip, stack)
+				ev := f.read(0x2234, rip, stack)
 				want := vmevent.Step
 				in := uint16(2)
 				if c.write {
@@ -104,7 +106,7 @@ func TestTextReadAlone(t *testing.T) {
 	f, stack := armReads(t, map[policy.GuardName]policy.Action{policy.GuardKernelTextRead: policy.ActionBlock})
 	exchange := f.guest.Addr(linuxtest.TextOther)
 	f.guest.Write(exchange, []byte("\x87\x07")) // xchg %eax,(%rdi)
-	ev := f.read(0x1234, exchange, stack)
+	ev := f.read(0x2234, exchange, stack)
 	ev.Mem.Flags |= vmevent.AccessWrite
 	if v := f.set.HandleEvent(ev); v != vmevent.Discard {
 		t.Errorf("answered %#x", v)
@@ -122,23 +124,28 @@ func TestTextReadAlone(t *testing.T) {
 // where it holds.
 func TestTextReadRestricts(t *testing.T) {
 	f, _ := armReads(t, map[policy.GuardName]policy.Action{policy.GuardKernelText: policy.ActionBlock, policy.GuardKernelTextRead: policy.ActionAlert})
+	const all = linuxtest.TextSize / x86.PageSize
+	first := f.guest.PhysBase.GFN()
+	// The second has data.
+	code := guard.Restriction{Guard: policy.GuardKernelTextRead, Access: xen.AccessX, Frames: []linux.FrameRange{{First: first, N: 1}, {First: first + 2, N: all - 2}}}
+	text := guard.Restriction{Guard: policy.GuardKernelText, Access: xen.AccessRX, Frames: []linux.FrameRange{{First: first, N: all}}}
+	data := guard.Restriction{Guard: policy.GuardKernelText, Access: xen.AccessRX, Frames: []linux.FrameRange{{First: first + 1, N: 1}}}
 	for _, c := range []struct {
-		holds  map[policy.GuardName]bool
-		guard  policy.GuardName
-		access xen.Access
+		holds []policy.GuardName
+		want  []guard.Restriction
 	}{
-		{map[policy.GuardName]bool{policy.GuardKernelText: true, policy.GuardKernelTextRead: true}, policy.GuardKernelTextRead, xen.AccessX},
-		{map[policy.GuardName]bool{policy.GuardKernelTextRead: true}, policy.GuardKernelTextRead, xen.AccessX},
-		{map[policy.GuardName]bool{policy.GuardKernelText: true}, policy.GuardKernelText, xen.AccessRX},
+		{[]policy.GuardName{policy.GuardKernelText, policy.GuardKernelTextRead}, []guard.Restriction{code, data}},
+		{[]policy.GuardName{policy.GuardKernelTextRead}, []guard.Restriction{code}},
+		{[]policy.GuardName{policy.GuardKernelText}, []guard.Restriction{text}},
 	} {
-		r := f.set.Restrictions(func(name policy.GuardName) bool { return c.holds[name] })
-		if len(r) != 1 || r[0].Guard != c.guard || r[0].Access != c.access || len(r[0].Frames) != 1 || r[0].Frames[0].N != linuxtest.TextSize/x86.PageSize {
-			t.Errorf("%v: %+v", c.holds, r)
+		got := f.set.Restrictions(func(name policy.GuardName) bool { return slices.Contains(c.holds, name) })
+		if !reflect.DeepEqual(got, c.want) {
+			t.Errorf("%v: %+v", c.holds, got)
 		}
 	}
 	// Where it does not hold nobody judges reads.
 	f.set.UseViews(map[uint16]func(policy.GuardName) bool{1: func(name policy.GuardName) bool { return name == policy.GuardKernelText }})
-	if v := f.set.HandleEvent(f.read(0x1234, module, 0)); v != vmevent.Step || len(f.set.Violations()) != 0 {
+	if v := f.set.HandleEvent(f.read(0x2234, module, 0)); v != vmevent.Step || len(f.set.Violations()) != 0 {
 		t.Errorf("answered %#x with %d violations", v, len(f.set.Violations()))
 	}
 }
@@ -147,22 +154,22 @@ func TestTextReadRestricts(t *testing.T) {
 func TestTextReadShadow(t *testing.T) {
 	f, stack := armReads(t, map[policy.GuardName]policy.Action{policy.GuardKernelTextRead: policy.ActionBlock})
 	b := view.New(1, 2, 1, f.guest.Memory(), func(uint32, uint8) error { return nil })
-	gfn := (f.guest.PhysBase + 0x1234).GFN()
+	gfn := (f.guest.PhysBase + 0x2234).GFN()
 	if err := b.Shadow(view.NewPage(gfn, 1<<20, make([]byte, x86.PageSize))); err != nil {
 		t.Fatal(err)
 	}
 	f.set.UseBreakpoints(b)
 	other := f.guest.Addr(linuxtest.TextOther)
 	f.guest.Write(other, []byte("\x48\x8b\x07"))
-	if v := f.set.HandleEvent(f.read(0x1234, other, stack)); v != vmevent.ReadOnes {
+	if v := f.set.HandleEvent(f.read(0x2234, other, stack)); v != vmevent.ReadOnes {
 		t.Errorf("an attacker is answered %#x", v)
 	}
-	ev := f.read(0x1234, f.guest.Addr(linuxtest.TextChecker), stack)
+	ev := f.read(0x2234, f.guest.Addr(linuxtest.TextChecker), stack)
 	if v := f.set.HandleEvent(ev); v != vmevent.Step || ev.StepIn != 2 {
 		t.Errorf("the kernel is answered %#x, in view %d", v, ev.StepIn)
 	}
 	// The shadow's own frame is nobody's to read.
-	ev = f.read(0x1234, other, stack)
+	ev = f.read(0x2234, other, stack)
 	ev.Mem.GFN = 1 << 20
 	if v := f.set.HandleEvent(ev); v != vmevent.ReadOnes || len(f.set.Violations()) != 1 {
 		t.Errorf("a read of the shadow page is answered %#x", v)
@@ -193,7 +200,7 @@ func TestTextReadRefusals(t *testing.T) {
 func TestTextReadAllocations(t *testing.T) {
 	f, stack := armReads(t, map[policy.GuardName]policy.Action{policy.GuardKernelText: policy.ActionBlock, policy.GuardKernelTextRead: policy.ActionBlock})
 	f.guest.WriteUint64(stack+linuxtest.CopierFrame, uint64(f.guest.Addr(linuxtest.TextChecker))+8)
-	ev := f.read(0x1234, f.guest.Addr(linuxtest.TextCopier)+8, stack)
+	ev := f.read(0x2234, f.guest.Addr(linuxtest.TextCopier)+8, stack)
 	if n := testing.AllocsPerRun(100, func() {
 		if f.set.HandleEvent(ev) != vmevent.Step {
 			t.Fatal("refused")

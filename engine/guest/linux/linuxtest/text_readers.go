@@ -34,7 +34,7 @@ func TextReadersConfig() Config {
 		return btf.Member{Name: name, Type: u16, Offset: btf.Bits(off), BitfieldSize: btf.Bits(n)}
 	}
 	return Config{
-		Functions: []string{TextChecker, TextChecker + ".cold", TextCopier, TextFramed, "bcmp", TextOther},
+		Functions: []string{TextChecker, TextChecker + ".cold", TextCopier, TextFramed, "bcmp", TextOther, "x86_verw_sel"},
 		Types: []btf.Type{structOf("orc_entry", 6,
 			member("sp_offset", 0, u16), member("bp_offset", 2, u16), bit("sp_reg", 32, 4), bit("bp_reg", 36, 4), bit("type", 40, 3))},
 		Data: map[string]x86.VirtAddr{
