@@ -137,6 +137,37 @@ func TestTextRead(t *testing.T) {
 	}
 }
 
+// TestTextReadSweep tells once of who reads page after page.
+func TestTextReadSweep(t *testing.T) {
+	w := readsWorld(t, 17, true, "kernel-text-read=alert")
+	w.appear()
+	w.boot()
+	l := &w.layout.VMEvent
+	for i := range uint64(200) {
+		w.ask(abi.VMEventReasonMemAccess, w.inView(runningView, func(put func(int, uint64)) {
+			put(l.MemAccess.GFN, uint64((w.guest.PhysBase + 0x2000).GFN()))
+			put(l.MemAccess.Offset, 8*i)
+			put(l.MemAccess.Flags, abi.MemAccessR)
+		}))
+	}
+	w.dom.Shutdown(abi.ShutdownPoweroff)
+	w.engine.ShutDown(w.info)
+	told, records := uint64(0), 0
+	for more := true; more; {
+		select {
+		case r := <-w.events.got:
+			records++
+			told = max(told, r.Detail.Repeats)
+		default:
+			more = false
+		}
+	}
+	// Two for each second that this takes: the first of it, and how many more.
+	if records < 1 || records > 20 || told == 0 {
+		t.Errorf("%d records, of at most %d more", records, told)
+	}
+}
+
 // TestTextReadPolicy exchanges the guards, and has the guest run in another view.
 func TestTextReadPolicy(t *testing.T) {
 	w := readsWorld(t, 17, true, "kernel-text-read=alert")

@@ -19,12 +19,13 @@ func init() {
 		{"text-read-next", "the next Debian's, 7.2", "7.2-cloud"},
 	} {
 		Register(Scenario{
-			Name:        s.name,
-			Brief:       "Only the kernel reads its code; a module that does is reported or gets other bytes: " + s.on,
-			Emulator:    Bochs,
-			GuestKernel: s.kernel,
-			Timeout:     60 * time.Minute,
-			Run:         textRead,
+			Name:          s.name,
+			Brief:         "Only the kernel reads its code; a module that does is reported or gets other bytes: " + s.on,
+			Emulator:      Bochs,
+			GuestKernel:   s.kernel,
+			GuestPrograms: []string{"lab/cmd/chores"},
+			Timeout:       60 * time.Minute,
+			Run:           textRead,
 		})
 	}
 }
@@ -33,7 +34,10 @@ func init() {
 const readGuard = "kernel-text-read"
 
 // readChores are those chores, and how often, in which a kernel reads its code.
-var readChores = map[string]int{"modules": 3, "static-keys": 3, "ftrace": 3, "kprobes": 3, "events": 3, "livepatch": 2}
+var readChores = map[string]int{
+	"modules": 3, "static-keys": 3, "ftrace": 3, "kprobes": 3, "events": 3, "livepatch": 2,
+	"bpf-filter": 2, "bpf-trace": 2, "bpf-xdp": 2, "perf": 2, "watchpoint": 2,
+}
 
 // peeks are the ways in which the module reads the kernel's code, testdata/attack/peep.c.
 var peeks = []string{"load", "alias", "rep", "copy", "pull"}
@@ -43,7 +47,7 @@ func textRead(t *T) error {
 		return err
 	}
 	c := enforce
-	c.Memory = 256
+	c.Memory, c.Programs = 256, true
 	c.Lines = append(c.Lines, `introspection_guards = ["`+readGuard+`=block"]`)
 	g, st, err := t.protectedGuest(c, control.StateProtecting)
 	if err != nil {
