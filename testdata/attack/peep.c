@@ -7,9 +7,10 @@
  *	mode=alias	the same through the direct mapping of the same frame
  *	mode=rep	with rep movsb
  *	mode=copy	with the kernel's own memcpy
- *	mode=pull	with the kernel's copy_from_kernel_nofault, called with the address
- *			of text_poke in each register that it may save on its stack
- *	symbol=NAME	where: a function, default kernel_restart
+ *	mode=pull	with the kernel's copy_from_kernel_nofault, which is at pull=0x...,
+ *			called with an address in the function at feigned=0x... in each
+ *			register that it may save on its stack
+ *	address=0x...	where, in the text mapping
  *	bytes=N		how much, a multiple of 8 of 4096 at most, default 256
  *
  * It logs one line:
@@ -20,22 +21,25 @@
  */
 #include <linux/init.h>
 #include <linux/mm.h>
+#include <linux/module.h>
 #include <linux/slab.h>
 #include <linux/string.h>
 #include <asm/io.h>
 
-#include "kernel.h"
-
 static char *mode = "load";
 module_param(mode, charp, 0);
-static char *symbol = "kernel_restart";
-module_param(symbol, charp, 0);
+static unsigned long address;
+module_param(address, ulong, 0);
+static unsigned long pull;
+module_param(pull, ulong, 0);
+static unsigned long feigned;
+module_param(feigned, ulong, 0);
 static unsigned int bytes = 256;
 module_param(bytes, uint, 0);
 
-/* pull calls a function as if whoever is feigned had: what is left in registers may
- * look like an address to return to. */
-static long pull(unsigned long function, void *to, const void *from, unsigned long feigned)
+/* call_feigning calls a function as if whoever is feigned had: what is left in registers
+ * may look like an address to return to. */
+static long call_feigning(unsigned long function, void *to, const void *from)
 {
 	unsigned long n = bytes;
 	long err;
@@ -46,7 +50,7 @@ static long pull(unsigned long function, void *to, const void *from, unsigned lo
 		     "call *%[function]\n\t"
 		     "pop %%r15; pop %%r14; pop %%r13; pop %%r12; pop %%rbp; pop %%rbx"
 		     : "=a"(err), "+D"(to), "+S"(from), "+d"(n)
-		     : [function] "0"(function), [feigned] "c"(feigned)
+		     : [function] "0"(function), [feigned] "c"(feigned + 16)
 		     : "r8", "r9", "r10", "r11", "memory", "cc");
 	return err;
 }
@@ -54,20 +58,19 @@ static long pull(unsigned long function, void *to, const void *from, unsigned lo
 static int __init peep_init(void)
 {
 	void *(*volatile copy)(void *, const void *, size_t) = memcpy;
-	unsigned long at = lookup(symbol);
-	const u8 *text = (const u8 *)at;
+	const u8 *text = (const u8 *)address;
 	u64 sum = 0xcbf29ce484222325ULL;
 	unsigned int i;
 	u8 *got;
 
-	if (!at || !bytes || bytes % 8 || bytes > PAGE_SIZE)
+	if (!address || !bytes || bytes % 8 || bytes > PAGE_SIZE || (!strcmp(mode, "pull") && !pull))
 		return -EINVAL;
 	got = kmalloc(bytes, GFP_KERNEL);
 	if (!got)
 		return -ENOMEM;
 	memset(got, 0xa5, bytes);
 	if (!strcmp(mode, "alias"))
-		text = __va(__pa_symbol(at));
+		text = __va(__pa_symbol(address));
 	if (!strcmp(mode, "rep")) {
 		unsigned long n = bytes;
 		u8 *to = got;
@@ -76,7 +79,7 @@ static int __init peep_init(void)
 	} else if (!strcmp(mode, "copy")) {
 		copy(got, text, bytes);
 	} else if (!strcmp(mode, "pull")) {
-		pull(lookup("copy_from_kernel_nofault"), got, text, lookup("text_poke") + 16);
+		call_feigning(pull, got, text);
 	} else {
 		for (i = 0; i < bytes / 8; i++)
 			((u64 *)got)[i] = READ_ONCE(((const u64 *)text)[i]);
@@ -84,7 +87,7 @@ static int __init peep_init(void)
 	for (i = 0; i < bytes; i++)
 		sum = (sum ^ got[i]) * 0x100000001b3ULL;
 	kfree(got);
-	pr_info("hvi-peep: mode=%s address=0x%lx sum=0x%llx\n", mode, at, sum);
+	pr_info("hvi-peep: mode=%s address=0x%lx sum=0x%llx\n", mode, address, sum);
 	return 0;
 }
 module_init(peep_init);
