@@ -24,6 +24,10 @@ import (
 // kernel reads or patches page after page and those are open. An instruction that writes as well
 // is kernel-text's where that holds, and is blocked by it as a write: what it has read
 // it keeps.
+//
+// And a blocked reader's instruction is what it was when the evidence was taken: another
+// vCPU that exchanges it for one that copies has Xen's emulator write ones, whatever
+// guards what it writes to.
 func KernelTextRead() Guard {
 	return Guard{
 		Name:  policy.GuardKernelTextRead,
