@@ -19,11 +19,11 @@ import (
 // written. A violation that is only reported takes place there, too.
 //
 // One page stays readable: that of a word which the kernel reads among its code
-// ([linux.Kernel.CodeFrames]). It can't see who calls a checker: code that is not the kernel's can have one of them
-// compare, or decode, some bytes. Nor does it see what is read of a page while the
-// kernel reads or patches page after page and those are open. An instruction that writes as well
-// is kernel-text's where that holds, and is blocked by it as a write: what it has read
-// it keeps.
+// ([linux.Kernel.CodeFrames]). The guard can't see who calls a checker: code that is not
+// the kernel's can have one of them compare, or decode, some bytes. Nor does it see what
+// is read of a page while the kernel reads or patches page after page and those are open.
+// An instruction that writes as well is kernel-text's where that holds, and is blocked by
+// it as a write: what it has read it keeps.
 //
 // And a blocked reader's instruction is what it was when the evidence was taken: another
 // vCPU that exchanges it for one that copies has Xen's emulator write ones, whatever

@@ -18,7 +18,7 @@ import (
 // suffixes, which are not part of a name here. Those of modules' code are among them
 // where they follow a call into the kernel's.
 var textCheckers = []string{
-	// arch/x86/kernel/alternative.c, its/callthunks.c, cfi.c
+	// arch/x86/kernel/alternative.c, callthunks.c, cfi.c
 	"text_poke", "__text_poke", "text_poke_memcpy", "text_poke_kgdb", "text_poke_bp", "text_poke_bp_batch", "text_poke_loc_init",
 	"text_poke_queue", "text_poke_flush", "text_poke_finish", "poke_int3_handler",
 	"smp_text_poke_single", "smp_text_poke_batch_add", "__smp_text_poke_batch_add", "smp_text_poke_batch_flush",
