@@ -32,6 +32,13 @@ func init() {
 		Timeout:  20 * time.Minute,
 		Run:      func(t *T) error { return hiddenBreakpoints(t, 1_000, false) },
 	})
+	Register(Scenario{
+		Name:     "breakpoints-debugged",
+		Brief:    "A guest debugs its kernel with the processor's means where hvi has breakpoints",
+		Emulator: Bochs,
+		Timeout:  15 * time.Minute,
+		Run:      breakpointsDebugged,
+	})
 }
 
 // hot is a function that every opening of a file and every exec comes to.
@@ -586,6 +593,29 @@ func (g *Guest) shadowed(h *xen.Host) error {
 	return t.breakpoint("clear", g, place)
 }
 
+// breakpointsDebugged is debugged alone.
+func breakpointsDebugged(t *T) error {
+	if _, err := t.StartHVID(); err != nil {
+		return err
+	}
+	h, err := xen.Open()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	g, _, err := t.protectedGuest(enforce, control.StateProtecting)
+	if err != nil {
+		return err
+	}
+	if err := g.observe("symbol=" + hot); err != nil {
+		return err
+	}
+	if err := g.debugged(h); err != nil {
+		return err
+	}
+	return g.Shutdown()
+}
+
 // debugged sets breakpoints where the guest debugs its own kernel with the processor's
 // means: a debug exception is due with the instruction, before it or behind it.
 func (g *Guest) debugged(h *xen.Host) error {
@@ -604,7 +634,7 @@ func (g *Guest) debugged(h *xen.Host) error {
 	if err != nil {
 		return err
 	}
-	t.Check(strings.HasPrefix(steps, "root 1000 in ") && strings.HasSuffix(watch, fmt.Sprintf("executed %d, written %[1]d", times)), "the guest debugs its kernel: %q, %q", steps, watch)
+	t.Check(strings.HasPrefix(steps, "root 1000 in ") && strings.HasSuffix(watch, fmt.Sprintf("executed %d, undisturbed %[1]d, written %[1]d", times)), "the guest debugs its kernel: %q, %q", steps, watch)
 
 	repeated, err := g.findIn(h, []byte{0xf3, 0x48, 0xa5}, "copy_page")
 	if err != nil {
@@ -654,13 +684,13 @@ func (g *Guest) debugged(h *xen.Host) error {
 	}
 	t.Fact("hits_debugged", hits)
 	t.Check(steps2 == steps, "stepped through by the guest, a function with breakpoints takes the same steps: %q, without %q", steps2, steps)
-	// Of a watch on what an instruction with a breakpoint writes some are lost, see
-	// docs/tiers.md.
+	// Of a watch on what an instruction with a breakpoint writes some are lost to
+	// interrupts, see docs/tiers.md.
 	executed, written, _ := strings.Cut(watch, ", written ")
 	executed2, written2, _ := strings.Cut(watch2, ", written ")
 	t.Fact("watch_met", map[string]string{"with": written2, "without": written})
-	t.Check(executed2 == executed, "and the processor's own breakpoints are met as often: %q, without %q", watch2, watch)
-	t.Check(hits[function] == 1 && hits[repeated] == times, "and hvi's: %v", hits)
+	t.Check(executed2 == executed, "and the processor's own breakpoints are met as often, with interrupts disabled the watch, too: %q, without %q", watch2, watch)
+	t.Check(hits[function] == 1 && hits[repeated] == 2*times, "and hvi's: %v", hits)
 	return nil
 }
 

@@ -24,8 +24,9 @@
  *	steps=N		compute the root of N, in int_sqrt, step by step: how many
  *			debug exceptions there were, and a checksum of where
  *	watch=N		with the processor's own breakpoints at int_sqrt and at a word
- *			of a page that is copied as for copies=, do both N times: how
- *			often each was met
+ *			of a page that is copied as for copies=, do both N times, and
+ *			copy N times more with interrupts disabled: how often each
+ *			was met
  */
 #include <linux/hw_breakpoint.h>
 #include <linux/io.h>
@@ -205,7 +206,7 @@ static struct perf_event *__percpu *watch(void *at, unsigned int type, unsigned 
 static int set_watch(const char *val, const struct kernel_param *kp)
 {
 	struct perf_event *__percpu *code, *__percpu *data;
-	unsigned long from, to, n, i, roots = 0, executed = 0, written = 0;
+	unsigned long from, to, n, i, flags, roots = 0, executed = 0, written = 0, disturbed;
 	copy_fn *copy = repeated_copy();
 	int err = kstrtoul(val, 0, &n);
 
@@ -223,7 +224,14 @@ static int set_watch(const char *val, const struct kernel_param *kp)
 				roots += int_sqrt(i * i);
 				copy((void *)to, (void *)from);
 			}
-			pr_info("hvi-observe: roots %lu, executed %lu, written %lu\n", roots, executed, written);
+			disturbed = written;
+			for (i = 0; i < n; i++) {
+				local_irq_save(flags);
+				copy((void *)to, (void *)from);
+				local_irq_restore(flags);
+			}
+			pr_info("hvi-observe: roots %lu, executed %lu, undisturbed %lu, written %lu\n",
+				roots, executed, written - disturbed, disturbed);
 		}
 		if (!IS_ERR((void __force *)code))
 			unregister_wide_hw_breakpoint(code);
