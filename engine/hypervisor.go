@@ -25,6 +25,7 @@ type Hypervisor interface {
 	MonitorCapabilities(xen.DomID) (xen.MonitorCaps, error)
 	AltP2M(xen.DomID) (xen.AltP2M, error)
 	ViewAccess(dom xen.DomID, view uint16, gfn x86.GFN) (xen.Access, error)
+	ViewAccesses(dom xen.DomID, view uint16, first x86.GFN, access []xen.Access) error
 	PagingPool(xen.DomID) (uint64, error)
 	MaxGFN(xen.DomID) (x86.GFN, error)
 	OnDemand(xen.DomID) (uint64, error)

@@ -270,6 +270,8 @@ const (
 	AccessN2RWX   Access = abi.AccessN2RWX // ---, and rwx after the first access
 	AccessRPW     Access = abi.AccessRPW   // r--, page-table walks may set bits; 4.20 and later
 	AccessDefault Access = 0xff
+	// AccessUnknown is that of a frame without a page, where many are asked after.
+	AccessUnknown Access = 0xfe
 )
 
 // String returns the access as in "r-x".
@@ -291,6 +293,8 @@ func (a Access) String() string {
 		return "r-pw"
 	case a == AccessDefault:
 		return "default"
+	case a == AccessUnknown:
+		return "unknown"
 	}
 	return fmt.Sprintf("Access(%d)", uint8(a))
 }
@@ -592,15 +596,71 @@ func (h *Host) ViewAccess(dom DomID, view uint16, gfn x86.GFN) (Access, error) {
 	defer b.Free()
 	b.PutU16(l.AltP2MOp.MemAccessView, view)
 	b.PutU64(l.AltP2MOp.MemAccessGFN, uint64(gfn))
-	switch err := h.c.AltP2M(b); err {
-	case nil:
-		return decodeAccess(l, uint8(b.U16(l.AltP2MOp.MemAccessAccess))), nil
+	if err := h.c.AltP2M(b); err != nil {
+		return 0, h.viewAccessError(op, dom, err, gfn, view)
+	}
+	return decodeAccess(l, uint8(b.U16(l.AltP2MOp.MemAccessAccess))), nil
+}
+
+// ViewAccesses puts the access of frames from first on in one of the domain's views into
+// access, as ViewAccess tells it of each, and AccessUnknown where that is ErrNoPage. It
+// asks Xen after many of them at a time, since each restricted frame of a guest is asked
+// after, again and again.
+func (h *Host) ViewAccesses(dom DomID, view uint16, first x86.GFN, access []Access) error {
+	const op = "altp2m(get_mem_access)"
+	l := h.c.Layout
+	if !l.Has.AltP2MGetMemAccess {
+		return &NotSupportedError{Feature: "to read the access of a view", Needs: "Xen 4.12 or later"}
+	}
+	b, err := h.c.NewAltP2MBatch()
+	if err != nil {
+		return h.fail(op, dom, err)
+	}
+	defer b.Free()
+	missing := false
+	for len(access) > 0 {
+		n := min(len(access), b.Cap())
+		b.Reset(n, abi.AltP2MGetMemAccess, uint16(dom))
+		for i := range n {
+			ops, at := b.Op(i)
+			ops.PutU16(at+l.AltP2MOp.MemAccessView, view)
+			ops.PutU64(at+l.AltP2MOp.MemAccessGFN, uint64(first)+uint64(i))
+		}
+		if err := b.Do(); err != nil {
+			return opError(h.release, op, dom, err, frameInView(first, view))
+		}
+		for i := range n {
+			ops, at := b.Op(i)
+			switch err := b.Err(i); err {
+			case nil:
+				access[i] = decodeAccess(l, uint8(ops.U16(at+l.AltP2MOp.MemAccessAccess)))
+			case unix.ESRCH:
+				access[i], missing = AccessUnknown, true
+			default:
+				return h.viewAccessError(op, dom, err, first+x86.GFN(i), view)
+			}
+		}
+		first, access = first+x86.GFN(n), access[n:]
+	}
+	if !missing {
+		return nil
+	}
+	// Xen says the same of a page and of a domain that is not there.
+	if _, err := h.Domain(dom); err != nil {
+		return opError(h.release, op, dom, unix.ESRCH, fmt.Sprintf("frames in view %d", view))
+	}
+	return nil
+}
+
+// viewAccessError is what an answer to the question for a frame's access means.
+func (h *Host) viewAccessError(op string, dom DomID, err error, gfn x86.GFN, view uint16) error {
+	switch err {
 	case unix.ESRCH:
-		return 0, h.noPage(op, dom, frameInView(gfn, view))
+		return h.noPage(op, dom, frameInView(gfn, view))
 	case unix.EOPNOTSUPP, unix.ENOSYS:
-		return 0, &NotSupportedError{Feature: "altp2m", Needs: "altp2m=1 on Xen's command line, Intel VT-x, and views that are switched on", Err: h.fail(op, dom, err)}
+		return &NotSupportedError{Feature: "altp2m", Needs: "altp2m=1 on Xen's command line, Intel VT-x, and views that are switched on", Err: h.fail(op, dom, err)}
 	default:
-		return 0, opError(h.release, op, dom, err, frameInView(gfn, view))
+		return opError(h.release, op, dom, err, frameInView(gfn, view))
 	}
 }
 

@@ -313,6 +313,59 @@ func TestMemAccess(t *testing.T) {
 	})
 }
 
+// TestViewAccesses reads the access of many frames at a time: more than Xen is asked
+// after in one call, also where it takes no calls in bulk.
+func TestViewAccesses(t *testing.T) {
+	for _, alone := range []bool{false, true} {
+		eachRelease(t, func(t *testing.T, r xen.Release) {
+			hv, h := open(t, xentest.Config{Release: r, AltP2M: true, NoMulticall: alone})
+			hv.AddDomain(xentest.Spec{ID: 1, Type: xen.PVH, AltP2M: xen.AltP2MExternal, Pages: 1024})
+			access := make([]xen.Access, 700)
+			if err := h.ViewAccesses(1, 1, 0x10, access); !errors.Is(err, xen.ErrNotSupported) {
+				t.Errorf("without views: %v", err)
+			}
+			if !h.Layout().Has.AltP2MGetMemAccess {
+				return
+			}
+			m := mutate.New(h)
+			if err := m.AltP2MSetState(1, true); err != nil {
+				t.Fatal(err)
+			}
+			view, err := m.CreateView(1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := m.SetViewAccess(1, view, xen.AccessRX, 0x11, 600); err != nil {
+				t.Fatal(err)
+			}
+			if err := m.SetViewAccess(1, view, xen.AccessX, 0x11+555, 1); err != nil {
+				t.Fatal(err)
+			}
+			if err := h.ViewAccesses(1, view, 0x10, access); err != nil {
+				t.Fatal(err)
+			}
+			for i, a := range access {
+				want := xen.AccessRX
+				switch {
+				case i == 0 || i > 600:
+					want = xen.AccessUnknown
+				case i == 556:
+					want = xen.AccessX
+				}
+				if a != want {
+					t.Fatalf("frame %d: %v, want %v", i, a, want)
+				}
+			}
+			if err := h.ViewAccesses(1, 7, 0x10, access); !errors.Is(err, unix.EINVAL) {
+				t.Errorf("no such view: %v", err)
+			}
+			if err := h.ViewAccesses(9, 0, 0, access); !errors.Is(err, xen.ErrNoDomain) {
+				t.Errorf("no domain: %v", err)
+			}
+		})
+	}
+}
+
 // TestListened: who listens is seen without listening.
 // TestViewAccess reads the access of frames in a view of their own.
 func TestViewAccess(t *testing.T) {

@@ -5,6 +5,7 @@ package abi
 // Hypercall numbers.
 const (
 	HypercallMemoryOp   = 12 // __HYPERVISOR_memory_op
+	HypercallMulticall  = 13 // __HYPERVISOR_multicall
 	HypercallXenVersion = 17 // __HYPERVISOR_xen_version
 	HypercallHVMOp      = 34 // __HYPERVISOR_hvm_op
 	HypercallSysctl     = 35 // __HYPERVISOR_sysctl

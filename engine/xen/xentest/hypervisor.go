@@ -29,6 +29,8 @@ type Config struct {
 	NoVMEvent bool
 	// Unprivileged is a machine seen from a domain other than dom0.
 	Unprivileged bool
+	// NoMulticall is a machine that takes no calls in bulk.
+	NoMulticall bool
 	// OtherInterface makes Xen speak another version of its interfaces than
 	// its release does, as development builds do.
 	OtherInterface bool
@@ -289,7 +291,14 @@ func (c *caller) Hypercall(op uint64, a [5]uint64) (int64, error) {
 	if h.layout == nil {
 		return 0, unix.ENOSYS
 	}
+	return h.call(c, op, a)
+}
+
+// call carries out one call that any release has.
+func (h *Hypervisor) call(c *caller, op uint64, a [5]uint64) (int64, error) {
 	switch op {
+	case abi.HypercallMulticall:
+		return 0, h.multicall(c, a[0], a[1])
 	case abi.HypercallDomctl:
 		return 0, h.domctl(c, a[0])
 	case abi.HypercallSysctl:

@@ -1,6 +1,7 @@
 package xentest
 
 import (
+	"errors"
 	"fmt"
 
 	"golang.org/x/sys/unix"
@@ -706,6 +707,31 @@ func (h *Hypervisor) memAccess(c *caller, addr uint64) error {
 		return nil
 	}
 	return unix.ENOSYS
+}
+
+// multicall carries out n calls, and leaves with each what came of it.
+func (h *Hypervisor) multicall(c *caller, addr, n uint64) error {
+	if h.cfg.NoMulticall {
+		return unix.ENOSYS
+	}
+	const size, result, firstArg = 64, 8, 16
+	for i := range n {
+		e, err := c.at(addr+i*size, size)
+		if err != nil {
+			return err
+		}
+		var a [5]uint64
+		for j := range a {
+			a[j] = e.u64(firstArg + 8*j)
+		}
+		r, err := h.call(c, e.u64(0), a)
+		var errno unix.Errno
+		if errors.As(err, &errno) {
+			r = -int64(errno)
+		}
+		e.put(result, 8, uint64(r))
+	}
+	return nil
 }
 
 func (h *Hypervisor) hvmOp(c *caller, op, addr uint64) error {

@@ -526,6 +526,7 @@ var values = []valueSpec{
 var constants = []constGroup{
 	{"Hypercall numbers.", []constSpec{
 		{"HypercallMemoryOp", "__HYPERVISOR_memory_op"},
+		{"HypercallMulticall", "__HYPERVISOR_multicall"},
 		{"HypercallXenVersion", "__HYPERVISOR_xen_version"},
 		{"HypercallHVMOp", "__HYPERVISOR_hvm_op"},
 		{"HypercallSysctl", "__HYPERVISOR_sysctl"},
