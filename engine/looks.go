@@ -164,7 +164,7 @@ var errOtherKernel = errors.New("the guest's processors don't run the kernel tha
 
 // lookOnce looks into a domain's kernel.
 func lookOnce(ctx context.Context, hv Hypervisor, info xen.DomainInfo, k *linux.Kernel, find guard.Find) (v report.Verdict, err error) {
-	mem := newReading(ctx, nil, hv.OpenMemory(info.ID))
+	mem := newReading(ctx, nil, hv.OpenMemoryBriefly(info.ID))
 	defer func() { err = errors.Join(err, mem.Close()) }()
 	registers := func() ([]x86.Registers, error) { return registers(hv, info) }
 	regs, err := registers()

@@ -40,7 +40,7 @@ func moduleKeyOf(r *linux.Reader, m *report.Module) moduleKey {
 // followModules records which modules have come and gone since the last look. The
 // first only notes which there are.
 func (s *Session) followModules() {
-	mem := newReading(context.Background(), nil, s.hv.OpenMemory(s.info.ID))
+	mem := newReading(context.Background(), nil, s.hv.OpenMemoryBriefly(s.info.ID))
 	r := s.kernel.Over(mem).NewReader(nil)
 	mods, err := r.LiveModules()
 	if err == nil {

@@ -183,7 +183,7 @@ func (s *Session) releaseGone() {
 
 // findMoving asks the guest for the frames of a guard.
 func (s *Session) findMoving(g guard.Guard) ([]linux.MappedFrame, error) {
-	mem := newReading(context.Background(), nil, s.hv.OpenMemory(s.info.ID))
+	mem := newReading(context.Background(), nil, s.hv.OpenMemoryBriefly(s.info.ID))
 	found, err := g.Moving.Find(s.kernel.Over(mem).NewReader(nil))
 	return found, errors.Join(err, mem.Close())
 }

@@ -107,7 +107,7 @@ func (s *Session) takeMoved(now time.Time) {
 // mapped for this once; and one whose module has gone is forgotten.
 func (s *Session) compareModulePages(now, until time.Time) {
 	p := &s.patching
-	mem := newReading(context.Background(), nil, s.hv.OpenMemory(s.info.ID))
+	mem := newReading(context.Background(), nil, s.hv.OpenMemoryBriefly(s.info.ID))
 	r := s.kernel.Over(mem).NewReader(nil)
 	mods, err := r.LiveModules()
 	live := make(map[*moduleCode]bool, len(mods))

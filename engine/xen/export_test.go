@@ -17,11 +17,12 @@ var CopyGuarded = copyGuarded
 // HolePatience is how long a hole is believed in.
 const HolePatience = holePatience
 
-// WindowChunks is how many chunks a Memory keeps at most, ChunkBytes the size
+// WindowChunks is how many chunks a Memory keeps at most, ChunkBytes and NarrowBytes the sizes
 // of one.
 const (
 	WindowChunks = sets * ways
-	ChunkBytes   = chunkBytes
+	ChunkBytes   = 1 << wideShift
+	NarrowBytes  = 1 << narrowShift
 )
 
 // NewOpError makes the error for what a call on domain 1 returned.

@@ -13,13 +13,17 @@ import (
 	"github.com/xen-hvi/hvi/engine/x86"
 )
 
+// Frames are mapped some at a time, a chunk. What that and its undoing cost is nearly
+// all for each frame: about 8,000 instructions in a paravirtualized dom0, which unmaps
+// page by page.
 const (
-	// chunkPages is how many frames are mapped at a time: enough for a scan
-	// of guest memory to be cheap, little enough for the four tables of a
-	// page walk not to cost a lot each.
-	chunkPages = 256
-	chunkShift = x86.PageShift + 8
-	chunkBytes = chunkPages * x86.PageSize
+	// wideShift is of memory that is kept mapped, and scanned: 256 frames, or 1 MiB.
+	wideShift = x86.PageShift + 8
+	// narrowShift is of memory that is looked into once, here and there: 16 frames, as
+	// many as dom0's kernel asks Xen to map at once.
+	narrowShift = x86.PageShift + 4
+	// maxChunkPages is what the larger has.
+	maxChunkPages = 1 << (wideShift - x86.PageShift)
 
 	// The window is a set-associative cache: an address can be in any of
 	// ways slots of one set. 128 × 8 chunks of 1 MiB bound what is mapped of
@@ -36,7 +40,7 @@ const (
 )
 
 // Memory reads a domain's physical memory through mappings that it makes when
-// they are needed, in chunks of 1 MiB, and keeps, up to 1 GiB.
+// they are needed, in chunks of 1 MiB, and keeps, up to 1 GiB; or 64 KiB, and 64 MiB.
 //
 // ReadPhys can be called by many goroutines at a time. A read of what is
 // mapped takes no lock and does not allocate; other reads of the domain wait
@@ -55,6 +59,8 @@ type Memory struct {
 	host *Host
 	dom  DomID
 	now  func() time.Time
+	// shift is of a chunk's size in bytes.
+	shift uint
 
 	slots [sets][ways]atomic.Pointer[chunk]
 
@@ -74,7 +80,7 @@ type chunk struct {
 	owner *Memory
 	index uint64
 	mem   []byte // nil where no frame could be mapped
-	errs  [chunkPages]int32
+	errs  []int32
 	holes bool
 	since time.Time
 	refs  atomic.Int32
@@ -100,8 +106,20 @@ func (e *ReadError) Unwrap() error { return e.Err }
 // OpenMemory returns a reader of a domain's memory. It maps nothing yet and
 // does not check that there is such a domain. Close it when the domain goes.
 func (h *Host) OpenMemory(dom DomID) *Memory {
-	return &Memory{host: h, dom: dom, now: time.Now}
+	return &Memory{host: h, dom: dom, now: time.Now, shift: wideShift}
 }
+
+// OpenMemoryBriefly returns one for a look here and there, after which it is closed: it
+// maps less around what is read.
+func (h *Host) OpenMemoryBriefly(dom DomID) *Memory {
+	return &Memory{host: h, dom: dom, now: time.Now, shift: narrowShift}
+}
+
+// chunkBytes is the size of a chunk.
+func (m *Memory) chunkBytes() int { return 1 << m.shift }
+
+// chunkPages is how many frames a chunk has.
+func (m *Memory) chunkPages() int { return 1 << (m.shift - x86.PageShift) }
 
 // ReadPhys copies guest physical memory at pa into buf. It fails with a
 // *ReadError that matches ErrNoPage where the guest has no memory; buf then
@@ -112,9 +130,9 @@ func (m *Memory) ReadPhys(pa x86.PhysAddr, buf []byte) error {
 		if pa>>physBits != 0 {
 			return &ReadError{m.dom, pa, fmt.Errorf("%w: address of more than %d bits", ErrNoPage, physBits)}
 		}
-		off := int(pa & (chunkBytes - 1))
-		n := min(len(buf), chunkBytes-off)
-		c, err := m.acquire(uint64(pa) >> chunkShift)
+		off := int(pa) & (m.chunkBytes() - 1)
+		n := min(len(buf), m.chunkBytes()-off)
+		c, err := m.acquire(uint64(pa) >> m.shift)
 		if err != nil {
 			return &ReadError{m.dom, pa, err}
 		}
@@ -125,14 +143,14 @@ func (m *Memory) ReadPhys(pa x86.PhysAddr, buf []byte) error {
 				if !retry {
 					return &ReadError{m.dom, pa + x86.PhysAddr(bad-off), m.holeError(pa+x86.PhysAddr(bad-off), errno)}
 				}
-				m.forget(uint64(pa) >> chunkShift)
+				m.forget(uint64(pa) >> m.shift)
 				continue
 			}
 		}
 		ok := copyGuarded(buf[:n], c.mem[off:off+n])
 		c.release()
 		if !ok {
-			m.forget(uint64(pa) >> chunkShift)
+			m.forget(uint64(pa) >> m.shift)
 			return &ReadError{m.dom, pa, errFault}
 		}
 		pa += x86.PhysAddr(n)
@@ -216,7 +234,7 @@ func (c *chunk) tryRef() bool {
 func (c *chunk) release() {
 	if c.refs.Add(-1) == 0 && c.mem != nil {
 		m := c.owner
-		m.mapped.Add(-chunkBytes)
+		m.mapped.Add(-int64(m.chunkBytes()))
 		if err := m.host.c.Unmap(c.mem); err != nil {
 			m.mu.Lock()
 			m.errs = append(m.errs, m.host.fail("unmap", m.dom, err))
@@ -242,14 +260,16 @@ func (m *Memory) mapChunk(index uint64) (*chunk, error) {
 	if c := m.lookup(index); c != nil {
 		return c, nil // another goroutine was faster
 	}
-	c := &chunk{owner: m, index: index, since: m.now()}
-	var gfns [chunkPages]uint64
+	pages := m.chunkPages()
+	c := &chunk{owner: m, index: index, since: m.now(), errs: make([]int32, pages)}
+	var all [maxChunkPages]uint64
+	gfns := all[:pages]
 	for i := range gfns {
-		gfns[i] = index*chunkPages + uint64(i)
+		gfns[i] = index*uint64(pages) + uint64(i)
 	}
-	mem, err := m.host.c.MapForeign(uint16(m.dom), gfns[:], c.errs[:], false)
+	mem, err := m.host.c.MapForeign(uint16(m.dom), gfns, c.errs, false)
 	if err != nil {
-		return nil, opError(m.host.release, "map", m.dom, err, fmt.Sprintf("%d frames from %v", chunkPages, x86.GFN(gfns[0])))
+		return nil, opError(m.host.release, "map", m.dom, err, fmt.Sprintf("%d frames from %v", pages, x86.GFN(gfns[0])))
 	}
 	m.maps.Add(1)
 	good := 0
@@ -258,7 +278,7 @@ func (m *Memory) mapChunk(index uint64) (*chunk, error) {
 			good++
 		}
 	}
-	c.holes = good < chunkPages
+	c.holes = good < pages
 	if good == 0 {
 		// Nothing to hold on to: what is kept is that there is nothing.
 		if err := m.host.c.Unmap(mem); err != nil {
@@ -266,7 +286,7 @@ func (m *Memory) mapChunk(index uint64) (*chunk, error) {
 		}
 	} else {
 		c.mem = mem
-		m.mapped.Add(chunkBytes)
+		m.mapped.Add(int64(m.chunkBytes()))
 	}
 	c.refs.Store(2) // the slot and the caller
 	set, s := &m.slots[setOf(index)], setOf(index)
@@ -311,8 +331,8 @@ func (m *Memory) Invalidate(first x86.GFN, n uint64) {
 	if n == 0 {
 		return
 	}
-	lo := uint64(first) / chunkPages
-	hi := (uint64(first) + n - 1) / chunkPages
+	lo := uint64(first) >> (m.shift - x86.PageShift)
+	hi := (uint64(first) + n - 1) >> (m.shift - x86.PageShift)
 	if uint64(first)+n-1 < uint64(first) || hi-lo >= sets*ways {
 		m.drop(func(c *chunk) bool { return c.index >= lo && (c.index <= hi || hi < lo) })
 		return

@@ -193,6 +193,45 @@ func TestReadPhys(t *testing.T) {
 	}
 }
 
+// TestReadBriefly reads here and there, for which little is mapped.
+func TestReadBriefly(t *testing.T) {
+	hv, h := open(t, xentest.Config{})
+	const pages = 3*256 + 10
+	d := hv.AddDomain(xentest.Spec{ID: 1, Type: xen.PVH, Pages: pages})
+	fill(d, pages)
+	d.DropPage(700)
+	m := h.OpenMemoryBriefly(1)
+	for _, tc := range []struct {
+		pa x86.PhysAddr
+		n  int
+	}{
+		{0, 8}, {4093, 7}, {xen.NarrowBytes - 3, 10}, {5 * xen.NarrowBytes, 1}, {xen.ChunkBytes + 8, 8}, {100, 3 * xen.NarrowBytes},
+	} {
+		buf := make([]byte, tc.n)
+		if err := m.ReadPhys(tc.pa, buf); err != nil || !bytes.Equal(buf, expect(tc.pa, tc.n)) {
+			t.Errorf("%v+%d: %v", tc.pa, tc.n, err)
+		}
+	}
+	// Chunks 0 to 3, 5, and 16.
+	if st := m.Stats(); st.Maps != 6 || st.MappedBytes != 6*xen.NarrowBytes {
+		t.Errorf("%+v", st)
+	}
+	var re *xen.ReadError
+	if err := m.ReadPhys(699*4096, make([]byte, 8192)); !errors.As(err, &re) || re.Addr != 700*4096 || !errors.Is(err, xen.ErrNoPage) {
+		t.Errorf("at a hole: %v", err)
+	}
+	m.Invalidate(15, 2)
+	if got, want := m.Stats().MappedBytes, int64(5*xen.NarrowBytes); got != want {
+		t.Errorf("%d bytes are mapped after two chunks were forgotten, want %d", got, want)
+	}
+	if err := m.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if d.MappedPages() != 0 {
+		t.Errorf("%d pages stay mapped", d.MappedPages())
+	}
+}
+
 func TestReadPhysAtHoles(t *testing.T) {
 	hv, h := open(t, xentest.Config{})
 	d := hv.AddDomain(xentest.Spec{ID: 1, Type: xen.PVH, Pages: 20})

@@ -42,6 +42,9 @@ func (r *Reader) checkPointers() (int, []report.Finding, error) {
 		return 0, nil, &ReadError{What: writableData[0][0], Err: ErrUnsupported}
 	}
 	innocent := r.innocentWords()
+	// Nearly all words are none of these addresses, and there are millions of words.
+	area, areaSize := uint64(moduleArea), uint64(moduleAreaEnd-moduleArea)
+	image, imageSize := uint64(r.k.Base), uint64(r.k.Symbols.end-r.k.Base)
 	buf := make([]byte, dataChunk)
 	return r.persistent(func() (n int, out findings, err error) {
 		for _, p := range parts {
@@ -51,8 +54,12 @@ func (r *Reader) checkPointers() (int, []report.Finding, error) {
 					return n, nil, &ReadError{What: "the kernel's writable data", Err: err}
 				}
 				n += len(b) / 8
-				for i := 0; i < len(b); i += 8 {
-					to := x86.VirtAddr(binary.LittleEndian.Uint64(b[i:]))
+				for i := 0; i+8 <= len(b); i += 8 {
+					w := binary.LittleEndian.Uint64(b[i:])
+					if w-area >= areaSize || w-image < imageSize {
+						continue
+					}
+					to := x86.VirtAddr(w)
 					if !r.leadsToStrayCode(to) {
 						continue
 					}
@@ -94,12 +101,9 @@ const (
 	moduleAreaEnd = x86.VirtAddr(0xffff_ffff_ff00_0000)
 )
 
-// leadsToStrayCode says of a word whether it is the address of executable memory
-// that no part of the kernel owns.
+// leadsToStrayCode says of an address in the module area and not in the image whether
+// it is that of executable memory that no part of the kernel owns.
 func (r *Reader) leadsToStrayCode(to x86.VirtAddr) bool {
-	if to < moduleArea || to >= moduleAreaEnd || to >= r.k.Base && to < r.k.Symbols.end {
-		return false
-	}
 	if r.codeMap().find(to) != nil {
 		return false
 	}
