@@ -1,6 +1,7 @@
 package keeper
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -8,8 +9,11 @@ import (
 	"os"
 	"os/signal"
 	"strconv"
+	"sync"
 	"syscall"
 	"time"
+
+	"github.com/xen-hvi/hvi/engine/tick"
 )
 
 // The files a keeper is started with.
@@ -101,35 +105,56 @@ func wait(d Duty, socket *os.File, p *page, hvid *os.Process) (why string, err e
 		}
 		return queued(hvid.Pid)
 	}}}
-	why = "hvid died"
-	killed := false
+	var seen struct {
+		sync.Mutex
+		why string // hvid was killed
+		err error  // it could not be
+	}
+	t := tick.New(budget / looks)
+	ended := make(chan struct{})
+	defer func() {
+		t.Close()
+		<-ended
+	}()
+	go func() {
+		defer close(ended)
+		t.Each(func() bool {
+			p.keeper().Add(1)
+			still := w.look()
+			if still == "" || hvid == nil {
+				return true
+			}
+			// Never both at once: it is dead before anything is done. Nothing is left to
+			// look for then: what comes next is its end.
+			seen.Lock()
+			defer seen.Unlock()
+			seen.why = still + ", and was killed"
+			if err := hvid.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+				seen.err = fmt.Errorf("keeper: %s, and cannot be killed: %w", still, err)
+				_ = socket.SetReadDeadline(time.Unix(1, 0)) // ends the wait for a word
+			}
+			return false
+		})
+	}()
 	said := make([]byte, 1)
 	for {
-		if err := socket.SetReadDeadline(time.Now().Add(budget / looks)); err != nil {
-			return "", fmt.Errorf("keeper: %w", err)
-		}
 		_, err := socket.Read(said)
+		seen.Lock()
+		why, failed := seen.why, seen.err
+		seen.Unlock()
 		switch {
+		case failed != nil:
+			return "", failed
 		case err == nil && said[0] == sayDone:
 			return "", nil
-		case errors.Is(err, os.ErrDeadlineExceeded):
+		case err == nil:
 		case errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET):
 			// The kernel has closed its files. It does so when the last of its
 			// threads has ended, and after it has taken its memory away
 			// (do_exit in Linux): nothing more can come of it.
-			return why, nil
-		case err != nil:
+			return cmp.Or(why, "hvid died"), nil
+		default:
 			return "", fmt.Errorf("keeper: %w", err)
-		}
-		p.keeper().Add(1)
-		still := w.look()
-		if still == "" || killed || hvid == nil {
-			continue
-		}
-		// Never both at once: it is dead before anything is done.
-		why, killed = still+", and was killed", true
-		if err := hvid.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
-			return "", fmt.Errorf("keeper: %s, and cannot be killed: %w", still, err)
 		}
 	}
 }

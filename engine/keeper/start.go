@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/xen-hvi/hvi/engine/tick"
 )
 
 const (
@@ -132,17 +134,14 @@ func (k *Keeper) Close(undone bool) error {
 
 // beat is hvid's heart, and looks for the keeper's.
 func (k *Keeper) beat(ctx context.Context) {
-	t := time.NewTicker(k.opt.Budget / looks)
-	defer t.Stop()
+	t := tick.New(k.opt.Budget / looks)
+	defer t.Close()
+	defer context.AfterFunc(ctx, t.Close)()
 	var w stopwatch
 	var of *os.Process
-	for {
+	k.page.hvid().Add(1)
+	t.Each(func() bool {
 		k.page.hvid().Add(1)
-		select {
-		case <-ctx.Done():
-			return
-		case <-t.C:
-		}
 		p := k.proc.Load()
 		if p != of {
 			of, w = p, stopwatch{}
@@ -152,7 +151,8 @@ func (k *Keeper) beat(ctx context.Context) {
 			_ = p.Kill() // fails if it has died meanwhile
 			w = stopwatch{}
 		}
-	}
+		return true
+	})
 }
 
 // supervise has one keeper follow the other.
