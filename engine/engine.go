@@ -15,6 +15,7 @@ import (
 	"github.com/xen-hvi/hvi/engine/guest/linux"
 	"github.com/xen-hvi/hvi/engine/ledger"
 	"github.com/xen-hvi/hvi/engine/policy"
+	"github.com/xen-hvi/hvi/engine/tick"
 	"github.com/xen-hvi/hvi/engine/xen"
 	"github.com/xen-hvi/hvi/engine/xen/abi"
 )
@@ -79,8 +80,8 @@ type Engine struct {
 	domains map[xen.DomID]*domain
 	changed chan struct{} // closed and replaced when a domain comes in
 	closing bool
-	closed  chan struct{} // when closing begins
-	// watcher samples how the guests run, and asks Xen for that until closed.
+	// clock has watcher sample how the guests run, until closing begins.
+	clock   *tick.Ticker
 	watcher sync.WaitGroup
 
 	attaches, attachFailures atomic.Uint64
@@ -143,8 +144,8 @@ type domain struct {
 // left from an earlier run.
 func New(opt Options) *Engine {
 	e := &Engine{
-		opt: opt, domains: make(map[xen.DomID]*domain), changed: make(chan struct{}), closed: make(chan struct{}),
-		readers: make(chan struct{}, maxReaders), dumper: newDumper(opt.Dumps),
+		opt: opt, domains: make(map[xen.DomID]*domain), changed: make(chan struct{}),
+		readers: make(chan struct{}, maxReaders), dumper: newDumper(opt.Dumps), clock: tick.New(activityEvery),
 	}
 	e.watcher.Go(e.watchActivity)
 	return e
@@ -781,7 +782,7 @@ func (s *Session) ended() bool {
 func (e *Engine) Close() error {
 	e.mu.Lock()
 	if !e.closing {
-		close(e.closed)
+		e.clock.Close()
 	}
 	e.closing = true
 	ds := make([]*domain, 0, len(e.domains))

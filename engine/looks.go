@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"slices"
 	"strings"
 	"time"
 
@@ -64,25 +63,26 @@ type lookResult struct {
 	err     error
 }
 
-// lookDue is a guard that looks, and when it does so next.
+// lookDue is a guard that looks, again and again.
 type lookDue struct {
 	guard guard.Guard
 	find  guard.Find
-	at    time.Time
-	lazy  lazy
+	chore *chore
 }
 
 // startLooks begins to look for all guards of the policy that do.
 func (s *Session) startLooks() {
 	s.stopLooks()
 	var due []lookDue
+	wake := make(chan struct{}, 1)
 	now := time.Now()
 	for _, g := range guard.All() {
 		if g.Look == nil || s.policy.Action(g.Name) == policy.ActionOff {
 			continue
 		}
 		if find := g.Look.Finding(s.policy); find != nil {
-			due = append(due, lookDue{guard: g, find: find, at: now.Add(rand.N(s.firstLook))})
+			first := now.Add(rand.N(s.firstLook))
+			due = append(due, lookDue{guard: g, find: find, chore: s.chores.add(first, g.Look.Every, g.Look.Jitter(), wake)})
 		}
 	}
 	if len(due) == 0 {
@@ -100,7 +100,10 @@ func (s *Session) startLooks() {
 	s.looks = l
 	go func() {
 		defer close(l.ended)
-		look(ctx, s.hv, s.info, s.kernel, s.activity, due, l.results)
+		look(ctx, s.hv, s.info, s.kernel, due, wake, l.results)
+		for _, d := range due {
+			s.chores.drop(d.chore)
+		}
 	}()
 }
 
@@ -123,33 +126,20 @@ func (s *Session) found() <-chan lookResult {
 	return s.looks.results
 }
 
-// look looks, until ctx ends.
-func look(ctx context.Context, hv Hypervisor, info xen.DomainInfo, k *linux.Kernel, guest *activity, due []lookDue, results chan<- lookResult) {
-	timer := time.NewTimer(0)
-	defer timer.Stop()
+// look makes those looks that are due each time it is woken, until ctx ends.
+func look(ctx context.Context, hv Hypervisor, info xen.DomainInfo, k *linux.Kernel, due []lookDue, wake <-chan struct{}, results chan<- lookResult) {
 	for {
-		next := slices.MinFunc(due, func(a, b lookDue) int { return a.at.Compare(b.at) })
-		timer.Reset(time.Until(next.at))
 		select {
 		case <-ctx.Done():
 			return
-		case <-timer.C:
+		case <-wake:
 		}
-		for i := range due {
-			d := &due[i]
-			if d.guard.Name != next.guard.Name {
+		for _, d := range due {
+			if !d.chore.taken() {
 				continue
 			}
-			looks := d.lazy.due(guest, time.Now())
 			r := lookResult{guard: d.guard.Name}
-			if looks {
-				r.verdict, r.err = lookOnce(ctx, hv, info, k, d.find)
-			}
-			j := d.guard.Look.Jitter()
-			d.at = time.Now().Add(d.guard.Look.Every - j + rand.N(2*j))
-			if !looks {
-				continue
-			}
+			r.verdict, r.err = lookOnce(ctx, hv, info, k, d.find)
 			select {
 			case <-ctx.Done():
 				return

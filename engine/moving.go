@@ -26,8 +26,7 @@ import (
 // moving is what a session has restricted for the guard whose frames move. It is
 // the session goroutine's.
 type moving struct {
-	timer  *time.Ticker
-	lazy   lazy
+	chore  *chore // nil while nothing is followed
 	frames map[x86.GFN]x86.VirtAddr
 	failed int          // looks in a row
 	blind  *GuardStatus // what the guard was before it was said to see nothing
@@ -41,24 +40,14 @@ func (s *Session) startMoving() {
 	if a == nil || !s.status.Load().holdsAnywhere(a.Guard.Name) {
 		return
 	}
-	s.moving.timer = time.NewTicker(a.Guard.Moving.Every)
+	s.moving.chore = s.chores.add(time.Now().Add(a.Guard.Moving.Every), a.Guard.Moving.Every, 0, s.chore)
 	s.followMoving()
 }
 
 // stopMoving ends that. What is restricted stays so, to be undone with all else.
 func (s *Session) stopMoving() {
-	if s.moving.timer != nil {
-		s.moving.timer.Stop()
-	}
+	s.chores.drop(s.moving.chore)
 	s.moving = moving{}
-}
-
-// movingDue is when to look again, nil for never.
-func (s *Session) movingDue() <-chan time.Time {
-	if s.moving.timer == nil {
-		return nil
-	}
-	return s.moving.timer.C
 }
 
 // followMoving restricts what has come since the last time, and lets go of what has

@@ -68,22 +68,17 @@ func (l *lazy) due(a *activity, now time.Time) bool {
 	return true
 }
 
-// watchActivity samples the guests of all sessions until the engine is closed.
+// watchActivity samples the guests of all sessions until the engine is closed, and has
+// done for them what is due.
 func (e *Engine) watchActivity() {
-	t := time.NewTicker(activityEvery)
-	defer t.Stop()
-	for {
-		select {
-		case <-e.closed:
-			return
-		case now := <-t.C:
-			e.sample(now, func() ([]xen.DomainInfo, error) { return e.opt.Hypervisor.Domains() })
-		}
-	}
+	e.clock.Each(func() bool {
+		e.sample(time.Now(), func() ([]xen.DomainInfo, error) { return e.opt.Hypervisor.Domains() })
+		return true
+	})
 }
 
-// sample asks how long each protected guest has run, all at once, and sees that no
-// request of theirs was forgotten.
+// sample asks how long each protected guest has run, all at once, sees that no
+// request of theirs was forgotten, and wakes who has something to do for one.
 func (e *Engine) sample(now time.Time, list func() ([]xen.DomainInfo, error)) {
 	e.mu.Lock()
 	domains := slices.Collect(maps.Values(e.domains))
@@ -102,14 +97,15 @@ func (e *Engine) sample(now time.Time, list func() ([]xen.DomainInfo, error)) {
 	if len(protected) == 0 {
 		return
 	}
-	infos, err := list()
-	if err != nil {
-		return // the next time
-	}
+	// What can't be told now is the next time; what is due is due all the same.
+	infos, _ := list()
 	for i := range infos {
 		// A domain that has gone is noticed elsewhere, and so is another with its number.
 		if s := protected[infos[i].ID]; s != nil && s.info.UUID == infos[i].UUID {
 			s.activity.sample(now, infos[i].CPUTime, e.opt.Quiet)
 		}
+	}
+	for _, s := range protected {
+		s.chores.tick(now, s.activity)
 	}
 }

@@ -46,6 +46,8 @@ type Session struct {
 	holdOnFailure bool
 
 	activity *activity
+	chores   chores
+	chore    chan struct{} // wakes the session for its own
 
 	commands chan func()
 	quit     chan struct{} // closed when the goroutine has ended
@@ -89,8 +91,7 @@ type Session struct {
 	views viewsStatus
 	// viewName is the declared view that the domain was switched to, empty for none.
 	viewName  string
-	viewCheck *time.Ticker
-	viewLazy  lazy
+	viewCheck *chore
 	hidden    hidden // breakpoints
 	finished  bool
 	// newPulse gives the ring goroutine what it tells of itself by; dropPulse gives
@@ -120,7 +121,7 @@ func newSession(hv Hypervisor, l *ledger.Ledger, rec Recorder, log *slog.Logger,
 	s := &Session{
 		hv: hv, ledger: l, record: rec, info: info, policy: p,
 		log:      log.With("domid", info.ID, "domain", name, "uuid", info.UUID),
-		activity: newActivity(time.Now()), commands: make(chan func()), quit: make(chan struct{}), newPulse: unwatched, now: time.Now,
+		activity: newActivity(time.Now()), commands: make(chan func()), chore: make(chan struct{}, 1), quit: make(chan struct{}), newPulse: unwatched, now: time.Now,
 	}
 	st := Status{Info: info, Name: name, State: StateDeclared, Decided: true, Policy: p, PolicySource: decl.Source, PolicyFrom: decl.From}
 	st.Guards = pendingGuards(p)
@@ -339,12 +340,11 @@ func (s *Session) run(attached chan<- error) {
 			s.followChecking(s.now())
 		case l := <-s.found():
 			s.tell(l)
-		case <-s.viewCheckDue():
-			if s.viewLazy.due(s.activity, time.Now()) {
+		case <-s.chore:
+			if s.viewCheck.taken() {
 				s.checkView()
 			}
-		case <-s.movingDue():
-			if s.moving.lazy.due(s.activity, time.Now()) {
+			if s.moving.chore.taken() {
 				s.followMoving()
 			}
 		case g := <-s.goneFrames():

@@ -26,7 +26,8 @@ const viewCheckInterval = 10 * time.Second
 func (s *Session) watchView(views viewsStatus) {
 	s.unwatchView()
 	if views.current().ID != noView {
-		s.views, s.viewCheck = views, time.NewTicker(viewCheckInterval)
+		s.views = views
+		s.viewCheck = s.chores.add(time.Now().Add(viewCheckInterval), viewCheckInterval, 0, s.chore)
 	}
 }
 
@@ -34,19 +35,8 @@ func (s *Session) watchView(views viewsStatus) {
 func (s *Session) unwatchView() {
 	s.stopMoving()
 	s.forgetOpen()
-	if s.viewCheck != nil {
-		s.viewCheck.Stop()
-	}
+	s.chores.drop(s.viewCheck)
 	s.views, s.viewCheck = nil, nil
-}
-
-// viewCheckDue fires when the view is to be looked at. It is nil where there is
-// none.
-func (s *Session) viewCheckDue() <-chan time.Time {
-	if s.viewCheck == nil {
-		return nil
-	}
-	return s.viewCheck.C
 }
 
 // checkView looks at each frame that is to be restricted in the current view, and
