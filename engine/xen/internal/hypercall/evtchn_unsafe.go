@@ -65,6 +65,25 @@ func WritePorts(fd int, b *Ports, n int) error {
 	return err
 }
 
+// pollFD is struct pollfd.
+type pollFD struct {
+	fd      int32
+	events  int16
+	revents int16
+}
+
+// AwaitPort waits until a port has fired, for some milliseconds at most, and reports
+// whether it has. The runtime is not told that it waits, so that the thread keeps its
+// place among those that run Go: EINTR is to be taken for the wish that it gave way.
+func AwaitPort(fd, ms int) (bool, error) {
+	p := pollFD{fd: int32(fd), events: unix.POLLIN}
+	n, _, errno := unix.RawSyscall(unix.SYS_POLL, uintptr(unsafe.Pointer(&p)), 1, uintptr(ms))
+	if errno != 0 {
+		return false, errno
+	}
+	return n != 0, nil
+}
+
 func portCall(call uintptr, fd int, b *Ports, n int) (int, error) {
 	for {
 		got, _, errno := unix.RawSyscall(call, uintptr(fd), uintptr(unsafe.Pointer(b)), uintptr(n))
