@@ -2,6 +2,7 @@ package runner
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -285,6 +286,7 @@ func (r *Runner) command(ctx context.Context, im image.Images, dir string, p par
 	case s.System == scenario.Debian:
 		dom0, args = machine.Dom0DebianMemory, machine.DebianArgs(machine.QEMUSystem, machine.QEMULab)
 	}
+	memory = cmp.Or(s.Memory, memory)
 	xen := machine.XenArgs(intel, dom0, s.Xen)
 	switch s.Emulator {
 	case scenario.Bochs:

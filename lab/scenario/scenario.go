@@ -58,6 +58,9 @@ type Scenario struct {
 	// Bochs' has one whatever is asked for. Only scenarios with the same number
 	// share a boot.
 	Processors int
+	// Memory is the machine's in MiB, 0 for as much as it usually has; it is heeded for
+	// Bochs. Only scenarios with the same share a boot.
+	Memory int
 	// GuestKernel names the kernel of the guests it starts, one of lab/image's;
 	// "" is Debian 12's for the cloud. Only scenarios with the same share a boot.
 	GuestKernel string
@@ -85,7 +88,7 @@ func (s Scenario) Limit() time.Duration {
 
 // Boot is what two scenarios must agree in to share one boot.
 func (s Scenario) Boot() string {
-	return fmt.Sprint(s.Emulator, " ", s.System, " ", s.Release, " ", s.Processors, " ", s.GuestKernel, " ", strings.Join(s.Xen, " "))
+	return fmt.Sprint(s.Emulator, " ", s.System, " ", s.Release, " ", s.Processors, " ", s.Memory, " ", s.GuestKernel, " ", strings.Join(s.Xen, " "))
 }
 
 // Title is the name that [Find] finds it by with its release: "views@4.20", or
