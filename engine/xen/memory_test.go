@@ -212,7 +212,7 @@ func TestReadBriefly(t *testing.T) {
 			t.Errorf("%v+%d: %v", tc.pa, tc.n, err)
 		}
 	}
-	// Chunks 0 to 3, 5, and 16.
+	// Chunks 0 to 3, 5, and 32.
 	if st := m.Stats(); st.Maps != 6 || st.MappedBytes != 6*xen.NarrowBytes {
 		t.Errorf("%+v", st)
 	}
