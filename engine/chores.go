@@ -29,7 +29,7 @@ type chore struct {
 
 // add has something be done at a time, and then each time that about so much has passed,
 // give or take jitter; less often while the guest is quiet, as lazy says. Who does it is
-// woken, and asks which it is. Times are as exact as activityEvery.
+// woken, and asks which it is. Times are as exact as half of activityEvery.
 func (c *chores) add(at time.Time, every, jitter time.Duration, wake chan<- struct{}) *chore {
 	ch := &chore{every: every, jitter: jitter, wake: wake, at: at}
 	c.mu.Lock()
@@ -57,9 +57,8 @@ func (c *chores) tick(now time.Time, guest *activity) {
 		if ch.jitter > 0 {
 			next += rand.N(2*ch.jitter) - ch.jitter
 		}
-		if ch.at = ch.at.Add(next); ch.at.Before(now) {
-			ch.at = now.Add(next) // nobody has come here for long
-		}
+		// With the clock's own time rounded, so that it is not a tick later each now and then.
+		ch.at = now.Add(next - activityEvery/2)
 		if !ch.lazy.due(guest, now) {
 			continue
 		}
