@@ -35,8 +35,10 @@ type EventChannel struct {
 	// fires counts since the clock was last read, at since. They are Serve's.
 	fires int
 	since time.Time
-	// bursts counts what is begun of them, for tests.
+	// bursts counts what is begun of them, for tests. thread is who waits in one, as far as
+	// is known: it may have become another since it last gave way; 0 is nobody.
 	bursts atomic.Uint64
+	thread atomic.Int32
 
 	woken atomic.Bool
 	gate  *hypercall.Gate
@@ -155,7 +157,7 @@ const (
 	burstFires = 16
 	burstTime  = burstFires * time.Millisecond
 	// burstRest, in milliseconds, is how long nothing must come for a burst to be over,
-	// and how long it may take until a Wake is heeded, at most.
+	// and how long it may take until a Wake is heeded whose signal came to nothing.
 	burstRest = 10
 	// burstTurn is how many events are answered before others have the thread.
 	burstTurn = 8
@@ -199,6 +201,8 @@ func (e *EventChannel) burst(work func() bool) (done bool, err error) {
 }
 
 func (e *EventChannel) inBurst(work func() bool) (done bool, err error) {
+	e.thread.Store(int32(unix.Gettid()))
+	defer e.thread.Store(0)
 	for n := 1; !e.woken.Load() && !e.gate.IsShut(); n++ {
 		switch fired, err := hypercall.AwaitPort(e.port.FD(), burstRest); {
 		case err == unix.EINTR:
@@ -256,6 +260,11 @@ func (e *EventChannel) Wake() {
 	defer e.gate.Leave()
 	e.woken.Store(true)
 	_ = e.file.SetReadDeadline(past) // fails only when it is closed
+	if t := e.thread.Load(); t != 0 {
+		// The signal by which the runtime itself has threads give way. It fails when the
+		// thread has ended.
+		_ = unix.Tgkill(os.Getpid(), int(t), unix.SIGURG)
+	}
 }
 
 // past ends a wait.
