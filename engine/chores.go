@@ -21,17 +21,32 @@ type chore struct {
 	every, jitter time.Duration
 	wake          chan<- struct{} // has room for one
 	due           atomic.Bool     // since taken was last asked
+	// eager is one that is never left out but while it rests.
+	eager bool
+	rest  atomic.Pointer[rest]
 
 	// Guarded by chores.mu.
 	at   time.Time
 	lazy lazy
 }
 
+// rest is when a chore has nothing to do: until a time, unless the guest is busy after
+// another.
+type rest struct{ until, since time.Time }
+
 // add has something be done at a time, and then each time that about so much has passed,
 // give or take jitter; less often while the guest is quiet, as lazy says. Who does it is
 // woken, and asks which it is. Times are as exact as half of activityEvery.
 func (c *chores) add(at time.Time, every, jitter time.Duration, wake chan<- struct{}) *chore {
-	ch := &chore{every: every, jitter: jitter, wake: wake, at: at}
+	return c.put(&chore{every: every, jitter: jitter, wake: wake, at: at})
+}
+
+// addEager has something be done each time that so much has passed, but while it rests.
+func (c *chores) addEager(every time.Duration, wake chan<- struct{}) *chore {
+	return c.put(&chore{every: every, wake: wake, eager: true})
+}
+
+func (c *chores) put(ch *chore) *chore {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.list = append(c.list, ch)
@@ -59,7 +74,11 @@ func (c *chores) tick(now time.Time, guest *activity) {
 		}
 		// With the clock's own time rounded, so that it is not a tick later each now and then.
 		ch.at = now.Add(next - activityEvery/2)
-		if !ch.lazy.due(guest, now) {
+		if ch.eager {
+			if r := ch.rest.Load(); r != nil && now.Before(r.until) && !guest.busySince(r.since) {
+				continue
+			}
+		} else if !ch.lazy.due(guest, now) {
 			continue
 		}
 		ch.due.Store(true)

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"slices"
 	"testing"
 	"time"
 )
@@ -45,13 +46,8 @@ func TestChores(t *testing.T) {
 		}
 	}
 	want := []int{10, 110, 120, 130, 140, 150, 160, 170, 180, 190, 200, 300, 400}
-	if len(at) != len(want) {
+	if !slices.Equal(at, want) {
 		t.Fatalf("done at %v, want %v", at, want)
-	}
-	for i := range want {
-		if at[i] != want[i] {
-			t.Fatalf("done at %v, want %v", at, want)
-		}
 	}
 	// Twice at least while the guest was busy, and the first time.
 	if len(odds) < 3 || odds[0] != 3*time.Second {
@@ -81,5 +77,39 @@ func TestChoresLate(t *testing.T) {
 	}
 	if n != 2 {
 		t.Errorf("done %d times in twenty seconds, want twice", n)
+	}
+}
+
+// TestEagerChore is done each second but while it rests, which ends when the guest does
+// something, or by itself.
+func TestEagerChore(t *testing.T) {
+	start := time.Now()
+	a := newActivity(start)
+	var c chores
+	wake := make(chan struct{}, 1)
+	ch := c.addEager(time.Second, wake)
+	var at []int
+	for second := 1; second <= 20; second++ {
+		now := start.Add(time.Duration(second) * time.Second)
+		if second == 9 {
+			a.busy.Store(int64(now.Sub(start)))
+		}
+		c.tick(now, a)
+		if !ch.taken() {
+			continue
+		}
+		at = append(at, second)
+		switch second {
+		case 3:
+			ch.rest.Store(&rest{until: start.Add(time.Hour), since: now})
+		case 10:
+			ch.rest.Store(&rest{until: start.Add(15 * time.Second), since: now})
+		case 16:
+			ch.rest.Store(nil)
+		}
+	}
+	want := []int{1, 2, 3, 9, 10, 15, 16, 17, 18, 19, 20}
+	if !slices.Equal(at, want) {
+		t.Errorf("done at %v, want %v", at, want)
 	}
 }

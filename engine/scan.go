@@ -43,7 +43,6 @@ const (
 type scan struct {
 	guard   policy.GuardName
 	scanner guard.Scanner
-	timer   *time.Ticker
 
 	order    []int             // of this round
 	next     int               // in order
@@ -115,27 +114,19 @@ func (s *Session) startScans() {
 			continue
 		}
 		s.scans = append(s.scans, &scan{
-			guard: g.Name, scanner: scanner, timer: time.NewTicker(scanTick),
+			guard: g.Name, scanner: scanner,
 			order: rand.Perm(scanner.Parts()), suspects: make(map[int]suspicion),
 		})
 		s.setGuard(g.Name, GuardScanning, fmt.Sprintf("%s; instead a change is found within %v, and not prevented", now.Reason, ScanPeriod))
 	}
+	if len(s.scans) > 0 {
+		s.scanning = s.chores.addEager(scanTick, s.chore)
+	}
 }
 
 func (s *Session) stopScans() {
-	for _, sc := range s.scans {
-		sc.timer.Stop()
-	}
-	s.scans = nil
-}
-
-// scanDue is when the next tick of a scan is, nil if there is none. All scans
-// begin together, so the first stands for all.
-func (s *Session) scanDue() <-chan time.Time {
-	if len(s.scans) == 0 {
-		return nil
-	}
-	return s.scans[0].timer.C
+	s.chores.drop(s.scanning)
+	s.scans, s.scanning = nil, nil
 }
 
 // scanSome does one tick's share of each scan.
@@ -166,6 +157,29 @@ func (s *Session) scanSome() {
 			}
 		}
 	}
+	if s.scanning != nil {
+		s.scanning.rest.Store(s.scanRest())
+	}
+}
+
+// scanRest is until when there is nothing to scan, nil if there is something.
+func (s *Session) scanRest() *rest {
+	var all *rest
+	for _, sc := range s.scans {
+		if sc.next < len(sc.order) || len(sc.suspects) > 0 {
+			return nil
+		}
+		if all == nil {
+			all = &rest{until: sc.nextRound, since: sc.lazy.last}
+		}
+		if sc.nextRound.Before(all.until) {
+			all.until = sc.nextRound
+		}
+		if sc.lazy.last.Before(all.since) {
+			all.since = sc.lazy.last
+		}
+	}
+	return all
 }
 
 // scanPart compares one part. What can't be read now is looked at again in the

@@ -66,6 +66,7 @@ type Session struct {
 	kernel   *linux.Kernel
 	set      *guard.Set
 	scans    []*scan
+	scanning *chore // nil for none
 	patching patching
 	checking checking
 	// describer reads what is told of who made a violation, nil before the first.
@@ -326,8 +327,6 @@ func (s *Session) run(attached chan<- error) {
 			s.flush()
 		case <-s.fold.summaryDue():
 			s.summarize()
-		case <-s.scanDue():
-			s.scanSome()
 		case <-s.patchedMore():
 			s.noticePatching(s.now())
 		case <-s.movedMore():
@@ -341,6 +340,9 @@ func (s *Session) run(attached chan<- error) {
 		case l := <-s.found():
 			s.tell(l)
 		case <-s.chore:
+			if s.scanning.taken() {
+				s.scanSome()
+			}
 			if s.viewCheck.taken() {
 				s.checkView()
 			}
