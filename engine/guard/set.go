@@ -133,7 +133,7 @@ func NewSet(t *Target, mem guest.Memory, actions map[policy.GuardName]policy.Act
 		queue:  make(chan Evidence, queueLen),
 		stops:  make(chan struct{}, 1),
 		paces:  make(chan struct{}, 1),
-		now:    time.Now,
+		now:    elapsed,
 		gone:   make(chan GoneFrame, queueLen),
 	}
 	var errs []error

@@ -34,11 +34,12 @@ type EventChannel struct {
 	buf hypercall.Ports // Serve's
 	// fires counts since the clock was last read, at since. They are Serve's.
 	fires int
-	since time.Time
-	// bursts counts what is begun of them, for tests. thread is who waits in one, as far as
-	// is known: it may have become another since it last gave way; 0 is nobody.
-	bursts atomic.Uint64
-	thread atomic.Int32
+	since time.Duration // after epoch
+	// bursts counts what is begun of them, for tests. While inKernel is set, wake, an
+	// eventfd, ends the wait.
+	bursts   atomic.Uint64
+	inKernel atomic.Bool
+	wake     int
 
 	woken atomic.Bool
 	gate  *hypercall.Gate
@@ -73,7 +74,12 @@ func (e *EventChannel) watch() error {
 		_ = unix.Close(fd)
 		return os.NewSyscallError("fcntl", err)
 	}
-	e.epoll, e.file = fd, os.NewFile(uintptr(fd), "event channel")
+	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		_ = unix.Close(fd)
+		return os.NewSyscallError("eventfd", err)
+	}
+	e.epoll, e.wake, e.file = fd, wake, os.NewFile(uintptr(fd), "event channel")
 	if err = e.watchPort(true); err == nil {
 		e.conn, err = e.file.SyscallConn()
 	}
@@ -82,7 +88,7 @@ func (e *EventChannel) watch() error {
 		err = e.file.SetReadDeadline(time.Time{})
 	}
 	if err != nil {
-		_ = e.file.Close()
+		_ = errors.Join(e.file.Close(), unix.Close(wake))
 	}
 	return err
 }
@@ -154,25 +160,33 @@ func (e *EventChannel) Serve(interval time.Duration, work func() bool) error {
 
 const (
 	// burstFires in burstTime is often: a thousand events a second.
-	burstFires = 16
+	burstFires = 8
 	burstTime  = burstFires * time.Millisecond
-	// burstRest, in milliseconds, is how long nothing must come for a burst to be over,
-	// and how long it may take until a Wake is heeded whose signal came to nothing.
-	burstRest = 10
+	// burstRest, in milliseconds, is how long nothing may come at most before a burst is
+	// over. Where the runtime looks at its threads it is so after some ten. A timer that
+	// were the next of the machine's to go off would be set, and taken back, for each
+	// event, which costs more than all else here.
+	burstRest = 1000
 	// burstTurn is how many events are answered before others have the thread.
-	burstTurn = 8
+	burstTurn = 16
+	// burstSpare is how many threads are left to run Go.
+	burstSpare = 2
 )
 
-// often reports whether the channel fires often. It reads the clock now and then.
+// often reports whether the channel fires often. It reads the clock now and then, which
+// may be a system call.
 func (e *EventChannel) often() bool {
 	if e.fires++; e.fires < burstFires {
 		return false
 	}
-	now := time.Now()
-	often := now.Sub(e.since) < burstTime
+	now := time.Since(epoch)
+	often := now-e.since < burstTime
 	e.fires, e.since = 0, now
 	return often
 }
+
+// epoch is what times are counted from: to read all of the clock takes twice as long.
+var epoch = time.Now()
 
 // bursting is how many threads are in a burst.
 var bursting atomic.Int32
@@ -180,11 +194,10 @@ var bursting atomic.Int32
 // burst calls work for each time that the channel fires as long as it does so often, and
 // reports whether work returned false. The thread waits in the kernel meanwhile, and the
 // runtime doesn't know: to look for other work before each wait, and to be waited for by
-// another thread, costs a guest a tenth of an event. So one thread fewer than may run Go
-// can do so at a time, and it waits no longer than burstRest. Where the runtime wants it to
-// stop sooner, its signal ends the wait.
+// another thread, costs a guest a tenth of an event. So it leaves burstSpare threads
+// beside it. Where the runtime wants it to give way, its signal ends the wait.
 func (e *EventChannel) burst(work func() bool) (done bool, err error) {
-	if int(bursting.Add(1)) >= runtime.GOMAXPROCS(0) {
+	if int(bursting.Add(1)) > runtime.GOMAXPROCS(0)-burstSpare {
 		bursting.Add(-1)
 		return false, nil
 	}
@@ -193,7 +206,9 @@ func (e *EventChannel) burst(work func() bool) (done bool, err error) {
 	if err := e.watchPort(false); err != nil {
 		return false, e.fail("begin a burst", err)
 	}
+	e.inKernel.Store(true)
 	done, err = e.inBurst(work)
+	e.inKernel.Store(false)
 	if err := e.watchPort(true); err != nil {
 		return done, e.fail("end a burst", err)
 	}
@@ -201,17 +216,30 @@ func (e *EventChannel) burst(work func() bool) (done bool, err error) {
 }
 
 func (e *EventChannel) inBurst(work func() bool) (done bool, err error) {
-	e.thread.Store(int32(unix.Gettid()))
-	defer e.thread.Store(0)
-	for n := 1; !e.woken.Load() && !e.gate.IsShut(); n++ {
-		switch fired, err := hypercall.AwaitPort(e.port.FD(), burstRest); {
+	n, last := 0, -1
+	for !e.woken.Load() && !e.gate.IsShut() {
+		fired, woken, err := hypercall.AwaitPort(e.port.FD(), e.wake, burstRest)
+		switch {
 		case err == unix.EINTR:
+			if n == last {
+				return false, nil // nothing has come since the last time
+			}
+			last = n
 			runtime.Gosched()
 			continue
 		case err != nil:
 			return false, e.fail("poll", err)
-		case !fired:
-			return false, nil
+		case woken:
+			// Read, so that it is not there for the next one.
+			if _, err := hypercall.ReadPorts(e.wake, &e.buf); err != nil && err != unix.EAGAIN {
+				return false, e.fail("be woken", err)
+			}
+		}
+		if !fired {
+			if !woken {
+				return false, nil
+			}
+			continue
 		}
 		switch fired, err := e.take(); {
 		case err != nil:
@@ -219,11 +247,19 @@ func (e *EventChannel) inBurst(work func() bool) (done bool, err error) {
 		case fired && !work():
 			return true, nil
 		}
-		if n%burstTurn == 0 {
+		if n++; n%burstTurn == 0 {
 			runtime.Gosched()
 		}
 	}
 	return false, nil
+}
+
+// kick ends the wait of a burst.
+func (e *EventChannel) kick() {
+	if e.inKernel.Load() {
+		one := [8]byte{1}
+		_, _ = unix.Write(e.wake, one[:]) // fails only when it is full of them
+	}
 }
 
 func (e *EventChannel) waitError(err error) error {
@@ -260,11 +296,7 @@ func (e *EventChannel) Wake() {
 	defer e.gate.Leave()
 	e.woken.Store(true)
 	_ = e.file.SetReadDeadline(past) // fails only when it is closed
-	if t := e.thread.Load(); t != 0 {
-		// The signal by which the runtime itself has threads give way. It fails when the
-		// thread has ended.
-		_ = unix.Tgkill(os.Getpid(), int(t), unix.SIGURG)
-	}
+	e.kick()
 }
 
 // past ends a wait.
@@ -288,8 +320,10 @@ func (e *EventChannel) Close() error {
 	if !e.gate.Shut() {
 		return nil
 	}
+	e.kick()
 	err := e.file.Close() // ends the wait
 	e.gate.Wait()
+	err = errors.Join(err, os.NewSyscallError("close", unix.Close(e.wake)))
 	if err := errors.Join(err, e.port.Close()); err != nil {
 		return e.fail("unbind", err)
 	}

@@ -173,7 +173,7 @@ func TestEventChannelLosesNothing(t *testing.T) {
 // TestBurst has events come thick, and then a wake, a rest, another event, the end of the
 // work and the channel's: each is heeded as it is without a burst.
 func TestBurst(t *testing.T) {
-	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2))
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(3))
 	d, h, e := bind(t)
 	g, err := h.RingFrame(1)
 	if err != nil {
@@ -248,9 +248,9 @@ func TestBurst(t *testing.T) {
 	}
 }
 
-// TestBurstsLeaveRoom: where one thread alone may run Go, none waits in the kernel.
+// TestBurstsLeaveRoom: where two threads may run Go, none waits in the kernel.
 func TestBurstsLeaveRoom(t *testing.T) {
-	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2))
 	d, h, e := bind(t)
 	g, err := h.RingFrame(1)
 	if err != nil {
