@@ -262,7 +262,7 @@ func (m *Memory) mapChunk(index uint64) (*chunk, error) {
 		return c, nil // another goroutine was faster
 	}
 	pages := m.chunkPages()
-	c := &chunk{owner: m, index: index, since: m.now(), errs: make([]int32, pages)}
+	c := &chunk{owner: m, index: index, errs: make([]int32, pages)}
 	var all [maxChunkPages]uint64
 	gfns := all[:pages]
 	for i := range gfns {
@@ -279,7 +279,9 @@ func (m *Memory) mapChunk(index uint64) (*chunk, error) {
 			good++
 		}
 	}
-	c.holes = good < pages
+	if c.holes = good < pages; c.holes {
+		c.since = m.now()
+	}
 	if good == 0 {
 		// Nothing to hold on to: what is kept is that there is nothing.
 		if err := m.host.c.Unmap(mem); err != nil {

@@ -145,7 +145,14 @@ func (p *Privcmd) MapForeign(dom uint16, gfns []uint64, errs []int32, writable b
 		return nil, err
 	}
 	errno := p.mapBatch(dom, mem, gfns, errs)
-	for deadline := time.Now().Add(pagedOutPatience); errno == unix.ENOENT && time.Now().Before(deadline); {
+	var deadline time.Time // to read the clock can be a system call
+	for errno == unix.ENOENT {
+		if deadline.IsZero() {
+			deadline = time.Now().Add(pagedOutPatience)
+		}
+		if !time.Now().Before(deadline) {
+			break
+		}
 		time.Sleep(100 * time.Microsecond)
 		errno = 0
 		for i := range gfns {
