@@ -80,7 +80,7 @@ type Engine struct {
 	domains map[xen.DomID]*domain
 	changed chan struct{} // closed and replaced when a domain comes in
 	closing bool
-	// clock has watcher sample how the guests run, until closing begins.
+	// clock has watcher sample how the guests run, until all are let go.
 	clock   *tick.Ticker
 	watcher sync.WaitGroup
 
@@ -781,9 +781,6 @@ func (s *Session) ended() bool {
 // has paused, and its ledger tells the next engine, and Recover.
 func (e *Engine) Close() error {
 	e.mu.Lock()
-	if !e.closing {
-		e.clock.Close()
-	}
 	e.closing = true
 	ds := make([]*domain, 0, len(e.domains))
 	for _, d := range e.domains {
@@ -811,6 +808,7 @@ func (e *Engine) Close() error {
 		})
 	}
 	wg.Wait()
+	e.clock.Close()
 	e.watcher.Wait()
 	return errors.Join(errs...)
 }

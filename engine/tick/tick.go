@@ -82,7 +82,8 @@ func (t *Ticker) each(conn syscall.RawConn, f func() bool) bool {
 	}
 }
 
-// Close ends the ticks. It does not wait for one that is under way.
+// Close ends the ticks. It may wait for what is done at one that is under way, which must
+// not wait for it.
 func (t *Ticker) Close() {
 	t.once.Do(func() {
 		close(t.closed)
