@@ -99,7 +99,7 @@ func (e *Engine) LookForTest(id xen.DomID, name policy.GuardName) {
 		for _, g := range guard.All() {
 			if g.Name == name {
 				r := lookResult{guard: name}
-				r.verdict, r.err = lookOnce(context.Background(), s.hv, s.info, s.kernel, g.Look.Finding(s.policy))
+				r.verdict, r.err = lookOnce(context.Background(), s.hv, s.info, s.kernel, howRead(g.Look), g.Look.Finding(s.policy))
 				s.tell(r)
 			}
 		}

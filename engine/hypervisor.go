@@ -31,7 +31,7 @@ type Hypervisor interface {
 	OnDemand(xen.DomID) (uint64, error)
 	MapPage(xen.DomID, x86.GFN) (MappedPage, error)
 	OpenMemory(xen.DomID) GuestMemory
-	OpenMemoryBriefly(xen.DomID) GuestMemory
+	OpenMemoryFor(xen.DomID, xen.Reading) GuestMemory
 	BindInterdomain(dom xen.DomID, remotePort uint32) (Channel, error)
 }
 
@@ -72,7 +72,9 @@ func (x onXen) MapPage(dom xen.DomID, gfn x86.GFN) (MappedPage, error) {
 
 func (x onXen) OpenMemory(dom xen.DomID) GuestMemory { return x.Host.OpenMemory(dom) }
 
-func (x onXen) OpenMemoryBriefly(dom xen.DomID) GuestMemory { return x.Host.OpenMemoryBriefly(dom) }
+func (x onXen) OpenMemoryFor(dom xen.DomID, how xen.Reading) GuestMemory {
+	return x.Host.OpenMemoryFor(dom, how)
+}
 
 func (x onXen) BindInterdomain(dom xen.DomID, port uint32) (Channel, error) {
 	c, err := x.Host.BindInterdomain(dom, port)

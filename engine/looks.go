@@ -139,7 +139,7 @@ func look(ctx context.Context, hv Hypervisor, info xen.DomainInfo, k *linux.Kern
 				continue
 			}
 			r := lookResult{guard: d.guard.Name}
-			r.verdict, r.err = lookOnce(ctx, hv, info, k, d.find)
+			r.verdict, r.err = lookOnce(ctx, hv, info, k, howRead(d.guard.Look), d.find)
 			select {
 			case <-ctx.Done():
 				return
@@ -152,9 +152,17 @@ func look(ctx context.Context, hv Hypervisor, info xen.DomainInfo, k *linux.Kern
 // errOtherKernel: the guest runs another kernel than the one that was identified.
 var errOtherKernel = errors.New("the guest's processors don't run the kernel that was identified")
 
+// howRead is how a look reads.
+func howRead(l *guard.Look) xen.Reading {
+	if l.Bulk {
+		return xen.InARow
+	}
+	return xen.HereAndThere
+}
+
 // lookOnce looks into a domain's kernel.
-func lookOnce(ctx context.Context, hv Hypervisor, info xen.DomainInfo, k *linux.Kernel, find guard.Find) (v report.Verdict, err error) {
-	mem := newReading(ctx, nil, hv.OpenMemoryBriefly(info.ID))
+func lookOnce(ctx context.Context, hv Hypervisor, info xen.DomainInfo, k *linux.Kernel, how xen.Reading, find guard.Find) (v report.Verdict, err error) {
+	mem := newReading(ctx, nil, hv.OpenMemoryFor(info.ID, how))
 	defer func() { err = errors.Join(err, mem.Close()) }()
 	registers := func() ([]x86.Registers, error) { return registers(hv, info) }
 	regs, err := registers()
@@ -164,7 +172,9 @@ func lookOnce(ctx context.Context, hv Hypervisor, info xen.DomainInfo, k *linux.
 	if k = k.Over(mem); !k.RunsOn(&regs[0]) {
 		return v, errOtherKernel
 	}
-	r := k.NewReader(regs)
+	tlb, giveBack := borrowTLB()
+	defer giveBack()
+	r := k.NewReaderWith(tlb, regs)
 	r.Follow(ctx, registers)
 	v, err = find(r)
 	// A reader may have left out what it could not read any more.

@@ -9,6 +9,7 @@ import (
 	"github.com/xen-hvi/hvi/engine/journal"
 	"github.com/xen-hvi/hvi/engine/policy"
 	"github.com/xen-hvi/hvi/engine/x86"
+	"github.com/xen-hvi/hvi/engine/xen"
 )
 
 // What the guest loads and unloads is no violation, but is told of. Each time the
@@ -40,7 +41,7 @@ func moduleKeyOf(r *linux.Reader, m *report.Module) moduleKey {
 // followModules records which modules have come and gone since the last look. The
 // first only notes which there are.
 func (s *Session) followModules() {
-	mem := newReading(context.Background(), nil, s.hv.OpenMemoryBriefly(s.info.ID))
+	mem := newReading(context.Background(), nil, s.hv.OpenMemoryFor(s.info.ID, xen.HereAndThere))
 	r := s.kernel.Over(mem).NewReader(nil)
 	mods, err := r.LiveModules()
 	if err == nil {

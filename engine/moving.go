@@ -172,8 +172,10 @@ func (s *Session) releaseGone() {
 
 // findMoving asks the guest for the frames of a guard.
 func (s *Session) findMoving(g guard.Guard) ([]linux.MappedFrame, error) {
-	mem := newReading(context.Background(), nil, s.hv.OpenMemoryBriefly(s.info.ID))
-	found, err := g.Moving.Find(s.kernel.Over(mem).NewReader(nil))
+	mem := newReading(context.Background(), nil, s.hv.OpenMemoryFor(s.info.ID, xen.HereAndThere))
+	tlb, giveBack := borrowTLB()
+	defer giveBack()
+	found, err := g.Moving.Find(s.kernel.Over(mem).NewReaderWith(tlb, nil))
 	return found, errors.Join(err, mem.Close())
 }
 

@@ -10,6 +10,7 @@ import (
 	"github.com/xen-hvi/hvi/engine/guest/report"
 	"github.com/xen-hvi/hvi/engine/policy"
 	"github.com/xen-hvi/hvi/engine/x86"
+	"github.com/xen-hvi/hvi/engine/xen"
 )
 
 // The kernel patches the code of its modules as it does its own. What that comes to is
@@ -107,7 +108,7 @@ func (s *Session) takeMoved(now time.Time) {
 // mapped for this once; and one whose module has gone is forgotten.
 func (s *Session) compareModulePages(now, until time.Time) {
 	p := &s.patching
-	mem := newReading(context.Background(), nil, s.hv.OpenMemoryBriefly(s.info.ID))
+	mem := newReading(context.Background(), nil, s.hv.OpenMemoryFor(s.info.ID, xen.HereAndThere))
 	r := s.kernel.Over(mem).NewReader(nil)
 	mods, err := r.LiveModules()
 	live := make(map[*moduleCode]bool, len(mods))

@@ -21,6 +21,8 @@ type Look struct {
 	Begin func(policy.Effective) Find
 	// Every is how much time passes between two looks, give or take a quarter.
 	Every time.Duration
+	// Bulk says that much is read that lies together.
+	Bulk bool
 }
 
 // Find looks once. What it remembers is of one guest, and it belongs to one goroutine.
@@ -66,7 +68,7 @@ func Credentials() Guard {
 // code of neither the kernel, a module, an eBPF program nor a probe: security
 // hooks, users of ftrace, kprobes, and every word of its data.
 func FunctionPointers() Guard {
-	return Guard{Name: policy.GuardFunctionPointers, Look: &Look{Checks: []string{"lsm-hooks", "ftrace-hooks", "kprobes", "function-pointers"}, Every: DeepLookEvery}}
+	return Guard{Name: policy.GuardFunctionPointers, Look: &Look{Checks: []string{"lsm-hooks", "ftrace-hooks", "kprobes", "function-pointers"}, Every: DeepLookEvery, Bulk: true}}
 }
 
 // ExecutableMemory finds memory that the kernel can execute and that is no code of

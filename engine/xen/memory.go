@@ -23,6 +23,8 @@ const (
 	// at the processes of a small guest reads 200 frames, in 80 chunks of this size, 68 of
 	// twice as much, and 106 of half; one at all data of its kernel 2,000, in 270.
 	narrowShift = x86.PageShift + 3
+	// middleShift is of memory that is read in a row, once: 64 frames.
+	middleShift = x86.PageShift + 6
 	// maxChunkPages is what the larger has.
 	maxChunkPages = 1 << (wideShift - x86.PageShift)
 
@@ -41,7 +43,7 @@ const (
 )
 
 // Memory reads a domain's physical memory through mappings that it makes when
-// they are needed, in chunks of 1 MiB, and keeps, up to 1 GiB; or of 32 KiB, up to 32 MiB.
+// they are needed, in chunks of 1 MiB, and keeps, up to 1 GiB; or of less, and less (OpenMemoryFor).
 //
 // ReadPhys can be called by many goroutines at a time. A read of what is
 // mapped takes no lock and does not allocate; other reads of the domain wait
@@ -110,10 +112,25 @@ func (h *Host) OpenMemory(dom DomID) *Memory {
 	return &Memory{host: h, dom: dom, now: time.Now, shift: wideShift}
 }
 
-// OpenMemoryBriefly returns one for a look here and there, after which it is closed: it
-// maps less around what is read.
-func (h *Host) OpenMemoryBriefly(dom DomID) *Memory {
-	return &Memory{host: h, dom: dom, now: time.Now, shift: narrowShift}
+// Reading is how a domain's memory is read for a while.
+type Reading uint8
+
+// Ways of reading.
+const (
+	// HereAndThere is a look at some structures: chunks of 32 KiB, up to 32 MiB.
+	HereAndThere Reading = iota
+	// InARow is a look at much that lies together: chunks of 256 KiB, up to 256 MiB.
+	InARow
+)
+
+// OpenMemoryFor returns one for a while, after which it is closed: it maps less around
+// what is read than OpenMemory does.
+func (h *Host) OpenMemoryFor(dom DomID, how Reading) *Memory {
+	m := &Memory{host: h, dom: dom, now: time.Now, shift: narrowShift}
+	if how == InARow {
+		m.shift = middleShift
+	}
+	return m
 }
 
 // chunkBytes is the size of a chunk.

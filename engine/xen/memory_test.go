@@ -193,14 +193,14 @@ func TestReadPhys(t *testing.T) {
 	}
 }
 
-// TestReadBriefly reads here and there, for which little is mapped.
-func TestReadBriefly(t *testing.T) {
+// TestReadHereAndThere reads here and there, for which little is mapped.
+func TestReadHereAndThere(t *testing.T) {
 	hv, h := open(t, xentest.Config{})
 	const pages = 3*256 + 10
 	d := hv.AddDomain(xentest.Spec{ID: 1, Type: xen.PVH, Pages: pages})
 	fill(d, pages)
 	d.DropPage(700)
-	m := h.OpenMemoryBriefly(1)
+	m := h.OpenMemoryFor(1, xen.HereAndThere)
 	for _, tc := range []struct {
 		pa x86.PhysAddr
 		n  int

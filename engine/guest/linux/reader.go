@@ -49,7 +49,14 @@ type Reader struct {
 // virtual processor, by its number; without them what only they can tell is
 // said to be missing.
 func (k *Kernel) NewReader(regs []x86.Registers) *Reader {
-	r := &Reader{k: k, tlb: guest.NewTLB(), cpus: regs}
+	return k.NewReaderWith(guest.NewTLB(), regs)
+}
+
+// NewReaderWith is NewReader with a translation cache of the caller's, who has no other
+// use for it as long as the reader is used. What it knows is forgotten.
+func (k *Kernel) NewReaderWith(tlb *guest.TLB, regs []x86.Registers) *Reader {
+	tlb.Flush()
+	r := &Reader{k: k, tlb: tlb, cpus: regs}
 	r.as = k.as.WithTLB(r.tlb)
 	return r
 }
