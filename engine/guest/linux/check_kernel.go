@@ -188,6 +188,9 @@ func (r *Reader) checkInterrupts() (int, []report.Finding, error) {
 					continue
 				}
 				n++
+				if r.k.inText(g.Handler.Addr) {
+					continue
+				}
 				if g.Handler = r.place(g.Handler.Addr); g.Handler.In != report.InKernel && !leftFromBoot(g) {
 					out.add(findingKey{kind: "gate", at: onCPU(table.cpu, v)}, fmt.Sprintf("vector %d of CPU %d", v, table.cpu), "its gate leads to "+where(g.Handler), &g.Handler)
 				}
@@ -407,7 +410,10 @@ func (r *Reader) checkLSM() (int, []report.Finding, error) {
 			n, out = 0, nil
 			return each(func(at, hook x86.VirtAddr) {
 				n++
-				if p := r.place(hook); hook != 0 && !p.In.Code() {
+				if hook == 0 || r.k.inText(hook) {
+					return
+				}
+				if p := r.place(hook); !p.In.Code() {
 					out.add(findingKey{kind: "hook", at: uint64(at)}, fmt.Sprintf("security hook at %v", at), "it calls "+where(p), &p)
 				}
 			})

@@ -196,6 +196,12 @@ func (r *Reader) place(va x86.VirtAddr) report.Place {
 	return p
 }
 
+// inText reports whether an address is in the kernel's own code, for who need not know
+// where: to find its name takes longer than most checks.
+func (k *Kernel) inText(va x86.VirtAddr) bool {
+	return va >= k.TextStart && va < k.TextEnd && va >= k.Symbols.base && va < k.Symbols.end
+}
+
 // placeInImage fills in a place in the kernel's image.
 func (r *Reader) placeInImage(va x86.VirtAddr, p *report.Place) bool {
 	name, off, ok := r.k.Symbols.Symbolize(va)
