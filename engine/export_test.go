@@ -64,6 +64,14 @@ func (e *Engine) ScanForTest(id xen.DomID, n int) {
 	})
 }
 
+// PatchingRestsForTest reports whether the session of a domain has nothing to see to of
+// what its kernel has patched.
+func (e *Engine) PatchingRestsForTest(id xen.DomID) (rests bool) {
+	s := e.byID(id).current()
+	s.do(func() { rests = s.patching.timer == nil })
+	return rests
+}
+
 // FollowPatchingForTest has the session of a domain see to what the kernel has patched,
 // at a time at which its clock stands from then on. With run, page after page was
 // patched just before.

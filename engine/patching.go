@@ -140,6 +140,9 @@ func (s *Session) startPatching() {
 	p.armed, p.patched, p.moved, p.closed = nil, nil, moved, false
 	if a != nil && s.scanPatched(a) {
 		p.armed, p.patched = a, patched
+	} else {
+		clear(p.run) // nobody would say that it is over
+		p.row, p.front = false, 0
 	}
 	s.wakePatching()
 }

@@ -131,7 +131,25 @@ func TestPatchedIsCompared(t *testing.T) {
 	}
 }
 
-// access returns what a frame of the code permits where the guest runs.
+// TestPatchingRests: what was patched just before its guard is switched off keeps nobody
+// busy once it is compared.
+func TestPatchingRests(t *testing.T) {
+	w := patchingWorld(t, true)
+	w.poke(branch, branchOn)
+	w.at(100 * time.Millisecond)
+	if w.engine.PatchingRestsForTest(7) {
+		t.Fatal("there is nothing to be compared")
+	}
+	if err := w.engine.Apply(t.Context(), w.info, declareGuards(t, "kernel-text=off")); err != nil {
+		t.Fatal(err)
+	}
+	w.follow(2 * time.Second)
+	if !w.engine.PatchingRestsForTest(7) {
+		t.Error("it goes on for ever")
+	}
+}
+
+// textAccess returns what a frame of the code permits where the guest runs.
 func (w *world) textAccess(gfn x86.GFN) uint8 {
 	if v := w.dom.View(); v != 0 {
 		return w.dom.ViewAccess(v, gfn)
