@@ -6,8 +6,9 @@ import "runtime"
 // Go would run one: what answers a guest's events would wait until another goroutine has
 // its turn behind it, ten milliseconds, or while a process is started, which holds
 // its place until that has begun. With two it is the kernel that decides, by priority and
-// at once. One more waits for the next event of a guest of which many come (package xen,
-// EventChannel).
+// at once.
 func raiseParallelism() {
-	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), 2) + 1)
+	if runtime.GOMAXPROCS(0) < 2 {
+		runtime.GOMAXPROCS(2)
+	}
 }

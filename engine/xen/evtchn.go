@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"sync/atomic"
 	"time"
 
@@ -17,29 +16,17 @@ import (
 // its name: the monitor ring's bell.
 //
 // Who waits is parked by the runtime, and no thread with it: a thread that blocks in
-// the kernel has another one woken to watch it, for each event anew. While events come
-// thick, that is left out, too; see burst.
+// the kernel has another one woken to watch it, for each event anew.
 type EventChannel struct {
 	host *Host
 	dom  DomID
 	port hypercall.EventPort
-	// file has the runtime wait. It is an epoll that watches the port, so that the port
-	// can be taken from it.
-	file  *os.File
-	epoll int
-	conn  interface {
+	file *os.File // a duplicate of the port's descriptor, which the runtime watches
+	conn interface {
 		Read(func(fd uintptr) bool) error
 	}
 
 	buf hypercall.Ports // Serve's
-	// fires counts since the clock was last read, at since. They are Serve's.
-	fires int
-	since time.Duration // after epoch
-	// bursts counts what is begun of them, for tests. While inKernel is set, wake, an
-	// eventfd, ends the wait.
-	bursts   atomic.Uint64
-	inKernel atomic.Bool
-	wake     int
 
 	woken atomic.Bool
 	gate  *hypercall.Gate
@@ -66,44 +53,20 @@ func (h *Host) BindInterdomain(dom DomID, remotePort uint32) (*EventChannel, err
 
 // watch has the runtime watch the port.
 func (e *EventChannel) watch() error {
-	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	fd, err := unix.FcntlInt(uintptr(e.port.FD()), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
-		return os.NewSyscallError("epoll_create1", err)
+		return os.NewSyscallError("dup", err)
 	}
-	if err := unix.SetNonblock(fd, true); err != nil { // or the runtime doesn't watch it
-		_ = unix.Close(fd)
-		return os.NewSyscallError("fcntl", err)
-	}
-	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
-	if err != nil {
-		_ = unix.Close(fd)
-		return os.NewSyscallError("eventfd", err)
-	}
-	e.epoll, e.wake, e.file = fd, wake, os.NewFile(uintptr(fd), "event channel")
-	if err = e.watchPort(true); err == nil {
-		e.conn, err = e.file.SyscallConn()
-	}
+	e.file = os.NewFile(uintptr(fd), "event channel")
+	e.conn, err = e.file.SyscallConn()
 	if err == nil {
 		// It fails if the runtime can't.
 		err = e.file.SetReadDeadline(time.Time{})
 	}
 	if err != nil {
-		_ = errors.Join(e.file.Close(), unix.Close(wake))
+		_ = e.file.Close()
 	}
 	return err
-}
-
-// watchPort has the port watched, or not any more. What is pending when it begins is
-// told of.
-func (e *EventChannel) watchPort(watched bool) error {
-	op := unix.EPOLL_CTL_DEL
-	if watched {
-		op = unix.EPOLL_CTL_ADD
-	}
-	if err := unix.EpollCtl(e.epoll, op, e.port.FD(), &unix.EpollEvent{Events: unix.EPOLLIN}); err != nil {
-		return os.NewSyscallError("epoll_ctl", err)
-	}
-	return nil
 }
 
 // Port returns the local port number.
@@ -131,9 +94,7 @@ func (e *EventChannel) Serve(interval time.Duration, work func() bool) error {
 		case err != nil:
 			failed = err
 		case fired:
-			if done = !work(); !done && e.often() {
-				done, failed = e.burst(work)
-			}
+			done = !work()
 		}
 		return done || failed != nil
 	}
@@ -155,109 +116,6 @@ func (e *EventChannel) Serve(interval time.Duration, work func() bool) error {
 		case !errors.Is(err, os.ErrDeadlineExceeded):
 			return e.waitError(err)
 		}
-	}
-}
-
-const (
-	// burstFires in burstTime is often: a thousand events a second.
-	burstFires = 8
-	burstTime  = burstFires * time.Millisecond
-	// burstRest, in milliseconds, is how long nothing may come at most before a burst is
-	// over. Where the runtime looks at its threads it is so after some ten. With ten
-	// here, and more readings of the clock, an event took some 500 instructions more.
-	burstRest = 1000
-	// burstTurn is how many events are answered before others have the thread.
-	burstTurn = 16
-	// burstSpare is how many threads are left to run Go.
-	burstSpare = 2
-)
-
-// often reports whether the channel fires often. It reads the clock now and then, which
-// may be a system call.
-func (e *EventChannel) often() bool {
-	if e.fires++; e.fires < burstFires {
-		return false
-	}
-	now := time.Since(epoch)
-	often := now-e.since < burstTime
-	e.fires, e.since = 0, now
-	return often
-}
-
-// epoch is what times are counted from: to read all of the clock takes twice as long.
-var epoch = time.Now()
-
-// bursting is how many threads are in a burst.
-var bursting atomic.Int32
-
-// burst calls work for each time that the channel fires as long as it does so often, and
-// reports whether work returned false. The thread waits in the kernel meanwhile, and the
-// runtime doesn't know: to look for other work before each wait, and to be waited for by
-// another thread, costs a guest a twentieth of an event. So it leaves burstSpare threads
-// beside it. Where the runtime wants it to give way, its signal ends the wait.
-func (e *EventChannel) burst(work func() bool) (done bool, err error) {
-	if int(bursting.Add(1)) > runtime.GOMAXPROCS(0)-burstSpare {
-		bursting.Add(-1)
-		return false, nil
-	}
-	defer bursting.Add(-1)
-	e.bursts.Add(1)
-	if err := e.watchPort(false); err != nil {
-		return false, e.fail("begin a burst", err)
-	}
-	e.inKernel.Store(true)
-	done, err = e.inBurst(work)
-	e.inKernel.Store(false)
-	if err := e.watchPort(true); err != nil {
-		return done, e.fail("end a burst", err)
-	}
-	return done, err
-}
-
-func (e *EventChannel) inBurst(work func() bool) (done bool, err error) {
-	n, last := 0, -1
-	for !e.woken.Load() && !e.gate.IsShut() {
-		fired, woken, err := hypercall.AwaitPort(e.port.FD(), e.wake, burstRest)
-		switch {
-		case err == unix.EINTR:
-			if n == last {
-				return false, nil // nothing has come since the last time
-			}
-			last = n
-			runtime.Gosched()
-			continue
-		case err != nil:
-			return false, e.fail("poll", err)
-		case woken:
-			// Read, so that it is not there for the next one.
-			if _, err := hypercall.ReadPorts(e.wake, &e.buf); err != nil && err != unix.EAGAIN {
-				return false, e.fail("be woken", err)
-			}
-		}
-		if !fired {
-			if !woken {
-				return false, nil
-			}
-			continue
-		}
-		switch fired, err := e.take(); {
-		case err != nil:
-			return false, err
-		case fired && !work():
-			return true, nil
-		}
-		if n++; n%burstTurn == 0 {
-			runtime.Gosched()
-		}
-	}
-	return false, nil
-}
-
-// kick ends the wait of a burst.
-func (e *EventChannel) kick() {
-	if e.inKernel.Load() {
-		one := [8]byte{1}
-		_, _ = unix.Write(e.wake, one[:]) // fails only when it is full of them
 	}
 }
 
@@ -295,7 +153,6 @@ func (e *EventChannel) Wake() {
 	defer e.gate.Leave()
 	e.woken.Store(true)
 	_ = e.file.SetReadDeadline(past) // fails only when it is closed
-	e.kick()
 }
 
 // past ends a wait.
@@ -319,10 +176,8 @@ func (e *EventChannel) Close() error {
 	if !e.gate.Shut() {
 		return nil
 	}
-	e.kick()
 	err := e.file.Close() // ends the wait
 	e.gate.Wait()
-	err = errors.Join(err, os.NewSyscallError("close", unix.Close(e.wake)))
 	if err := errors.Join(err, e.port.Close()); err != nil {
 		return e.fail("unbind", err)
 	}

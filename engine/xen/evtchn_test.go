@@ -2,7 +2,6 @@ package xen_test
 
 import (
 	"errors"
-	"runtime"
 	"testing"
 	"time"
 
@@ -167,122 +166,6 @@ func TestEventChannelLosesNothing(t *testing.T) {
 	}
 	if err := <-done; !errors.Is(err, xen.ErrClosed) {
 		t.Errorf("after Close: %v", err)
-	}
-}
-
-// TestBurst has events come thick, and then a wake, a rest, another event, the end of the
-// work and the channel's: each is heeded as it is without a burst.
-func TestBurst(t *testing.T) {
-	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(3))
-	d, h, e := bind(t)
-	g, err := h.RingFrame(1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r, err := h.MapPage(1, g)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
-	sent := 0
-	send := func() {
-		t.Helper()
-		if err := d.Send(event(h)); err != nil {
-			t.Fatal(err)
-		}
-		sent++
-		// As if it had been answered.
-		*(*[4]byte)(r.Bytes()[h.Layout().SRing.RspProd:]) = [4]byte{byte(sent), byte(sent >> 8), byte(sent >> 16)}
-	}
-	calls, answers, done := serve(e, time.Hour)
-	<-calls
-	answers <- true
-	burst := func() {
-		t.Helper()
-		for before, n := e.Bursts(), 0; e.Bursts() == before; n++ {
-			if n == 100_000 {
-				t.Fatal("there is no burst")
-			}
-			send()
-			<-calls
-			answers <- true
-			if err := e.Notify(); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	for range 3 {
-		burst()
-		e.Wake()
-		<-calls
-		answers <- true
-		none(t, calls, "woken once")
-		send() // after a rest
-		<-calls
-		answers <- true
-		none(t, calls, "fired once")
-		if err := e.Notify(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	burst()
-	// The runtime stops all threads meanwhile.
-	runtime.GC()
-	send()
-	<-calls
-	answers <- false
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
-	calls, answers, done = serve(e, time.Hour)
-	<-calls
-	answers <- true
-	burst()
-	closed := make(chan error)
-	go func() { closed <- e.Close() }()
-	if err := <-done; !errors.Is(err, xen.ErrClosed) {
-		t.Errorf("closed in a burst: %v", err)
-	}
-	if err := <-closed; err != nil {
-		t.Error(err)
-	}
-}
-
-// TestBurstsLeaveRoom: where two threads may run Go, none waits in the kernel.
-func TestBurstsLeaveRoom(t *testing.T) {
-	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2))
-	d, h, e := bind(t)
-	g, err := h.RingFrame(1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r, err := h.MapPage(1, g)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
-	calls, answers, done := serve(e, time.Hour)
-	<-calls
-	answers <- true
-	for i := range 200 {
-		if err := d.Send(event(h)); err != nil {
-			t.Fatal(err)
-		}
-		*(*[4]byte)(r.Bytes()[h.Layout().SRing.RspProd:]) = [4]byte{byte(i + 1)}
-		<-calls
-		answers <- true
-		if err := e.Notify(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if n := e.Bursts(); n != 0 {
-		t.Errorf("%d bursts", n)
-	}
-	e.Wake()
-	<-calls
-	answers <- false
-	if err := <-done; err != nil {
-		t.Error(err)
 	}
 }
 

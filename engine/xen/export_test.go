@@ -29,7 +29,3 @@ const (
 func NewOpError(op string, errno syscall.Errno) error {
 	return opError(Release{}, op, 1, errno, "")
 }
-
-// Bursts is how often events of the channel came thick enough to be waited for in the
-// kernel.
-func (e *EventChannel) Bursts() uint64 { return e.bursts.Load() }

@@ -65,26 +65,6 @@ func WritePorts(fd int, b *Ports, n int) error {
 	return err
 }
 
-// pollFD is struct pollfd.
-type pollFD struct {
-	fd      int32
-	events  int16
-	revents int16
-}
-
-// AwaitPort waits until a port has fired or the file wake can be read, for some
-// milliseconds at most, and reports which. The runtime is not told that it waits, so that
-// the thread keeps its place among those that run Go: EINTR is to be taken for the wish
-// that it gave way.
-func AwaitPort(fd, wake, ms int) (fired, woken bool, err error) {
-	p := [2]pollFD{{fd: int32(fd), events: unix.POLLIN}, {fd: int32(wake), events: unix.POLLIN}}
-	_, _, errno := unix.RawSyscall(unix.SYS_POLL, uintptr(unsafe.Pointer(&p)), uintptr(len(p)), uintptr(ms))
-	if errno != 0 {
-		return false, false, errno
-	}
-	return p[0].revents != 0, p[1].revents != 0, nil
-}
-
 func portCall(call uintptr, fd int, b *Ports, n int) (int, error) {
 	for {
 		got, _, errno := unix.RawSyscall(call, uintptr(fd), uintptr(unsafe.Pointer(b)), uintptr(n))
