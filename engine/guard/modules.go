@@ -54,8 +54,9 @@ const ModulesEvery = 10 * time.Second
 // module is taken before its memory is given back: a frame of no module is let go
 // of. Whoever takes a module off the list, so as to write to it, hides it. And it sees it
 // by the kernel's page tables, in which another module may be where that one was, as
-// when it is loaded again. Whoever has them lead elsewhere can write to what was a
-// module's page; that is told of as a module which is loaded.
+// when it is loaded again. Whoever has them lead elsewhere for a moment can write to what
+// was a module's page, and is not seen but where it is the first page of a module, which
+// is then told of as one that is loaded.
 //
 // If the policy lists modules, one that it does not list is a violation, too, which is
 // looked for on every tier.

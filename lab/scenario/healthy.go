@@ -84,6 +84,17 @@ var chores = []chore{
 	{name: "log", command: "echo on >/proc/sys/kernel/printk_devkmsg; " + each("for l in a b c d e f g h i j; do echo \"<7>chore $l\" >/dev/kmsg || exit 1; done")},
 }
 
+// mountForChores gives the guest the file systems that they need.
+func (g *Guest) mountForChores() error {
+	for _, dir := range []string{"tracefs " + tracing, "tmpfs /tmp"} {
+		kind, at, _ := strings.Cut(dir, " ")
+		if _, err := g.Run(fmt.Sprintf("mkdir -p %s; mount -t %s %s %[1]s", at, kind, kind)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // healthy has a guest that is watched as closely as can be do all of them.
 func healthy(t *T, together time.Duration) error {
 	if _, err := t.StartHVID(); err != nil {
@@ -98,11 +109,8 @@ func healthy(t *T, together time.Duration) error {
 		return err
 	}
 	t.Fact("guest_kernel", st.GuestKernel)
-	for _, dir := range []string{"tracefs " + tracing, "tmpfs /tmp"} {
-		kind, at, _ := strings.Cut(dir, " ")
-		if _, err := g.Run(fmt.Sprintf("mkdir -p %s; mount -t %s %s %[1]s", at, kind, kind)); err != nil {
-			return err
-		}
+	if err := g.mountForChores(); err != nil {
+		return err
 	}
 	if _, err := g.Run("ifconfig lo 127.0.0.1"); err != nil {
 		return err

@@ -102,11 +102,8 @@ func textRead(t *T) error {
 // readsItself has the kernel do what makes it read its code.
 func (g *Guest) readsItself() error {
 	t := g.t
-	for _, dir := range []string{"tracefs " + tracing, "tmpfs /tmp"} {
-		kind, at, _ := strings.Cut(dir, " ")
-		if _, err := g.Run(fmt.Sprintf("mkdir -p %s; mount -t %s %s %[1]s", at, kind, kind)); err != nil {
-			return err
-		}
+	if err := g.mountForChores(); err != nil {
+		return err
 	}
 	before, err := g.Status()
 	if err != nil {
