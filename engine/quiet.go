@@ -83,13 +83,18 @@ func (e *Engine) sample(now time.Time, list func() ([]xen.DomainInfo, error)) {
 	e.mu.Lock()
 	domains := slices.Collect(maps.Values(e.domains))
 	e.mu.Unlock()
-	protected := map[xen.DomID]*Session{}
+	type watched struct {
+		*Session
+		// uuid is the domain's. What else its session knows of it is that session's own.
+		uuid xen.UUID
+	}
+	protected := map[xen.DomID]watched{}
 	for _, d := range domains {
 		s := d.current()
 		if s == nil || s.ended() {
 			continue
 		}
-		protected[d.info.ID] = s
+		protected[d.info.ID] = watched{s, d.info.UUID}
 		if srv := s.serverRef.Load(); srv != nil {
 			srv.Recheck()
 		}
@@ -101,7 +106,7 @@ func (e *Engine) sample(now time.Time, list func() ([]xen.DomainInfo, error)) {
 	infos, _ := list()
 	for i := range infos {
 		// A domain that has gone is noticed elsewhere, and so is another with its number.
-		if s := protected[infos[i].ID]; s != nil && s.info.UUID == infos[i].UUID {
+		if s, ok := protected[infos[i].ID]; ok && s.uuid == infos[i].UUID {
 			s.activity.sample(now, infos[i].CPUTime, e.opt.Quiet)
 		}
 	}
