@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/xen-hvi/hvi/engine/guard"
+	"github.com/xen-hvi/hvi/engine/guest"
 	"github.com/xen-hvi/hvi/engine/guest/linux"
 	"github.com/xen-hvi/hvi/engine/x86"
 	"github.com/xen-hvi/hvi/engine/xen"
@@ -69,8 +70,11 @@ type patching struct {
 	kernel *linux.Kernel
 
 	timer *time.Timer // nil while there is nothing to see to
-	// refreshed is when the scanner was.
-	refreshed time.Time
+	// reader is what the kernel's pages are compared with while there is something to see
+	// to, and returnReader gives back what it borrowed. refreshed is when the scanner was.
+	reader       *linux.Reader
+	returnReader func()
+	refreshed    time.Time
 	// moved is what the guard of modules has let; nil where there is none.
 	moved *guard.PatchedMoving
 	// modules are those whose code is known, and code has the frames of it.
@@ -170,7 +174,16 @@ func (s *Session) stopPatching() {
 	if s.patching.timer != nil {
 		s.patching.timer.Stop()
 	}
+	s.patching.dropReader()
 	s.patching = patching{}
+}
+
+// dropReader gives back what is needed to compare.
+func (p *patching) dropReader() {
+	if p.reader != nil {
+		p.returnReader()
+		p.reader, p.returnReader = nil, nil
+	}
 }
 
 // patchedMore delivers when the kernel begins to patch its code.
@@ -224,6 +237,7 @@ func (s *Session) wakePatching() {
 	case wait == 0 && p.timer != nil:
 		p.timer.Stop()
 		p.timer, p.spare = nil, nil
+		p.dropReader()
 	case wait == 0:
 	case p.timer == nil:
 		p.timer = time.NewTimer(wait)
@@ -259,12 +273,15 @@ func (s *Session) followPatching(now time.Time) {
 	if p.row {
 		budget = runBudget
 	}
-	if now.Sub(p.refreshed) >= patchRest {
+	if p.scan != nil && (p.reader == nil || now.Sub(p.refreshed) >= patchRest) {
+		if p.reader == nil {
+			var tlb *guest.TLB
+			tlb, p.returnReader = borrowTLB()
+			p.reader = s.kernel.NewReaderWith(tlb, nil)
+		}
 		// What of the guest is code takes long to tell.
 		p.refreshed = now
-		if p.scan != nil {
-			p.scan.scanner.Refresh()
-		}
+		p.scan.scanner.Refresh(p.reader)
 	}
 	until := time.Now().Add(budget)
 	ofModules := false
@@ -274,7 +291,7 @@ func (s *Session) followPatching(now time.Time) {
 		case o.module != nil:
 			ofModules = true
 		default:
-			s.comparePatched(gfn, now)
+			s.comparePatched(p.reader, gfn, now)
 		}
 	}
 	if ofModules {
@@ -483,12 +500,12 @@ func (s *Session) permitPatched(gfns []x86.GFN, access xen.Access) error {
 }
 
 // comparePatched compares a page, and forgets it if it is right.
-func (s *Session) comparePatched(gfn x86.GFN, now time.Time) {
+func (s *Session) comparePatched(r *linux.Reader, gfn x86.GFN, now time.Time) {
 	p := &s.patching
 	o := p.pages[gfn]
 	busy := now.Sub(o.since) >= mostRest
 	o.since, o.due = now, now.Add(patchRest) // unless it is right
-	changes, err := o.scan.scanner.Compare(o.part)
+	changes, err := o.scan.scanner.Compare(r, o.part)
 	if err != nil {
 		s.log.Debug("compare what was patched", "gfn", gfn, "err", err)
 		return

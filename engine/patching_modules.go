@@ -115,8 +115,7 @@ func (s *Session) compareModulePages(now, until time.Time) {
 	for _, m := range mods {
 		if code := p.modules[moduleKeyOf(r, &m)]; code != nil && code.scanner != nil {
 			live[code] = true
-			code.scanner.ReadWith(r)
-			code.scanner.Refresh()
+			code.scanner.Refresh(r)
 		}
 	}
 	compared := false // at least one, however long it took to get here
@@ -126,7 +125,7 @@ func (s *Session) compareModulePages(now, until time.Time) {
 		case err == nil && !live[o.module]:
 			delete(p.pages, gfn)
 		case err == nil:
-			s.comparePatched(gfn, now)
+			s.comparePatched(r, gfn, now)
 			compared = true
 		default:
 			o.due = now.Add(patchRest)

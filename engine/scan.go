@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/xen-hvi/hvi/engine/guard"
+	"github.com/xen-hvi/hvi/engine/guest/linux"
 	"github.com/xen-hvi/hvi/engine/journal"
 	"github.com/xen-hvi/hvi/engine/policy"
 	"github.com/xen-hvi/hvi/engine/printable"
@@ -131,16 +132,19 @@ func (s *Session) stopScans() {
 
 // scanSome does one tick's share of each scan.
 func (s *Session) scanSome() {
+	tlb, giveBack := borrowTLB()
+	defer giveBack()
+	r := s.kernel.NewReaderWith(tlb, nil)
 	for _, sc := range s.scans {
 		until := time.Now().Add(scanBudget)
-		sc.scanner.Refresh()
+		sc.scanner.Refresh(r)
 		// In no order, so that a guest that changes everything can't have the same
 		// parts wait each time.
 		for part := range sc.suspects {
 			if time.Now().After(until) {
 				break
 			}
-			s.scanPart(sc, part)
+			s.scanPart(r, sc, part)
 		}
 		share := len(sc.order)/scanTicks + 1
 		for n := 0; n < share && time.Now().Before(until); n++ {
@@ -153,7 +157,7 @@ func (s *Session) scanSome() {
 			part := sc.order[sc.next]
 			sc.next++
 			if _, known := sc.suspects[part]; !known {
-				s.scanPart(sc, part)
+				s.scanPart(r, sc, part)
 			}
 		}
 	}
@@ -184,8 +188,8 @@ func (s *Session) scanRest() *rest {
 
 // scanPart compares one part. What can't be read now is looked at again in the
 // next round: a domain that goes away is noticed elsewhere.
-func (s *Session) scanPart(sc *scan, part int) {
-	changes, err := sc.scanner.Compare(part)
+func (s *Session) scanPart(r *linux.Reader, sc *scan, part int) {
+	changes, err := sc.scanner.Compare(r, part)
 	if err != nil {
 		s.log.Debug("scan", "guard", string(sc.guard), "part", part, "err", err)
 		return

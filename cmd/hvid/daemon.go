@@ -28,6 +28,7 @@ func run(ctx context.Context, opt settings) (err error) {
 	started := time.Now()
 	raisePriority(opt.log)
 	raiseParallelism()
+	collectEarly()
 	host, err := xen.Open()
 	if err != nil {
 		return err

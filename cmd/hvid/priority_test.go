@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"strconv"
 	"syscall"
 	"testing"
@@ -47,5 +48,20 @@ func TestRaiseParallelism(t *testing.T) {
 	raiseParallelism()
 	if got := runtime.GOMAXPROCS(0); got != 3 {
 		t.Errorf("GOMAXPROCS is %d, want 3 as before", got)
+	}
+}
+
+// TestCollectEarly sets what garbage there may be, unless the environment does.
+func TestCollectEarly(t *testing.T) {
+	defer debug.SetGCPercent(debug.SetGCPercent(100))
+	t.Setenv("GOGC", "100")
+	collectEarly()
+	if got := debug.SetGCPercent(100); got != 100 {
+		t.Errorf("GOGC=100, but it is %d", got)
+	}
+	t.Setenv("GOGC", "")
+	collectEarly()
+	if got := debug.SetGCPercent(100); got != garbagePercent {
+		t.Errorf("it is %d, want %d", got, garbagePercent)
 	}
 }

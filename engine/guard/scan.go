@@ -12,19 +12,20 @@ import (
 // that lacks what the guard needs, where a violation is not seen when it takes
 // place but can be found afterwards.
 //
-// It belongs to one goroutine. It reads the guest's memory and holds nothing.
+// It belongs to one goroutine. It reads the guest's memory, with a Reader of the
+// caller's, and holds nothing.
 type Scanner interface {
 	// Parts is in how many parts the comparison can be made.
 	Parts() int
 	// Compare returns what is not as it was in a part below Parts. The guest may
 	// be in the middle of a change of its own: what is still there a second
 	// later is a violation.
-	Compare(part int) ([]Change, error)
+	Compare(r *linux.Reader, part int) ([]Change, error)
 	// Accept takes a change that was told for known.
 	Accept(Change)
 	// Refresh has the next comparisons read anew what they need to know of the guest
 	// beside what they compare. It is called before each lot of them.
-	Refresh()
+	Refresh(r *linux.Reader)
 	// Undo returns what is to be written so that a change is none any more, given what
 	// the part was when there was none; nothing if that can't be told.
 	Undo(c Change, was *[x86.PageSize]byte) []linux.Bytes
@@ -46,22 +47,18 @@ type Change struct {
 }
 
 // textScanner is the Scanner of kernel text.
-type textScanner struct {
-	reader *linux.Reader
-	watch  *linux.ImageWatch
-}
+type textScanner struct{ watch *linux.ImageWatch }
 
 func scanText(t *Target) (Scanner, error) {
-	r := t.Kernel.NewReader(nil)
-	w, err := r.WatchText()
+	w, err := t.Kernel.NewReader(nil).WatchText()
 	if err != nil {
 		return nil, err
 	}
-	return textScanner{r, w}, nil
+	return textScanner{w}, nil
 }
 
 // ModuleScanner is the Scanner of a module's code. Its memory comes and goes, so each lot
-// of comparisons has a Reader of its own, see ReadWith.
+// of comparisons has a Reader of its own.
 type ModuleScanner struct{ textScanner }
 
 // NewModuleScanner takes a module's code as it is now for right. It returns nil of one
@@ -71,19 +68,16 @@ func NewModuleScanner(r *linux.Reader, m report.Module, traced linux.TraceSites)
 	if w == nil || err != nil {
 		return nil, err
 	}
-	return &ModuleScanner{textScanner{watch: w}}, nil
+	return &ModuleScanner{textScanner{w}}, nil
 }
-
-// ReadWith says what the next comparisons read the guest with.
-func (s *ModuleScanner) ReadWith(r *linux.Reader) { s.reader = r }
 
 // Start is where the first part begins.
 func (s *ModuleScanner) Start() x86.VirtAddr { return s.watch.Start() }
 
 func (s textScanner) Parts() int { return s.watch.Pages() }
 
-func (s textScanner) Compare(part int) ([]Change, error) {
-	found, err := s.watch.Compare(s.reader, part)
+func (s textScanner) Compare(r *linux.Reader, part int) ([]Change, error) {
+	found, err := s.watch.Compare(r, part)
 	var out []Change
 	for _, c := range found {
 		n := "found by comparison; it lies within 64 bytes from there"
@@ -100,7 +94,7 @@ func (s textScanner) Compare(part int) ([]Change, error) {
 
 func (s textScanner) Accept(c Change) { s.watch.Accept(c.image) }
 
-func (s textScanner) Refresh() { s.watch.Refresh(s.reader) }
+func (s textScanner) Refresh(r *linux.Reader) { s.watch.Refresh(r) }
 
 func (s textScanner) Undo(c Change, was *[x86.PageSize]byte) []linux.Bytes {
 	return s.watch.Undo(c.image, was)

@@ -56,15 +56,15 @@ func anyWrite(*Target) (func(*vmevent.Event) bool, error) {
 
 // dataScanner is the Scanner of memory that is never written.
 type dataScanner struct {
-	reader  *linux.Reader
 	watches []*linux.ImageWatch
 }
 
 // scanData watches ranges but for what is in except.
 func scanData(t *Target, ranges, except []linux.Range) (Scanner, error) {
-	s := dataScanner{reader: t.Kernel.NewReader(nil)}
+	var s dataScanner
+	reader := t.Kernel.NewReader(nil)
 	for _, r := range ranges {
-		w, err := s.reader.WatchData(r, except)
+		w, err := reader.WatchData(r, except)
 		if err != nil {
 			return nil, err
 		}
@@ -92,9 +92,9 @@ func (s dataScanner) find(part int) (*linux.ImageWatch, int) {
 	panic(fmt.Sprintf("guard: part %d beyond the last", part))
 }
 
-func (s dataScanner) Compare(part int) ([]Change, error) {
+func (s dataScanner) Compare(r *linux.Reader, part int) ([]Change, error) {
 	w, page := s.find(part)
-	found, err := w.Compare(s.reader, page)
+	found, err := w.Compare(r, page)
 	var out []Change
 	for _, c := range found {
 		out = append(out, Change{Addr: c.Addr, Now: c.Now, Note: "found by comparison; it lies within 64 bytes from there", image: c, part: part})
@@ -108,7 +108,7 @@ func (s dataScanner) Accept(c Change) {
 }
 
 // Refresh has nothing to do: data that is never written is compared with nothing else.
-func (s dataScanner) Refresh() {}
+func (s dataScanner) Refresh(*linux.Reader) {}
 
 func (s dataScanner) Undo(c Change, was *[x86.PageSize]byte) []linux.Bytes {
 	w, _ := s.find(c.part)

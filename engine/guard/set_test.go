@@ -304,8 +304,9 @@ func TestDataScan(t *testing.T) {
 		}
 		changes := []x86.VirtAddr{linuxtest.SyscallTable + 0x40, linuxtest.ExTable + 0x80, linuxtest.IDT + 0x100, linuxtest.VDSO + 0x40}
 		compare := func() (found []x86.VirtAddr) {
+			r := f.kernel.NewReader(nil)
 			for part := range scanner.Parts() {
-				all, err := scanner.Compare(part)
+				all, err := scanner.Compare(r, part)
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -76,7 +76,7 @@ type ImageChange struct {
 func (r *Reader) WatchText() (*ImageWatch, error) {
 	r.tlb.Flush()
 	r.beginLook()
-	w, err := r.watchCode(r.kernelCode())
+	w, err := r.watchCode(r.kernelCode(), watchPiece)
 	if err == nil {
 		w.shared = shareSites(w.sites)
 		w.sites = *w.shared
@@ -91,36 +91,37 @@ func (r *Reader) WatchModule(m report.Module, traced TraceSites) (*ImageWatch, e
 	r.beginLook()
 	for _, a := range m.Regions {
 		if a.Kind == regionText {
-			return r.watchCode(r.moduleCode(m.Addr, Range{a.Base, a.Base + x86.VirtAddr(a.Size)}, traced))
+			return r.watchCode(r.moduleCode(m.Addr, Range{a.Base, a.Base + x86.VirtAddr(a.Size)}, traced), watchPiece)
 		}
 	}
 	return nil, nil
 }
 
-// watchCode takes some code as it is now for right.
-func (r *Reader) watchCode(c patchedCode) (*ImageWatch, error) {
+// watchCode takes some code as it is now for right, reading so many whole pages of it at
+// a time.
+func (r *Reader) watchCode(c patchedCode, piece int) (*ImageWatch, error) {
 	start, end := c.where.Start.Page(), c.where.End
 	if end <= start || end-start > maxText {
 		return nil, &ReadError{What: "code", Got: fmt.Sprintf("from %v to %v", start, end), Err: ErrImplausible}
 	}
-	text := make([]byte, (int(end-start)+x86.PageMask)&^x86.PageMask)
-	if err := r.as.Read(start, text); err != nil {
-		return nil, &ReadError{What: "code", Err: err}
-	}
-	if err := r.undoKprobes(start, text); err != nil {
-		return nil, err
-	}
-	sites, err := c.patchSites(text[c.where.Start-start:])
+	w := &ImageWatch{start: start, code: true}
+	found, err := c.patchSites(start)
 	if err != nil {
 		return nil, err
 	}
-	for i := range sites {
-		sites[i].off += uint32(c.where.Start - start)
-		sites[i].target += uint32(c.where.Start - start)
-	}
-	w := &ImageWatch{start: start, code: true, sites: sites}
-	w.take(text)
-	return w, nil
+	size := (int(end-start) + x86.PageMask) &^ x86.PageMask
+	return w, w.take(r, size, piece, func(off int, text []byte) error {
+		if err := r.undoKprobes(start+x86.VirtAddr(off), text); err != nil {
+			return err
+		}
+		n := 0
+		for n < len(found) && int(found[n].off) < off+piece {
+			n++
+		}
+		w.addSites(found[:n], off, text, size)
+		found = found[n:]
+		return nil
+	})
 }
 
 // Start is where the first page begins.
@@ -134,26 +135,58 @@ func (r *Reader) WatchData(what Range, except []Range) (*ImageWatch, error) {
 	if end <= start || end-start > maxROData {
 		return nil, &ReadError{What: "read-only data", Got: fmt.Sprintf("from %v to %v", start, end), Err: ErrImplausible}
 	}
-	data := make([]byte, end-start)
-	if err := r.as.Read(start, data); err != nil {
-		return nil, &ReadError{What: "read-only data", Err: err}
-	}
 	w := &ImageWatch{start: start, ignored: append([]Range{{start, what.Start}, {what.End, end}}, except...)}
-	w.take(data)
-	return w, nil
+	return w, w.take(r, int(end-start), watchPiece, func(int, []byte) error { return nil })
 }
 
-// take makes the digests.
-func (w *ImageWatch) take(image []byte) {
-	w.size, w.seed = len(image), maphash.MakeSeed()
-	w.lines, w.odd = make([]uint32, len(image)/textLine), map[uint32][maxPatch]byte{}
+// watchPiece is how much is read at a time to make digests of. Code has megabytes, and
+// to have memory for all of it of the system takes longer than to read it.
+const watchPiece = 256 << 10
+
+// take makes the digests of what is there now, piece bytes at a time. Before those of a
+// piece, each is called with its offset, with what is in it, and with as much of the next
+// as an instruction may have that begins in it: it may change that, and add places to w.
+func (w *ImageWatch) take(r *Reader, size, piece int, each func(off int, b []byte) error) error {
+	w.size, w.seed = size, maphash.MakeSeed()
+	w.lines, w.odd = make([]uint32, size/textLine), map[uint32][maxPatch]byte{}
+	buf := make([]byte, min(size, piece+maxPatch))
 	var page [x86.PageSize]byte
-	for p := range w.Pages() {
-		copy(page[:], image[p<<x86.PageShift:])
-		w.mask(p, &page)
-		for i := range linesPerPage {
-			w.lines[p*linesPerPage+i] = w.digest(&page, i)
+	for off := 0; off < size; off += piece {
+		b := buf[:min(len(buf), size-off)]
+		if err := r.as.Read(w.start+x86.VirtAddr(off), b); err != nil {
+			return &ReadError{What: "the kernel's image", Err: err}
 		}
+		if err := each(off, b); err != nil {
+			return err
+		}
+		for p := off >> x86.PageShift; p < min(off+piece, size)>>x86.PageShift; p++ {
+			copy(page[:], b[p<<x86.PageShift-off:])
+			w.mask(p, &page)
+			for i := range linesPerPage {
+				w.lines[p*linesPerPage+i] = w.digest(&page, i)
+			}
+		}
+	}
+	return nil
+}
+
+// addSites adds those of the places found, in order, whose present instruction belongs
+// there; code is what is there from off on, of size bytes. For a place with any other, nothing
+// but what it holds now is right.
+func (w *ImageWatch) addSites(found []patchSite, off int, code []byte, size int) {
+	for _, s := range found {
+		b := code[int(s.off)-off:]
+		if s.n = s.length(b); s.n == 0 {
+			s.n = s.lengthUnderWay(b, uint32(size))
+		}
+		if s.n == 0 {
+			continue
+		}
+		// Where two overlap, the first says more: branches come before calls.
+		if n := len(w.sites); n > 0 && s.off < w.sites[n-1].off+uint32(w.sites[n-1].n) {
+			continue
+		}
+		w.sites = append(w.sites, s)
 	}
 }
 
@@ -424,10 +457,18 @@ func (r *Reader) undoKprobes(va x86.VirtAddr, text []byte) error {
 				if addr+maxPatch <= va || addr >= va+x86.VirtAddr(len(text)) {
 					return nil
 				}
+				var first [1]byte // of what is there
+				if addr >= va {
+					first[0] = text[addr-va]
+				} else if err := r.as.Read(addr, first[:]); err != nil {
+					return errTorn
+				}
 				displaced := [5]byte{kp.u8(o.Opcode)}
-				n := 1
-				if i := int(addr - va); addr >= va && text[i] == 0xe9 {
-					// A jump has taken the breakpoint's place.
+				n := 0
+				switch first[0] {
+				case 0xcc:
+					n = 1
+				case 0xe9: // A jump has taken the breakpoint's place.
 					copied := r.k.Offsets.OptKprobe.Copied
 					if copied < 0 {
 						return nil
@@ -435,11 +476,13 @@ func (r *Reader) undoKprobes(va x86.VirtAddr, text []byte) error {
 					if err := r.as.Read(at+x86.VirtAddr(copied), displaced[1:]); err != nil {
 						return errTorn
 					}
-					n = 5
-				} else if addr < va || text[i] != 0xcc {
-					return nil
+					n = len(displaced)
 				}
-				copy(text[addr-va:], displaced[:n])
+				was := displaced[:n]
+				if addr < va { // its end may lie here
+					was, addr = was[min(int(va-addr), n):], va
+				}
+				copy(text[addr-va:], was)
 				return nil
 			})
 			if err != nil {

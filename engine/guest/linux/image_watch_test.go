@@ -28,6 +28,8 @@ const (
 	traceAt = 0x2200 // a function that can be traced
 	lockAt  = 0x2300 // a LOCK prefix
 	codeAt  = 0x2340 // code that nothing patches
+
+	acrossAt = 0x2ffe // such code that goes on in the next page
 )
 
 func newTextGuest(t testing.TB) *kernelGuest {
@@ -127,6 +129,16 @@ func TestImageWatch(t *testing.T) {
 			b.Write(b.Base+aKprobe+96, was[1:])
 			b.code(codeAt, jump(codeAt, 0x1000)...)
 		}, 0, ""},
+		{"an optimized kprobe across two pages", func(b *kernelGuest) {
+			var was [5]byte
+			for i := range was {
+				at := acrossAt + i
+				was[i] = byte(at * 7)
+			}
+			kprobe(b, acrossAt, was[0])
+			b.Write(b.Base+aKprobe+96, was[1:])
+			b.code(acrossAt, jump(acrossAt, 0x1000)...)
+		}, 0, ""},
 		{"a kprobe on a key", func(b *kernelGuest) { kprobe(b, keyAt, 0x0f); b.code(keyAt, 0xcc) }, 0, ""},
 		{"a second processor", func(b *kernelGuest) { b.code(lockAt, 0xf0) }, 0, ""},
 		{"something else in place of a prefix", func(b *kernelGuest) { b.code(lockAt, 0x90) }, lockAt, report.InNothing},
@@ -162,6 +174,32 @@ func TestImageWatch(t *testing.T) {
 				t.Errorf("told again: %+v", again)
 			}
 		})
+	}
+}
+
+// TestImageWatchPieces reads the code page by page, with a place across two of them.
+func TestImageWatchPieces(t *testing.T) {
+	b := newTextGuest(t)
+	r := b.reader()
+	whole, err := r.WatchText()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := r.watchCode(r.kernelCode(), x86.PageSize)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(w.sites, whole.sites) || w.Pages() != whole.Pages() {
+		t.Errorf("places %+v, want %+v; %d pages, want %d", w.sites, whole.sites, w.Pages(), whole.Pages())
+	}
+	b.code(callAt, call(callAt, 0x3000)...)
+	if got := compareAll(t, w, r); len(got) != 0 {
+		t.Errorf("a patch: %+v", got)
+	}
+	b.code(acrossAt, 0x90, 0x90, 0x90, 0x90)
+	got := compareAll(t, w, r)
+	if len(got) != 2 || got[0].Addr != b.Base+acrossAt&^(textLine-1) || got[1].Addr != b.Base+(acrossAt+4)&^(textLine-1) {
+		t.Errorf("code across two pages: %+v", got)
 	}
 }
 

@@ -176,27 +176,20 @@ func (r *Reader) moduleCode(mod x86.VirtAddr, where Range, traced TraceSites) pa
 	}
 }
 
-// patchSites returns the places in the code that the kernel patches, by their
-// offset. text is that code now. A place whose present instruction is none
-// of those that belong there is left out, and so nothing but what it holds now is
-// right for it.
-func (c patchedCode) patchSites(text []byte) ([]patchSite, error) {
+// patchSites returns the places in the code that the kernel may patch, in the order of
+// their offsets from an address. How long the instruction there is, is not known yet.
+func (c patchedCode) patchSites(from x86.VirtAddr) ([]patchSite, error) {
 	var sites []patchSite
 	start, end := c.where.Start, c.where.End
 	add := func(at x86.VirtAddr, kind siteKind, target x86.VirtAddr) {
 		if at < start || at >= end || (kind == siteKey && (target < start || target >= end)) {
 			return // elsewhere, or in code that was thrown away after boot
 		}
-		s := patchSite{off: uint32(at - start), kind: kind}
+		s := patchSite{off: uint32(at - from), kind: kind}
 		if kind == siteKey {
-			s.target = uint32(target - start)
+			s.target = uint32(target - from)
 		}
-		if s.n = s.length(text[s.off:]); s.n == 0 {
-			s.n = s.lengthUnderWay(text[s.off:], uint32(len(text)))
-		}
-		if s.n > 0 {
-			sites = append(sites, s)
-		}
+		sites = append(sites, s)
 	}
 	if err := c.keys(add); err != nil {
 		return nil, err
@@ -209,15 +202,7 @@ func (c patchedCode) patchSites(text []byte) ([]patchSite, error) {
 	}
 	c.others(add)
 	slices.SortStableFunc(sites, func(a, b patchSite) int { return int(a.off) - int(b.off) })
-	// Where two overlap, the first says more: branches come before calls.
-	behind := uint32(0)
-	return slices.DeleteFunc(sites, func(s patchSite) bool {
-		if s.off < behind {
-			return true
-		}
-		behind = s.off + uint32(s.n)
-		return false
-	}), nil
+	return sites, nil
 }
 
 // patchedSymbol says that the instruction at a symbol is patched like a static
