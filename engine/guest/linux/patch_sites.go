@@ -177,31 +177,52 @@ func (r *Reader) moduleCode(mod x86.VirtAddr, where Range, traced TraceSites) pa
 }
 
 // patchSites returns the places in the code that the kernel may patch, in the order of
-// their offsets from an address. How long the instruction there is, is not known yet.
+// their offsets from an address; of those at the same, which are sometimes told of twice,
+// the one that says more comes first. How long the instruction there is, is not known yet.
 func (c patchedCode) patchSites(from x86.VirtAddr) ([]patchSite, error) {
 	var sites []patchSite
+	// Until it is known, the length stands for who tells of the place: first those who say
+	// more, which are branches, then calls.
+	rank := uint8(0)
 	start, end := c.where.Start, c.where.End
 	add := func(at x86.VirtAddr, kind siteKind, target x86.VirtAddr) {
 		if at < start || at >= end || (kind == siteKey && (target < start || target >= end)) {
 			return // elsewhere, or in code that was thrown away after boot
 		}
-		s := patchSite{off: uint32(at - from), kind: kind}
+		s := patchSite{off: uint32(at - from), kind: kind, n: rank}
 		if kind == siteKey {
 			s.target = uint32(target - from)
 		}
 		sites = append(sites, s)
 	}
+	byPlace := func(a, b patchSite) int {
+		return cmp.Compare(uint64(a.off)<<8|uint64(a.n), uint64(b.off)<<8|uint64(b.n))
+	}
 	if err := c.keys(add); err != nil {
 		return nil, err
 	}
+	rank++
 	if err := c.calls(add); err != nil {
 		return nil, err
 	}
-	if err := c.traced(func(at x86.VirtAddr) { add(at, siteTrace, 0) }); err != nil {
+	rank += 2
+	c.others(add)
+	slices.SortFunc(sites, byPlace)
+	// Functions that can be traced are most of all, and the kernel has them in order.
+	rest := sites
+	sites, rank = make([]patchSite, 0, 4*len(rest)), 2
+	if err := c.traced(func(at x86.VirtAddr) {
+		for len(rest) > 0 && (rest[0].off < uint32(at-from)) {
+			sites, rest = append(sites, rest[0]), rest[1:]
+		}
+		add(at, siteTrace, 0)
+	}); err != nil {
 		return nil, err
 	}
-	c.others(add)
-	slices.SortStableFunc(sites, func(a, b patchSite) int { return int(a.off) - int(b.off) })
+	sites = append(sites, rest...)
+	if !slices.IsSortedFunc(sites, byPlace) {
+		slices.SortFunc(sites, byPlace)
+	}
 	return sites, nil
 }
 
