@@ -212,7 +212,10 @@ func (c patchedCode) patchSites(from x86.VirtAddr) ([]patchSite, error) {
 	rest := sites
 	sites, rank = make([]patchSite, 0, 4*len(rest)), 2
 	if err := c.traced(func(at x86.VirtAddr) {
-		for len(rest) > 0 && (rest[0].off < uint32(at-from)) {
+		if at < start || at >= end {
+			return
+		}
+		for len(rest) > 0 && rest[0].off < uint32(at-from) {
 			sites, rest = append(sites, rest[0]), rest[1:]
 		}
 		add(at, siteTrace, 0)
