@@ -60,7 +60,9 @@ func (r *Reader) checkPointers() (int, []report.Finding, error) {
 						continue
 					}
 					to := x86.VirtAddr(w)
-					if !r.leadsToStrayCode(to) {
+					if stray, err := r.leadsToStrayCode(to); err != nil {
+						return n, nil, err
+					} else if !stray {
 						continue
 					}
 					word, place := at+x86.VirtAddr(i), r.place(to)
@@ -101,18 +103,39 @@ const (
 	moduleAreaEnd = x86.VirtAddr(0xffff_ffff_ff00_0000)
 )
 
+// maxStrayTargets bounds the pages without an owner of which one look asks whether they
+// are the BPF compiler's.
+const maxStrayTargets = 64
+
 // leadsToStrayCode says of an address in the module area and not in the image whether
 // it is that of executable memory that no part of the kernel owns.
-func (r *Reader) leadsToStrayCode(to x86.VirtAddr) bool {
+func (r *Reader) leadsToStrayCode(to x86.VirtAddr) (bool, error) {
 	if r.codeMap().find(to) != nil {
-		return false
+		return false, nil
 	}
 	t, err := r.as.Translate(to)
 	// What lies behind the image but in its mapping has no owner and isn't code.
-	if err != nil || t.NX {
-		return false
+	if err != nil || t.NX || r.place(to).In != report.InUnknown {
+		return false, nil
 	}
-	return r.place(to).In == report.InUnknown
+	// A classic filter's code is in no book before 5.18. Without randomization one lies
+	// where the modules' memory begins, and that address is in several variables.
+	page := to.Page()
+	stray, known := r.strayTargets[page]
+	if !known && len(r.strayTargets) < maxStrayTargets {
+		left, err := r.withoutAllocatedForBPF([]strayRegion{{start: page, end: page + x86.PageSize}})
+		if err != nil {
+			return false, err
+		}
+		if r.strayTargets == nil {
+			r.strayTargets = make(map[x86.VirtAddr]bool)
+		}
+		stray = len(left) > 0
+		r.strayTargets[page] = stray
+	} else if !known {
+		stray = true
+	}
+	return stray, nil
 }
 
 // helpers are the kernel's variables that name a program which the kernel itself

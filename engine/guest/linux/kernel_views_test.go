@@ -76,7 +76,12 @@ type kernelGuest struct {
 }
 
 func newKernelGuest(t testing.TB, arrays bool) *kernelGuest {
-	g, k := identified(t, linuxtest.Config{Variables: variables})
+	return kernelGuestOf(t, linuxtest.Config{Variables: variables}, arrays)
+}
+
+// kernelGuestOf is one whose configuration has variables, and maybe more.
+func kernelGuestOf(t testing.TB, c linuxtest.Config, arrays bool) *kernelGuest {
+	g, k := identified(t, c)
 	testOffsets(&k.Offsets, arrays)
 	b := &kernelGuest{g, k, g.Base + structures}
 	for _, name := range []string{"ftrace_ops_trampoline_list", "bpf_kallsyms", "pack_list", "module_bug_list", "modules"} {

@@ -148,6 +148,9 @@ type look struct {
 	// moduleSyms counts the symbols of modules that are in memory, steps the
 	// entries of lists.
 	moduleSyms, steps int
+	// strayTargets are pages that a pointer leads to and that no part of the kernel owns:
+	// whether the BPF compiler did not ask for them either.
+	strayTargets map[x86.VirtAddr]bool
 }
 
 // beginLook forgets what was learned before.
