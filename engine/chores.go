@@ -46,6 +46,12 @@ func (c *chores) addEager(every time.Duration, wake chan<- struct{}) *chore {
 	return c.put(&chore{every: every, wake: wake, eager: true})
 }
 
+// addRare is add without jitter, for what is done each times-th time while the guest is
+// quiet.
+func (c *chores) addRare(at time.Time, every time.Duration, times int, wake chan<- struct{}) *chore {
+	return c.put(&chore{every: every, wake: wake, at: at, lazy: lazy{times: times}})
+}
+
 func (c *chores) put(ch *chore) *chore {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -7,7 +7,8 @@ import (
 )
 
 // TestChores has things done for a guest that is quiet, but for a while, and counts how
-// often each is: as often as was asked for while it is busy, and each tenth time else.
+// often each is: as often as was asked for while it is busy, and each tenth time else, or
+// as rarely as was said.
 func TestChores(t *testing.T) {
 	start := time.Now()
 	a := newActivity(start)
@@ -15,10 +16,11 @@ func TestChores(t *testing.T) {
 	wake := make(chan struct{}, 1)
 	ten := c.add(start.Add(10*time.Second), 10*time.Second, 0, wake)
 	odd := c.add(start.Add(3*time.Second), 20*time.Second, 5*time.Second, wake)
+	rare := c.addRare(start.Add(10*time.Second), 10*time.Second, 15, wake)
 	gone := c.add(start.Add(time.Second), time.Second, 0, wake)
 	c.drop(gone)
 	c.drop(nil)
-	var at []int
+	var at, rares []int
 	var odds []time.Duration
 	last := start
 	for second := 1; second <= 400; second++ {
@@ -33,12 +35,15 @@ func TestChores(t *testing.T) {
 			woken = true
 		default:
 		}
-		tenDue, oddDue := ten.taken(), odd.taken()
-		if woken != (tenDue || oddDue) {
+		tenDue, oddDue, rareDue := ten.taken(), odd.taken(), rare.taken()
+		if woken != (tenDue || oddDue || rareDue) {
 			t.Fatalf("second %d: woken is %v", second, woken)
 		}
 		if tenDue {
 			at = append(at, second)
+		}
+		if rareDue {
+			rares = append(rares, second)
 		}
 		if oddDue {
 			odds = append(odds, now.Sub(last))
@@ -48,6 +53,9 @@ func TestChores(t *testing.T) {
 	want := []int{10, 110, 120, 130, 140, 150, 160, 170, 180, 190, 200, 300, 400}
 	if !slices.Equal(at, want) {
 		t.Fatalf("done at %v, want %v", at, want)
+	}
+	if want := []int{10, 120, 130, 140, 150, 160, 170, 180, 190, 200, 350}; !slices.Equal(rares, want) {
+		t.Errorf("what is done more rarely is done at %v, want %v", rares, want)
 	}
 	// Twice at least while the guest was busy, and the first time.
 	if len(odds) < 3 || odds[0] != 3*time.Second {

@@ -46,6 +46,9 @@ type MappedPage interface {
 type GuestMemory interface {
 	guest.Memory
 	io.Closer
+	// Invalidate has n frames from first on mapped anew when they are read: the guest may
+	// have put other pages there.
+	Invalidate(first x86.GFN, n uint64)
 }
 
 // Channel is a bound event channel.

@@ -227,6 +227,31 @@ func TestPatchingIsLetThrough(t *testing.T) {
 	}
 }
 
+// TestRestoredIsCompared has a page of the code lose its restriction, as when the guest
+// puts another one in its place, and be written meanwhile: it is restricted again, and what
+// was written is found.
+func TestRestoredIsCompared(t *testing.T) {
+	w := patchingWorld(t, true, "kernel-text=block")
+	for _, at := range []x86.PhysAddr{0x2340, branch} {
+		w.dom.SetViewAccess(w.dom.View(), w.textFrame(at), abi.AccessRWX)
+	}
+	w.code(0x2340, "\x0f\x0b")
+	w.engine.CheckView(7)
+	if n := w.status().Restored; n != 2 {
+		t.Fatalf("%d frames restored, want 2", n)
+	}
+	w.follow(4 * time.Second)
+	if g := w.guardStatus(policy.GuardKernelText); g.Violations != 1 || g.Found != 1 {
+		t.Fatalf("%+v", g)
+	}
+	if r := <-w.events.got; r.Action != journal.Found || r.Target.Memory.Addr != w.guest.Base+0x2340 {
+		t.Errorf("record %+v", r)
+	}
+	w.dom.Shutdown(abi.ShutdownPoweroff)
+	w.engine.ShutDown(w.info)
+	w.checkClean(1)
+}
+
 // TestOpenPagesAndOthers has pages open while the guards are exchanged, a breakpoint is
 // set and the domain is let go of.
 func TestOpenPagesAndOthers(t *testing.T) {

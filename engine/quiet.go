@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 	"sync/atomic"
@@ -18,9 +19,9 @@ import (
 const (
 	// activityEvery is how often Xen is asked.
 	activityEvery = time.Second
-	// mostSkipped is how often in a row something is left out, so that a guest which
-	// keeps quiet on purpose is looked at all the same.
-	mostSkipped = 9
+	// quietTimes is how much less often something is done for a quiet guest: each tenth
+	// time, so that one which keeps quiet on purpose is looked at all the same.
+	quietTimes = 10
 )
 
 // activity is what is known of how a guest runs. It is safe for concurrent use, but
@@ -56,11 +57,12 @@ func (a *activity) busySince(t time.Time) bool {
 type lazy struct {
 	last    time.Time // when it was done
 	skipped int       // since then
+	times   int       // instead of quietTimes, unless 0
 }
 
 // due is called when it is time, and reports whether it is to be done now.
 func (l *lazy) due(a *activity, now time.Time) bool {
-	if !a.busySince(l.last) && l.skipped < mostSkipped {
+	if !a.busySince(l.last) && l.skipped+1 < cmp.Or(l.times, quietTimes) {
 		l.skipped++
 		return false
 	}

@@ -17,17 +17,22 @@ import (
 // the guest's memory is logged for a live migration. So the view is looked at now
 // and then, and what was lost is restricted again.
 
-// viewCheckInterval is how long a lost restriction goes unnoticed at most, unless the
-// guest is quiet. The 3,600 frames of a kernel's text are asked after in some fifteen
-// calls.
-const viewCheckInterval = 10 * time.Second
+const (
+	// viewCheckInterval is how long a lost restriction goes unnoticed at most, unless the
+	// guest is quiet.
+	viewCheckInterval = 10 * time.Second
+	// viewCheckQuiet is how much less often a quiet guest's are looked at: each five
+	// minutes, as most else of one. There are 3,600 frames of a kernel's text to be asked
+	// after, each by a call of its own, however they are put together.
+	viewCheckQuiet = 30
+)
 
 // watchView begins to look at the current view, if it is one of ours.
 func (s *Session) watchView(views viewsStatus) {
 	s.unwatchView()
 	if views.current().ID != noView {
 		s.views = views
-		s.viewCheck = s.chores.add(time.Now().Add(viewCheckInterval), viewCheckInterval, 0, s.chore)
+		s.viewCheck = s.chores.addRare(time.Now().Add(viewCheckInterval), viewCheckInterval, viewCheckQuiet, s.chore)
 	}
 }
 
@@ -60,6 +65,7 @@ func (s *Session) checkView() {
 			break
 		}
 	}
+	s.wakePatching()
 	if restored > 0 {
 		s.update(func(st *Status) { st.Restored += restored })
 		s.log.Warn("Xen had dropped restrictions of a view, which are in force again", "frames", restored)
@@ -99,6 +105,7 @@ func (s *Session) restore(v ViewStatus, r RestrictedFrames) (restored uint64, er
 		switch err := s.ledger.RestrictView(v.ID, r.Access, gfn, 1); {
 		case err == nil && told:
 			restored++
+			s.doubt(gfn)
 		case err == nil:
 		case errors.Is(err, syscall.ESRCH) && !s.gone():
 			// The guest has no page there any more, so no code of its kernel.
@@ -107,6 +114,20 @@ func (s *Session) restore(v ViewStatus, r RestrictedFrames) (restored uint64, er
 		}
 	}
 	return restored, nil
+}
+
+// doubt has a page compared that may have been written, or be another one, while nothing
+// restricted it. Of the kernel's code it is known what it was; what else was restricted
+// is taken as it is now.
+func (s *Session) doubt(gfn x86.GFN) {
+	s.memory.Invalidate(gfn, 1)
+	p := &s.patching
+	if p.patched == nil {
+		return
+	}
+	if page, ok := p.patched.Page(gfn); ok {
+		s.patchedPage(gfn, p.scan, page, time.Now())
+	}
 }
 
 // viewLost says that a guard's pages are not restricted any more, for certain.
