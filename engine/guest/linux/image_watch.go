@@ -24,19 +24,23 @@ const (
 // never written. It has a digest of each stretch with the places left out that the
 // kernel patches, and those places with what may be there.
 //
-// It takes a sixteenth of the part's size. It borrows nothing; its methods read
+// It takes a sixteenth of the part's size, less where it shares that with another guest's.
+// It borrows nothing; its methods read
 // through the [Reader] they are given.
 type ImageWatch struct {
 	start x86.VirtAddr
 	size  int
 	code  bool        // and not data, so that there may be kprobes in it
 	sites []patchSite // in order
-	// shared keeps those of a kernel's code for other guests with the same.
-	shared *[]patchSite
+	// sharedSites and sharedLines keep those of a kernel's code for other guests with the
+	// same.
+	sharedSites *[]patchSite
+	sharedLines *[]uint32
 	// ignored are not watched.
 	ignored []Range
-	seed    maphash.Seed
-	lines   []uint32 // by offset / textLine
+	lines   []uint32 // digests, by offset / textLine
+	// accepted are digests of lines that were found to be other ones, and told of.
+	accepted map[int]uint32
 	// odd are the places that were found to hold what they should not, as told
 	// before, by offset.
 	odd map[uint32][maxPatch]byte
@@ -78,8 +82,8 @@ func (r *Reader) WatchText() (*ImageWatch, error) {
 	r.beginLook()
 	w, err := r.watchCode(r.kernelCode(), watchPiece)
 	if err == nil {
-		w.shared = shareSites(w.sites)
-		w.sites = *w.shared
+		w.sharedSites, w.sharedLines = shareSites(w.sites), shareLines(w.lines)
+		w.sites, w.lines = *w.sharedSites, *w.sharedLines
 	}
 	return w, err
 }
@@ -147,8 +151,8 @@ const watchPiece = 256 << 10
 // piece, each is called with its offset, with what is in it, and with as much of the next
 // as an instruction may have that begins in it: it may change that, and add places to w.
 func (w *ImageWatch) take(r *Reader, size, piece int, each func(off int, b []byte) error) error {
-	w.size, w.seed = size, maphash.MakeSeed()
-	w.lines, w.odd = make([]uint32, size/textLine), map[uint32][maxPatch]byte{}
+	w.size = size
+	w.lines, w.odd, w.accepted = make([]uint32, size/textLine), map[uint32][maxPatch]byte{}, map[int]uint32{}
 	buf := make([]byte, min(size, piece+maxPatch))
 	var page [x86.PageSize]byte
 	for off := 0; off < size; off += piece {
@@ -163,7 +167,7 @@ func (w *ImageWatch) take(r *Reader, size, piece int, each func(off int, b []byt
 			copy(page[:], b[p<<x86.PageShift-off:])
 			w.mask(p, &page)
 			for i := range linesPerPage {
-				w.lines[p*linesPerPage+i] = w.digest(&page, i)
+				w.lines[p*linesPerPage+i] = digestLine(&page, i)
 			}
 		}
 	}
@@ -196,10 +200,13 @@ const maxText = 256 << 20
 // Pages returns how many pages there are.
 func (w *ImageWatch) Pages() int { return w.size >> x86.PageShift }
 
-// digest is that of one line of a page. Its key is a secret of this process, so
-// that no guest can make other code with the same digest.
-func (w *ImageWatch) digest(page *[x86.PageSize]byte, line int) uint32 {
-	return uint32(maphash.Bytes(w.seed, page[line*textLine:(line+1)*textLine]))
+// lineSeed keys the digests. It is a secret of this process, so that no guest can make
+// other code with the same digest, and one for all guests, so that they share them.
+var lineSeed = maphash.MakeSeed()
+
+// digestLine is the digest of one line of a page.
+func digestLine(page *[x86.PageSize]byte, line int) uint32 {
+	return uint32(maphash.Bytes(lineSeed, page[line*textLine:(line+1)*textLine]))
 }
 
 // sitesOf returns the places that have a byte in a page.
@@ -287,7 +294,13 @@ func (w *ImageWatch) changed(page int) []int {
 	w.mask(page, masked)
 	var out []int
 	for i := range linesPerPage {
-		if w.digest(masked, i) != w.lines[page*linesPerPage+i] {
+		line := page*linesPerPage + i
+		now := digestLine(masked, i)
+		if now == w.lines[line] {
+			delete(w.accepted, line) // it is told of if it is made again
+			continue
+		}
+		if known, ok := w.accepted[line]; !ok || now != known {
 			out = append(out, i)
 		}
 	}
@@ -386,7 +399,7 @@ func (w *ImageWatch) Accept(c ImageChange) {
 	at := int(off) & x86.PageMask
 	copy(page[at:], c.Now)
 	w.mask(int(off)>>x86.PageShift, &page)
-	w.lines[off/textLine] = w.digest(&page, at/textLine)
+	w.accepted[int(off/textLine)] = digestLine(&page, at/textLine)
 }
 
 // Bytes are some at an address, to be written there.

@@ -256,6 +256,47 @@ func TestSharedSites(t *testing.T) {
 	runtime.KeepAlive(other)
 }
 
+// TestSharedLines has guests with the same code share what it was; what one of them is
+// told of is its own.
+func TestSharedLines(t *testing.T) {
+	var guests [2]*kernelGuest
+	var watches [2]*ImageWatch
+	for i := range guests {
+		guests[i] = newTextGuest(t)
+		var err error
+		if watches[i], err = guests[i].reader().WatchText(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if watches[0].sharedLines != watches[1].sharedLines || watches[0].sharedSites != watches[1].sharedSites {
+		t.Error("two guests with the same code share nothing")
+	}
+	change := func(i int, insn byte) []ImageChange {
+		t.Helper()
+		guests[i].code(codeAt, insn)
+		return compareAll(t, watches[i], guests[i].reader())
+	}
+	const other = 0x90
+	was := guests[0].Mem[guests[0].PhysBase+codeAt]
+	if got := change(0, other); len(got) != 1 {
+		t.Fatalf("%+v", got)
+	} else {
+		watches[0].Accept(got[0])
+	}
+	if got := change(0, other); len(got) != 0 {
+		t.Errorf("told again: %+v", got)
+	}
+	if got := change(1, other); len(got) != 1 {
+		t.Errorf("in the other guest: %+v", got)
+	}
+	if got := change(0, was); len(got) != 0 {
+		t.Errorf("as it was: %+v", got)
+	}
+	if got := change(0, other); len(got) != 1 {
+		t.Errorf("made again: %+v", got)
+	}
+}
+
 // TestTraced finds the functions of any stretch of code that can be traced, in a table of
 // several batches.
 func TestTraced(t *testing.T) {
