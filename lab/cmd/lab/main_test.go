@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -12,7 +11,6 @@ import (
 
 	"github.com/xen-hvi/hvi/lab/archive"
 	"github.com/xen-hvi/hvi/lab/image"
-	"github.com/xen-hvi/hvi/lab/runner"
 	"github.com/xen-hvi/hvi/lab/scenario"
 )
 
@@ -114,46 +112,5 @@ func TestProgress(t *testing.T) {
 	}
 	if !strings.HasSuffix(string(got), "\r\x1b[Knext\n") || !strings.Contains(string(got), "unpacking x") {
 		t.Errorf("%q", got)
-	}
-}
-
-// TestProtectionPage shows each attack in one row, and what was not tried.
-func TestProtectionPage(t *testing.T) {
-	rows := []scenario.Outcome{
-		{Attack: "patch", Guard: "kernel-text", Mode: "off", Landed: true},
-		{Attack: "patch", Guard: "kernel-text", Mode: "observe", Landed: true, Reported: "alerted"},
-		{Attack: "patch", Guard: "kernel-text", Mode: "enforce", Reported: "blocked"},
-		{Attack: "NXE", Guard: "cr", Mode: "enforce", Reported: "blocked"},
-		{Attack: "hide", Guard: "hidden-objects", Mode: "enforce", Landed: true, Reported: "found"},
-	}
-	facts, err := json.Marshal(rows)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := runner.Result{
-		Scenario: "attacks", OK: true, Xen: "4.17.7", GuestKernel: "6.1",
-		Facts:  map[string]json.RawMessage{"outcomes": facts, "tier.enforce": []byte(`"views"`)},
-		Checks: []runner.Check{{OK: true}, {OK: false}},
-	}
-	page, err := protectionPage([]runner.Result{r})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, want := range []string{
-		"## Tier views, guest 6.1, Xen 4.17.7", "1 of 2 checks held",
-		"| patch | `kernel-text` | succeeds | alerted | blocked |",
-		"| NXE | `cr` | not tried | not tried | blocked |",
-		"| hide | `hidden-objects` | not tried | not tried | found |",
-	} {
-		if !strings.Contains(page, want) {
-			t.Errorf("no %q in\n%s", want, page)
-		}
-	}
-	r.Facts = nil
-	if _, err := protectionPage([]runner.Result{r}); err == nil {
-		t.Error("a result without outcomes makes a page")
-	}
-	if _, err := protectionPage(nil); err == nil {
-		t.Error("no result makes a page")
 	}
 }
