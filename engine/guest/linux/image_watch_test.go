@@ -94,6 +94,17 @@ func TestImageWatch(t *testing.T) {
 		b.pointer(b.Base+aKprobe+32, b.Base+at)
 		b.Write(b.Base+aKprobe+64, []byte{opcode})
 	}
+	optimized := func(at int) func(b *kernelGuest) {
+		var was [5]byte
+		for i := range was {
+			was[i] = byte((at + i) * 7)
+		}
+		return func(b *kernelGuest) {
+			kprobe(b, x86.VirtAddr(at), was[0])
+			b.Write(b.Base+aKprobe+96, was[1:])
+			b.code(x86.VirtAddr(at), jump(int32(at), 0x1000)...)
+		}
+	}
 	for _, c := range []struct {
 		name string
 		do   func(b *kernelGuest)
@@ -119,26 +130,8 @@ func TestImageWatch(t *testing.T) {
 		{"a kprobe", func(b *kernelGuest) { kprobe(b, codeAt, byte(codeAt*7&0xff)); b.code(codeAt, 0xcc) }, 0, ""},
 		{"a breakpoint without a kprobe", func(b *kernelGuest) { b.code(codeAt, 0xcc) }, line, ""},
 		{"a kprobe that displaced something else", func(b *kernelGuest) { kprobe(b, codeAt, 0x90); b.code(codeAt, 0xcc) }, line, ""},
-		{"an optimized kprobe", func(b *kernelGuest) {
-			var was [5]byte
-			for i := range was {
-				at := codeAt + i
-				was[i] = byte(at * 7)
-			}
-			kprobe(b, codeAt, was[0])
-			b.Write(b.Base+aKprobe+96, was[1:])
-			b.code(codeAt, jump(codeAt, 0x1000)...)
-		}, 0, ""},
-		{"an optimized kprobe across two pages", func(b *kernelGuest) {
-			var was [5]byte
-			for i := range was {
-				at := acrossAt + i
-				was[i] = byte(at * 7)
-			}
-			kprobe(b, acrossAt, was[0])
-			b.Write(b.Base+aKprobe+96, was[1:])
-			b.code(acrossAt, jump(acrossAt, 0x1000)...)
-		}, 0, ""},
+		{"an optimized kprobe", optimized(codeAt), 0, ""},
+		{"an optimized kprobe across two pages", optimized(acrossAt), 0, ""},
 		{"a kprobe on a key", func(b *kernelGuest) { kprobe(b, keyAt, 0x0f); b.code(keyAt, 0xcc) }, 0, ""},
 		{"a second processor", func(b *kernelGuest) { b.code(lockAt, 0xf0) }, 0, ""},
 		{"something else in place of a prefix", func(b *kernelGuest) { b.code(lockAt, 0x90) }, lockAt, report.InNothing},
