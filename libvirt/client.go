@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"os"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -243,7 +245,7 @@ type session struct {
 
 // connect makes a connection to the first daemon that takes one and serves Xen.
 func (c *Client) connect(ctx context.Context) (*session, error) {
-	if c.opt.Ready != nil && !c.opt.Ready() {
+	if c.opt.Ready != nil && (!c.haveSocket() || !c.opt.Ready()) {
 		return nil, errNotRunning
 	}
 	var errs []error
@@ -258,6 +260,15 @@ func (c *Client) connect(ctx context.Context) (*session, error) {
 		}
 	}
 	return nil, errors.Join(append([]error{errNoSocket}, errs...)...)
+}
+
+// haveSocket reports whether there is a socket at all: on a host without libvirt there is
+// none, and no daemon needs to be looked for all day.
+func (c *Client) haveSocket() bool {
+	return slices.ContainsFunc(c.opt.Sockets, func(socket string) bool {
+		_, err := os.Lstat(socket)
+		return !errors.Is(err, fs.ErrNotExist)
+	})
 }
 
 // plain takes away what an error repeats of the socket's name.

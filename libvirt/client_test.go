@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -534,6 +535,21 @@ func TestBackoff(t *testing.T) {
 	} {
 		if got := b.next(c.connected, c.err); got != c.want {
 			t.Errorf("%d, after %v: %v, want %v", i, c.err, got, c.want)
+		}
+	}
+}
+
+// TestConnectWithoutSocket looks for no daemon where there is no socket, and does where
+// there is one.
+func TestConnectWithoutSocket(t *testing.T) {
+	socket, asked := filepath.Join(t.TempDir(), "libvirt-sock"), 0
+	c := &Client{opt: Options{Sockets: []string{socket}, Ready: func() bool { asked++; return false }}}
+	for want := range 2 {
+		if _, err := c.connect(t.Context()); !errors.Is(err, errNotRunning) || asked != want {
+			t.Errorf("with %d sockets daemons were looked for %d times: %v", want, asked, err)
+		}
+		if err := os.WriteFile(socket, nil, 0o600); err != nil {
+			t.Fatal(err)
 		}
 	}
 }

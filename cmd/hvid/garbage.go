@@ -7,7 +7,7 @@ import (
 
 // garbagePercent is how much garbage there may be before it is collected, in percent of
 // what is in use.
-const garbagePercent = 50
+const garbagePercent = 75
 
 // collectEarly has garbage collected earlier than Go does by itself, which is when there is
 // as much of it as there is in use. What hvid has in use is what it knows of its guests,

@@ -32,6 +32,9 @@ func Escape(s string) Text { return escape(s, `\"`) }
 // escape replaces what isn't printable and puts a backslash before each of
 // meta. The result is cut between two characters of s.
 func escape(s, meta string) Text {
+	if plain(s, meta) {
+		return Text(s)
+	}
 	b := make([]byte, 0, min(len(s), MaxText))
 	cut := 0 // where the ellipsis would go
 	for len(s) > 0 {
@@ -49,6 +52,19 @@ func escape(s, meta string) Text {
 		}
 	}
 	return Text(b)
+}
+
+// plain reports that escape has nothing to do, which is so for nearly all texts.
+func plain(s, meta string) bool {
+	if len(s) > MaxText {
+		return false
+	}
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c > '~' || strings.IndexByte(meta, c) >= 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // printable returns the character r, encoded as raw, or its escape.

@@ -167,6 +167,23 @@ func (g *Guest) noAlarm(what string, before control.DomainStatus, facts map[stri
 	return st, nil
 }
 
+// choresEnd waits until each is through with its last round. Of those that are not in
+// time, the error says where in the kernel the guest's tasks are.
+func (g *Guest) choresEnd() error {
+	const (
+		ended = "[ $(ls /tmp/rounds/*.end 2>/dev/null | wc -l) -eq %d ]"
+		// A task that waits for nothing is left out.
+		where = "for p in /proc/[0-9]*; do s=$(grep '^State' $p/status 2>/dev/null); case \"$s\" in *sleeping*|*idle*|'') " +
+			"grep -q 'klp\\|ftrace\\|text_poke\\|mutex\\|rcu_tasks\\|synchronize' $p/stack 2>/dev/null || continue;; esac; echo \"$(cat $p/comm) ${s#State:} $(tr '\\n' ' ' <$p/stack)\"; done"
+	)
+	out, err := g.runWithin(2*choreLimit, fmt.Sprintf("n=0; until "+ended+"; do n=$((n+1)); [ $n -lt %d ] || { cd /tmp/rounds; echo ended: *.end; %s; exit 1; }; sleep 1; done",
+		len(chores), int(choreLimit.Seconds()), where))
+	if _, failed := errors.AsType[*CommandError](err); failed {
+		return fmt.Errorf("not all chores have ended: %s", out)
+	}
+	return err
+}
+
 // allAtOnce has all of them done again and again, beside each other.
 func (g *Guest) allAtOnce(before control.DomainStatus, d time.Duration) error {
 	t := g.t
@@ -184,8 +201,7 @@ func (g *Guest) allAtOnce(before control.DomainStatus, d time.Duration) error {
 	if _, err := g.Run("rm /tmp/going"); err != nil {
 		return err
 	}
-	// Until each is through with its last round.
-	if _, err := g.runWithin(choreLimit, fmt.Sprintf("while [ $(ls /tmp/rounds/*.end 2>/dev/null | wc -l) -lt %d ]; do sleep 1; done", len(chores))); err != nil {
+	if err := g.choresEnd(); err != nil {
 		return err
 	}
 	// And until everything has been looked at since.

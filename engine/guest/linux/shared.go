@@ -1,8 +1,6 @@
 package linux
 
 import (
-	"encoding/binary"
-	"hash/maphash"
 	"slices"
 	"sync"
 	"weak"
@@ -24,11 +22,8 @@ var (
 	sharedLines shared[uint32]
 )
 
-// sharedSeed keys the sums by which lists are found; they are compared besides.
-var sharedSeed = maphash.MakeSeed()
-
 // share returns a list that is equal to this one, and maybe another guest's. sum is of
-// what is in it.
+// what is in it: by that lists are found, and they are compared besides.
 func (s *shared[T]) share(sum uint64, list []T) *[]T {
 	s.Lock()
 	defer s.Unlock()
@@ -48,26 +43,28 @@ func (s *shared[T]) share(sum uint64, list []T) *[]T {
 	return &own
 }
 
+// sharedSum is the sum of some words. Who makes another list with the same has his own
+// guest keep one of its own, and that is all.
+type sharedSum uint64
+
+func (s *sharedSum) add(word uint64) {
+	const prime = 0x100_0000_01b3 // of FNV
+	*s = (*s ^ sharedSum(word)) * prime
+}
+
 func shareSites(sites []patchSite) *[]patchSite {
-	var h maphash.Hash
-	h.SetSeed(sharedSeed)
-	var b [10]byte
+	var sum sharedSum
 	for _, s := range sites {
-		binary.LittleEndian.PutUint32(b[:], s.off)
-		binary.LittleEndian.PutUint32(b[4:], s.target)
-		b[8], b[9] = byte(s.kind), s.n
-		_, _ = h.Write(b[:]) // it never fails
+		sum.add(uint64(s.off) | uint64(s.target)<<32)
+		sum.add(uint64(s.kind) | uint64(s.n)<<8)
 	}
-	return sharedSites.share(h.Sum64(), sites)
+	return sharedSites.share(uint64(sum), sites)
 }
 
 func shareLines(lines []uint32) *[]uint32 {
-	var h maphash.Hash
-	h.SetSeed(sharedSeed)
-	var b [4]byte
+	var sum sharedSum
 	for _, digest := range lines {
-		binary.LittleEndian.PutUint32(b[:], digest)
-		_, _ = h.Write(b[:]) // it never fails
+		sum.add(uint64(digest))
 	}
-	return sharedLines.share(h.Sum64(), lines)
+	return sharedLines.share(uint64(sum), lines)
 }
