@@ -594,5 +594,6 @@ func (b *Builder) Everything(ctx context.Context) error {
 		func() error { _, err := b.Bochs(ctx); return err },
 		func() error { _, err := b.QEMU(ctx); return err },
 		func() error { _, err := b.Debian(ctx); return err },
+		func() error { _, err := b.GuestSystem(ctx); return err },
 	)
 }

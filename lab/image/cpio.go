@@ -154,6 +154,27 @@ func (l *layer) copyTree(name, from string) error {
 	})
 }
 
+// system adds all that is below a folder of the host as it is, with owners, modes
+// and times. What has several names is added for each.
+func (l *layer) system(from string) error {
+	return filepath.WalkDir(from, func(p string, _ fs.DirEntry, err error) error {
+		if err != nil || p == from {
+			return err
+		}
+		rel, err := filepath.Rel(from, p)
+		if err != nil {
+			return err
+		}
+		r, err := cpio.NewRecorder().GetRecord(p) // a new one, which knows of no other name
+		if err != nil {
+			return err
+		}
+		r.Name = filepath.ToSlash(rel)
+		l.records[r.Name] = r // its folder is there already
+		return nil
+	})
+}
+
 // write writes the archive, in an order and with times that depend on nothing
 // but its contents.
 func (l *layer) write(w io.Writer) error {

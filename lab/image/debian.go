@@ -111,30 +111,63 @@ func (b *Builder) debianBoot(ctx context.Context, xen, kernel string) (string, e
 
 func (b *Builder) debianDisk(ctx context.Context, kernel string) (string, error) {
 	const name = "system.ext4"
-	pkgs, err := b.Archive.Closure(ctx, bookworm, debianPackages, archive.ClosureOptions{Essential: true})
+	dir, err := b.install(ctx, "debian", debianDom0, kernel, func(root, dir string) error {
+		return fileSystem(ctx, root, filepath.Join(dir, name), "system", debianSize)
+	})
+	return filepath.Join(dir, name), err
+}
+
+// installation is a Debian to be installed into a folder.
+type installation struct {
+	packages []string // that it is asked to have
+	modules  []string // of its kernel, see installModules
+	files    string   // the folder of our own files in it
+	setup    string   // our script that follows debian-setup
+}
+
+// debianDom0 is the control domain's system.
+var debianDom0 = installation{debianPackages, systemModules, "files/debian", "debian-setup-dom0"}
+
+// install returns the artifact that pack has made of an installed system, whose
+// folder is gone afterwards.
+func (b *Builder) install(ctx context.Context, name string, in installation, kernel string, pack func(root, dir string) error) (string, error) {
+	pkgs, err := b.Archive.Closure(ctx, bookworm, in.packages, archive.ClosureOptions{Essential: true})
 	if err != nil {
 		return "", err
 	}
-	inputs := append([]string{filepath.Base(kernel), hash(source("debian-setup"))}, systemModules...)
+	script := append(source("debian-setup"), source(in.setup)...)
+	inputs := append([]string{filepath.Base(kernel), hash(script)}, in.modules...)
 	for _, p := range pkgs {
 		inputs = append(inputs, p.SHA256)
 	}
-	own, err := ownFiles("files/debian")
+	own, err := ownFiles(in.files)
 	if err != nil {
 		return "", err
 	}
 	for _, f := range own {
 		inputs = append(inputs, f.name+" "+hash(f.data))
 	}
-	dir, err := b.Artifact(ctx, "debian", inputs, func(dir string) (err error) {
+	return b.Artifact(ctx, name, inputs, func(dir string) (err error) {
 		root := filepath.Join(dir, "root")
 		defer func() { err = errors.Join(err, os.RemoveAll(root)) }()
-		if err := b.debianRoot(ctx, root, kernel, pkgs, own); err != nil {
+		if err := b.debianRoot(ctx, root, pkgs); err != nil {
 			return err
 		}
-		return fileSystem(ctx, root, filepath.Join(dir, name), "system", debianSize)
+		release, err := installModules(kernel, filepath.Join(root, "usr"), in.modules)
+		if err != nil {
+			return err
+		}
+		for _, f := range own {
+			at := filepath.Join(root, "lab-files", f.name)
+			if err := errors.Join(os.MkdirAll(filepath.Dir(at), 0o755), os.WriteFile(at, f.data, f.perm)); err != nil {
+				return err
+			}
+		}
+		if err := setup(ctx, root, script, release); err != nil {
+			return err
+		}
+		return pack(root, dir)
 	})
-	return filepath.Join(dir, name), err
 }
 
 // ownFile is a file of ours in the system.
@@ -163,8 +196,8 @@ func ownFiles(below string) ([]ownFile, error) {
 	return out, err
 }
 
-// debianRoot installs packages into a folder.
-func (b *Builder) debianRoot(ctx context.Context, root, kernel string, pkgs []archive.Package, own []ownFile) error {
+// debianRoot fills a folder with what debian-setup installs packages from.
+func (b *Builder) debianRoot(ctx context.Context, root string, pkgs []archive.Package) error {
 	if os.Geteuid() != 0 {
 		return errors.New("installing Debian into a folder needs root")
 	}
@@ -192,28 +225,19 @@ func (b *Builder) debianRoot(ctx context.Context, root, kernel string, pkgs []ar
 			return err
 		}
 	}
-	release, err := installModules(kernel, filepath.Join(root, "usr"))
-	if err != nil {
-		return err
-	}
-	for _, f := range own {
-		at := filepath.Join(root, "lab-files", f.name)
-		if err := errors.Join(os.MkdirAll(filepath.Dir(at), 0o755), os.WriteFile(at, f.data, f.perm)); err != nil {
-			return err
-		}
-	}
-	return setup(ctx, root, source("debian-setup"), release)
+	return nil
 }
 
-// installModules copies systemModules to lib/modules below a folder and returns
-// their kernel's release.
-func installModules(kernel, to string) (release string, err error) {
+// installModules copies a kernel's modules, each a file or a folder of
+// /lib/modules/RELEASE/kernel, with what they depend on to lib/modules below a
+// folder, and returns the kernel's release.
+func installModules(kernel, to string, modules []string) (release string, err error) {
 	from, err := only(kernel, "lib/modules/*")
 	if err != nil {
 		return "", err
 	}
 	var names []string
-	for _, m := range systemModules {
+	for _, m := range modules {
 		err := filepath.WalkDir(filepath.Join(from, "kernel", m), func(p string, d fs.DirEntry, err error) error {
 			if name, ok := strings.CutSuffix(filepath.Base(p), ".ko"); ok && err == nil {
 				names = append(names, name)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -11,6 +12,9 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/u-root/u-root/pkg/cpio"
 
 	"github.com/xen-hvi/hvi/lab/boot"
 )
@@ -126,5 +130,45 @@ func TestLinkOrCopy(t *testing.T) {
 	}
 	if data, err := os.ReadFile(filepath.Join(dir, "b")); err != nil || string(data) != "text" {
 		t.Errorf("%q, %v", data, err)
+	}
+}
+
+// TestSystem: a system goes into a ramdisk as it is.
+func TestSystem(t *testing.T) {
+	root := t.TempDir()
+	su := write(t, filepath.Join(root, "bin", "su"), "run", 0o755)
+	if err := errors.Join(os.Chmod(su, 0o755|fs.ModeSetuid), os.Link(su, filepath.Join(root, "bin", "again")),
+		os.Mkdir(filepath.Join(root, "tmp"), 0o755), os.Chmod(filepath.Join(root, "tmp"), 0o777|fs.ModeSticky),
+		os.Symlink("bin/su", filepath.Join(root, "init")), os.Chtimes(su, time.Unix(7, 0), time.Unix(7, 0))); err != nil {
+		t.Fatal(err)
+	}
+	l := newLayer()
+	defer l.close()
+	if err := l.system(root); err != nil {
+		t.Fatal(err)
+	}
+	data, err := l.bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := cpio.ReadAllRecords(cpio.Newc.Reader(bytes.NewReader(data)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	names, text := map[string]cpio.Record{}, map[string]string{}
+	for _, r := range got {
+		data := make([]byte, r.FileSize)
+		if _, err := io.ReadFull(io.NewSectionReader(r, 0, int64(r.FileSize)), data); err != nil {
+			t.Fatal(err)
+		}
+		names[r.Name], text[r.Name] = r, string(data)
+	}
+	for _, name := range []string{"bin/su", "bin/again"} {
+		if r := names[name]; text[name] != "run" || r.Mode != cpio.S_IFREG|0o4755 || r.UID != uint64(os.Getuid()) || r.GID != uint64(os.Getgid()) || r.MTime != 7 {
+			t.Errorf("%s: %q, %+v", name, text[name], r.Info)
+		}
+	}
+	if m := names["tmp"].Mode; m != cpio.S_IFDIR|0o1777 || text["init"] != "bin/su" {
+		t.Errorf("tmp has mode %o, init leads to %q", m, text["init"])
 	}
 }

@@ -12,7 +12,8 @@
 //
 // The control domain's first system is an initial file system with busybox and
 // the toolstack ([Images]). The second is a whole Debian ([Builder.Debian]): its
-// packages' own scripts run, in a folder changed into, which needs root.
+// packages' own scripts run, in a folder changed into, which needs root. In the
+// same way guests get one, as a ramdisk ([Builder.GuestSystem]).
 //
 // Artifacts and package trees belong to the cache: read them only.
 // [Builder.Payload] and [Builder.RunDisk] alone are made anew for each run,

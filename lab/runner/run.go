@@ -80,6 +80,7 @@ func (r *Runner) Run(ctx context.Context, list []scenario.Scenario) ([]*Result, 
 type built struct {
 	images map[string]image.Images // by the release of Xen, as scenarios name it
 	debian image.Debian
+	guest  string // the archive with the guests' system
 }
 
 // on returns the builder for a release of Xen.
@@ -126,6 +127,15 @@ func (r *Runner) prepare(ctx context.Context, list []scenario.Scenario) (p built
 				mu.Lock()
 				defer mu.Unlock()
 				p.debian = d // there is one release for which it can be built
+				return err
+			})
+		}
+		if s.GuestSystem {
+			once("guest system", func() error {
+				archive, err := r.Builder.GuestSystem(ctx)
+				mu.Lock()
+				defer mu.Unlock()
+				p.guest = archive
 				return err
 			})
 		}
@@ -218,6 +228,9 @@ func (r *Runner) boot(ctx context.Context, built built, list []scenario.Scenario
 	} else {
 		p = parts{ramdisk: []string{im.Base, im.Guest, filepath.Join(dir, "payload.cpio")}}
 		err = builder.Payload(ctx, p.ramdisk[2], names, slices.Compact(guest), bare)
+		if list[0].GuestSystem {
+			p.ramdisk = append(p.ramdisk, built.guest)
+		}
 	}
 	if err != nil {
 		return nil, err
@@ -283,6 +296,8 @@ func (r *Runner) command(ctx context.Context, im image.Images, dir string, p par
 	switch {
 	case s.System == scenario.Debian && intel:
 		dom0, args, memory = machine.Dom0DebianMemory, machine.DebianArgs(machine.BochsSystem, machine.BochsLab), machine.BochsDebianMemory
+	case s.GuestSystem:
+		dom0 = machine.Dom0DebianMemory // half of it is for what the ramdisk brings
 	case s.System == scenario.Debian:
 		dom0, args = machine.Dom0DebianMemory, machine.DebianArgs(machine.QEMUSystem, machine.QEMULab)
 	}

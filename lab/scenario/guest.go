@@ -22,6 +22,7 @@ const (
 	GuestKernel   = "/guest/vmlinux"  // an ELF with a PVH entry
 	GuestRamdisk  = "/guest/initrd"   // what guestCmdline makes of it, see [Guest.Run]
 	GuestRelease  = "/guest/release"  // the kernel's uname -r
+	guestSystem   = "/guest/system"   // the ramdisk of [GuestConfig.System]
 	guestPrograms = "/guest/programs" // what comes behind the ramdisk, see [Scenario.GuestPrograms]
 	TinyKernel    = "/guest/tiny"     // see [GuestConfig.Kernel]
 	HVMDisk       = "/guest/hvm.img"  // what an HVM guest boots from, see lab/image/files/hvm.c
@@ -54,6 +55,10 @@ type GuestConfig struct {
 	// its device model. An HVM guest starts the same kernel, without the first
 	// half of a boot loader's work; it is to be started by [T.StartGuest].
 	Type string
+	// System says that the scenario's GuestSystem is its ramdisk: a PVH guest with a
+	// whole Debian, which is up when systemd has reached multi-user.target. It takes no
+	// commands, and more than the usual memory.
+	System bool
 	// Programs says that it has the scenario's GuestPrograms.
 	Programs   bool
 	Memory     int      // MiB
@@ -124,6 +129,9 @@ func (c GuestConfig) String() string {
 }
 
 func (c GuestConfig) ramdisk() string {
+	if c.System {
+		return guestSystem
+	}
 	if c.Programs {
 		return filepath.Join(configDir, c.name()+".initrd")
 	}

@@ -67,6 +67,10 @@ type Scenario struct {
 	// GuestPrograms are commands of this module that its guests have in /bin, if
 	// they are asked to (see [GuestConfig.Programs]); not with the system Debian.
 	GuestPrograms []string
+	// GuestSystem says that it has a whole Debian for its guests, see
+	// [GuestConfig.System]; not with the system Debian, nor with a GuestKernel. Only
+	// scenarios that agree in it share a boot.
+	GuestSystem bool
 	// Bare says that the scenario needs none of the programs under test, so that
 	// it can run where they do not build.
 	Bare bool
@@ -88,7 +92,7 @@ func (s Scenario) Limit() time.Duration {
 
 // Boot is what two scenarios must agree in to share one boot.
 func (s Scenario) Boot() string {
-	return fmt.Sprint(s.Emulator, " ", s.System, " ", s.Release, " ", s.Processors, " ", s.Memory, " ", s.GuestKernel, " ", strings.Join(s.Xen, " "))
+	return fmt.Sprint(s.Emulator, " ", s.System, " ", s.Release, " ", s.Processors, " ", s.Memory, " ", s.GuestKernel, " ", s.GuestSystem, " ", strings.Join(s.Xen, " "))
 }
 
 // Title is the name that [Find] finds it by with its release: "views@4.20", or

@@ -202,6 +202,9 @@ func TestGuestConfig(t *testing.T) {
 			t.Errorf("%q is not in\n%s", want, got)
 		}
 	}
+	if got := (GuestConfig{System: true}).String(); !strings.Contains(got, "ramdisk = \"/guest/system\"\n") {
+		t.Errorf("a whole Debian starts by\n%s", got)
+	}
 	if got := (GuestConfig{}).Path(); got != "/etc/xen/guest.cfg" {
 		t.Errorf("path %s", got)
 	}
@@ -381,6 +384,7 @@ func TestBoot(t *testing.T) {
 	a := Scenario{Emulator: QEMU, Xen: []string{"debian"}}
 	for _, b := range []Scenario{
 		{Emulator: Bochs, Xen: a.Xen}, {Emulator: QEMU}, {Emulator: QEMU, System: Debian}, {Emulator: QEMU, System: Debian, Xen: a.Xen},
+		{Emulator: QEMU, Xen: a.Xen, GuestSystem: true},
 	} {
 		if a.Boot() == b.Boot() {
 			t.Errorf("%+v and %+v share a boot", a, b)

@@ -40,13 +40,16 @@ var changing = []workload{
 // that counts instructions quicker, and what runs beside makes it slower.
 const timings = 3
 
-// protections are what a guest is timed under: nobody, and each preset.
-var protections = []struct {
+// protection is what a guest is timed under.
+type protection struct {
 	name  string
 	lines []string
 	// most is how much longer it may take, in percent; 0 for any.
 	most float64
-}{
+}
+
+// protections are nobody's, and each preset.
+var protections = []protection{
 	{"off", []string{`introspection = "off"`}, 0},
 	{"linux-observe", []string{`introspection = "observe"`, `introspection_policy = "linux-observe"`}, 0},
 	{"linux-server", []string{`introspection = "enforce"`, `introspection_policy = "linux-server"`}, 2},
@@ -66,7 +69,7 @@ func slowdown(t *T) error {
 	}
 	base := map[string]time.Duration{}
 	for _, p := range protections {
-		g, took, err := timed(t, p.name, p.lines)
+		g, took, err := timed(t, p)
 		if err != nil {
 			return fmt.Errorf("%s: %w", p.name, err)
 		}
@@ -101,24 +104,41 @@ func percent(d, base time.Duration) float64 {
 	return math.Round(float64(d-base)/float64(base)*1000) / 10
 }
 
-// timed starts a guest and times it.
-func timed(t *T, name string, lines []string) (*Guest, map[string]time.Duration, error) {
-	c := enforce
-	c.Name, c.Lines = name, lines
+// booted starts a guest and takes the time of its boot.
+func booted(t *T, p protection, c GuestConfig) (*Guest, time.Duration, error) {
+	c.Name, c.Altp2m, c.Lines = p.name, enforce.Altp2m, p.lines
 	start := time.Now()
 	g, err := t.StartGuest(c)
 	if err != nil {
-		return nil, nil, err
+		return nil, 0, err
 	}
-	if _, err := g.WaitUp(); err != nil {
-		return nil, nil, err
-	}
-	boot := time.Since(start)
+	_, err = g.WaitUp()
+	return g, time.Since(start), err
+}
+
+// waitProtected waits until hvid protects a guest, where anybody does.
+func (g *Guest) waitProtected(p protection) (control.DomainStatus, error) {
 	want := control.StateProtecting
-	if name == "off" {
+	if p.name == "off" {
 		want = control.StateUnprotected
 	}
-	before, err := g.WaitState(protectLimit, want)
+	return g.WaitState(protectLimit, want)
+}
+
+// eventless checks that no guard took anything for an attack.
+func (g *Guest) eventless(st control.DomainStatus) {
+	for _, gs := range st.Guards {
+		g.t.Check(gs.Events == 0, "%s takes nothing of it for an attack: %d", gs.Name, gs.Events)
+	}
+}
+
+// timed starts a guest and times it.
+func timed(t *T, p protection) (*Guest, map[string]time.Duration, error) {
+	g, boot, err := booted(t, p, GuestConfig{})
+	if err != nil {
+		return nil, nil, err
+	}
+	before, err := g.waitProtected(p)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -131,10 +151,8 @@ func timed(t *T, name string, lines []string) (*Guest, map[string]time.Duration,
 	if err != nil {
 		return nil, nil, err
 	}
-	for _, gs := range after.Guards {
-		t.Check(gs.Events == 0, "%s takes nothing of it for an attack: %d", gs.Name, gs.Events)
-	}
-	t.Fact("events."+name, after.Counters.RingEvents-before.Counters.RingEvents)
+	g.eventless(after)
+	t.Fact("events."+p.name, after.Counters.RingEvents-before.Counters.RingEvents)
 	return g, took, nil
 }
 
