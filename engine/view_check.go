@@ -126,7 +126,7 @@ func (s *Session) doubt(gfn x86.GFN) {
 		return
 	}
 	if page, ok := p.patched.Page(gfn); ok {
-		s.patchedPage(gfn, p.scan, page, time.Now())
+		s.patchedPage(gfn, p.scan, page, s.now())
 	}
 }
 

@@ -29,6 +29,7 @@ func init() {
 			Emulator:      Bochs,
 			GuestKernel:   s.kernel,
 			GuestPrograms: []string{"lab/cmd/chores"},
+			Memory:        2048,
 			Timeout:       4 * time.Hour,
 			Run:           func(t *T) error { return healthy(t, s.together) },
 		})
@@ -101,7 +102,7 @@ func healthy(t *T, together time.Duration) error {
 		return err
 	}
 	c := GuestConfig{
-		Name: "healthy", Memory: 256, Programs: true, Altp2m: enforce.Altp2m,
+		Name: "healthy", Memory: 512, Programs: true, Altp2m: enforce.Altp2m,
 		Lines: []string{`introspection = "enforce"`, `introspection_policy = "linux-strict"`, `introspection_guards = ["dpi=block"]`},
 	}
 	g, st, err := t.protectedGuest(c, control.StateProtecting)
@@ -167,17 +168,16 @@ func (g *Guest) noAlarm(what string, before control.DomainStatus, facts map[stri
 	return st, nil
 }
 
-// choresEnd waits until each is through with its last round. Of those that are not in
-// time, the error says where in the kernel the guest's tasks are.
+// choresEnd waits until each is through with its last round. The error says which are not
+// in time, and how the guest is.
 func (g *Guest) choresEnd() error {
-	const (
-		ended = "[ $(ls /tmp/rounds/*.end 2>/dev/null | wc -l) -eq %d ]"
-		// A task that waits for nothing is left out.
-		where = "for p in /proc/[0-9]*; do s=$(grep '^State' $p/status 2>/dev/null); case \"$s\" in *sleeping*|*idle*|'') " +
-			"grep -q 'klp\\|ftrace\\|text_poke\\|mutex\\|rcu_tasks\\|synchronize' $p/stack 2>/dev/null || continue;; esac; echo \"$(cat $p/comm) ${s#State:} $(tr '\\n' ' ' <$p/stack)\"; done"
-	)
-	out, err := g.runWithin(2*choreLimit, fmt.Sprintf("n=0; until "+ended+"; do n=$((n+1)); [ $n -lt %d ] || { cd /tmp/rounds; echo ended: *.end; %s; exit 1; }; sleep 1; done",
-		len(chores), int(choreLimit.Seconds()), where))
+	names := make([]string, len(chores))
+	for i, ch := range chores {
+		names[i] = ch.name
+	}
+	out, err := g.runWithin(2*choreLimit, fmt.Sprintf("cd /tmp/rounds; n=0; until [ $(ls *.end 2>/dev/null | wc -l) -eq %d ]; do n=$((n+1)); "+
+		"[ $n -lt %d ] || { for c in %s; do [ -e $c.end ] || { echo \"$c: $(tail -n 1 $c.log)\"; }; done; ps; free; df /tmp; dmesg | grep -i 'killed process'; exit 1; }; sleep 1; done",
+		len(chores), int(choreLimit.Seconds()), strings.Join(names, " ")))
 	if _, failed := errors.AsType[*CommandError](err); failed {
 		return fmt.Errorf("not all chores have ended: %s", out)
 	}
