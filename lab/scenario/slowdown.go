@@ -64,7 +64,7 @@ const settled = 10 * time.Second
 // alone. The emulator's clock counts instructions, those of Xen and of hvid among
 // them, since all share one processor.
 func slowdown(t *T) error {
-	if _, err := t.StartHVID(); err != nil {
+	if _, err := firstBoots(t); err != nil {
 		return err
 	}
 	base := map[string]time.Duration{}

@@ -25,29 +25,14 @@ const bootTimings = 2
 // and with the presets that have a bound. Slowdown's own guest boots so little that what
 // hvid does once for each guest is all that is seen; it is timed too, to tell that apart.
 func slowdownDebian(t *T) error {
-	hvid, err := t.StartHVID()
+	b, err := firstBoots(t)
 	if err != nil {
 		return err
 	}
-	v, err := client.Version(t.ctx)
-	if err != nil {
+	if err := b.each("small", GuestConfig{}, nil); err != nil {
 		return err
 	}
-	b := boots{t, []int{hvid.Pid(), v.Keeper.PID}}
-	small, debian := GuestConfig{}, GuestConfig{System: true, Memory: 512}
-	// The first guest of all takes the toolstack more, and the first protected one of a
-	// kernel takes hvid more, which does not know it yet.
-	for _, p := range protections[:2] {
-		took, err := b.one(p, small)
-		if err != nil {
-			return fmt.Errorf("%s: %w", p.name, err)
-		}
-		t.Fact("first."+p.name, int64(took.Seconds()*instructionsPerSecond))
-	}
-	if err := b.each("small", small, nil); err != nil {
-		return err
-	}
-	return b.each("debian", debian, func(p protection, more float64) {
+	return b.each("debian", GuestConfig{System: true, Memory: 512}, func(p protection, more float64) {
 		t.Check(p.most == 0 || more <= p.most, "%s: the boot takes %.1f %% longer", p.name, more)
 	})
 }
@@ -56,6 +41,29 @@ func slowdownDebian(t *T) error {
 type boots struct {
 	t    *T
 	hvid []int // its processes
+}
+
+// firstBoots starts hvid, and boots what is not to be compared with others: the first
+// guest of all takes the toolstack more, and the first protected one of a kernel takes
+// hvid more, which does not know it yet.
+func firstBoots(t *T) (b boots, err error) {
+	hvid, err := t.StartHVID()
+	if err != nil {
+		return b, err
+	}
+	v, err := client.Version(t.ctx)
+	if err != nil {
+		return b, err
+	}
+	b = boots{t, []int{hvid.Pid(), v.Keeper.PID}}
+	for _, p := range protections[:2] {
+		took, err := b.one(p, GuestConfig{})
+		if err != nil {
+			return b, fmt.Errorf("%s: %w", p.name, err)
+		}
+		t.Fact("first."+p.name, int64(took.Seconds()*instructionsPerSecond))
+	}
+	return b, nil
 }
 
 // each times a guest's boot under nobody's protection and under the presets that have a
