@@ -101,8 +101,8 @@ func (r *Reader) WatchModule(m report.Module, traced TraceSites) (*ImageWatch, e
 	return nil, nil
 }
 
-// watchCode takes some code as it is now for right, reading so many whole pages of it at
-// a time.
+// watchCode takes some code as it is now for right, reading piece bytes of it at a time,
+// which are whole pages.
 func (r *Reader) watchCode(c patchedCode, piece int) (*ImageWatch, error) {
 	start, end := c.where.Start.Page(), c.where.End
 	if end <= start || end-start > maxText {
@@ -175,8 +175,8 @@ func (w *ImageWatch) take(r *Reader, size, piece int, each func(off int, b []byt
 }
 
 // addSites adds those of the places found, in order, whose present instruction belongs
-// there; code is what is there from off on, of size bytes. For a place with any other, nothing
-// but what it holds now is right.
+// there; code is what is there from off on, of size bytes in all. For a place with any
+// other, nothing but what it holds now is right.
 func (w *ImageWatch) addSites(found []patchSite, off int, code []byte, size int) {
 	for _, s := range found {
 		b := code[int(s.off)-off:]
