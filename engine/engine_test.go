@@ -605,7 +605,7 @@ func TestPV(t *testing.T) {
 // to 0x1180.
 func newScannedWorld(t *testing.T) *world {
 	t.Helper()
-	w := newWorldOf(t, linuxtest.Config{Variables: []string{"__start___jump_table", "__stop___jump_table"}}, xentest.Config{AMD: true}, xentest.Spec{Pauses: 1})
+	w := newWorldOf(t, linuxtest.Config{Variables: []string{"__start___jump_table", "__stop___jump_table", "text_mutex"}}, xentest.Config{AMD: true}, xentest.Spec{Pauses: 1})
 	table := w.guest.Addr("__start___jump_table")
 	for i, to := range []x86.VirtAddr{w.guest.Base + 0x1100, w.guest.Base + 0x1180} {
 		at := table + x86.VirtAddr(i)*4
@@ -648,6 +648,31 @@ func TestScanUnderWay(t *testing.T) {
 	w.engine.ScanForTest(7, all)
 	if g := w.kernelText(); g.Violations != 1 {
 		t.Errorf("once it is done: %+v", g)
+	}
+}
+
+// TestScanUnderWayForLong has the task that patches preempted for minutes, with the kernel's
+// lock held: it is told of when the lock is not held any more and the place is still so.
+func TestScanUnderWayForLong(t *testing.T) {
+	w := newScannedWorld(t)
+	const looks, minutes = 3, 300
+	lock := w.guest.Addr("text_mutex")
+	w.guest.WriteUint64(lock, 0xffff_8880_0123_4000|1) // somebody waits for it
+	w.guest.Write(w.guest.Base+0x1100, []byte{0xcc, 0x7b, 0, 0, 0})
+	w.copyMemory()
+	w.engine.ScanForTest(7, minutes)
+	if g := w.kernelText(); g.Violations != 0 {
+		t.Errorf("with the lock held: %+v", g)
+	}
+	w.guest.WriteUint64(lock, 1)
+	w.copyMemory()
+	w.engine.ScanForTest(7, looks-1)
+	if g := w.kernelText(); g.Violations != 0 {
+		t.Errorf("just after: %+v", g)
+	}
+	w.engine.ScanForTest(7, 2)
+	if g := w.kernelText(); g.Violations != 1 {
+		t.Errorf("without the lock: %+v", g)
 	}
 }
 

@@ -25,7 +25,8 @@ const (
 	scanLooks = 3
 	// scanLooksUnderWay is that of what the kernel itself makes of a place while it
 	// patches it: an INT3, which nobody gains anything by who doesn't change more. The
-	// task that patches may be preempted there, and its guest be given little time.
+	// task that patches may be preempted there, and its guest be given little time. As
+	// long as the kernel's lock says that one is at it, it is none of its looks.
 	scanLooksUnderWay = 20
 	// scanBudget bounds what one tick may take of a processor of dom0; what is
 	// not done by then is the next tick's. A Debian kernel's share of a tick
@@ -215,6 +216,11 @@ func (s *Session) judgeChanges(sc *scan, part int, changes []guard.Change) {
 	case sus.looks < scanLooks:
 		sc.suspects[part] = sus
 		return
+	}
+	if slices.ContainsFunc(lasting, underWay) && s.kernel.Patching() {
+		// Who does it may not have had the processor since. Once it is over it must be seen
+		// as often as any other change.
+		sus.looks = min(sus.looks, scanLooksUnderWay-scanLooks)
 	}
 	if sus.looks < scanLooksUnderWay {
 		if lasting = slices.DeleteFunc(lasting, underWay); len(lasting) == 0 {

@@ -159,6 +159,20 @@ func (k *Kernel) Running() (bool, error) {
 	return int64(s) >= int64(k.Offsets.SystemStates.Running), err
 }
 
+// Patching reports whether a task has the lock under which the kernel patches its code:
+// one that is preempted meanwhile keeps it. It is false of a kernel that doesn't tell.
+func (k *Kernel) Patching() bool {
+	mutex, ok := k.Lookup("text_mutex")
+	if !ok {
+		return false
+	}
+	// The owner comes first in struct mutex, with three flags (MUTEX_FLAGS in
+	// kernel/locking/mutex.h). A real-time kernel's begins with a lock, which is 0 mostly.
+	const flags = 7
+	owner, err := k.as.ReadUint64(mutex)
+	return err == nil && owner&^flags != 0
+}
+
 // Task is what an event says about the task that caused it.
 type Task struct {
 	// Addr is the address of the task_struct.
