@@ -15,7 +15,7 @@ VERSION ?=
 # soak-mixed and soak-mixed-intel, half an hour of everything at once, and -quick,
 # process with -old, -middle and -next, patching with -access and -next,
 # breakpoints with ten times the hits, breakpoints-vcpus, smp-intel, core-amd, xl-coredump-whole, attacks with its
-# siblings attacks-next, -access and -amd, healthy with -old, -middle, -next, -long and
+# siblings attacks-old, -middle, -next, -access and -amd, healthy with -old, -middle, -next, -long and
 # -next-long, looks-intel, looks-amd, slowdown, slowdown-debian,
 # engine-killed and engine-killed-amd with more ways to die, and five times each,
 # linux-matrix and linux-hidden, which take each kernel's memory, linux-live, which
