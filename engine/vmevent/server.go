@@ -12,9 +12,10 @@ import (
 // Source is the event channel bound to the ring.
 type Source interface {
 	// Serve calls work at once, and then each time that the channel has fired, Wake was
-	// called or the interval has passed, until work returns false. It does not allocate
-	// once it has begun.
-	Serve(interval time.Duration, work func() bool) error
+	// called or the interval has passed, until work says not to go on. Work tells how many
+	// requests there were, while they come thick it may be called at any time. Serve does
+	// not allocate once it has begun.
+	Serve(interval time.Duration, work func() (did int, goOn bool)) error
 	// Notify tells Xen that responses were published.
 	Notify() error
 	// Wake has work called, once more if it is under way.
@@ -223,31 +224,32 @@ func (s *Server) Total() uint64 {
 func (s *Server) serve() error {
 	ev := new(Event)
 	var err error
-	if lost := s.source.Serve(pollInterval, func() bool {
+	if lost := s.source.Serve(pollInterval, func() (did int, goOn bool) {
 		var stop bool
-		stop, err = s.work(ev)
-		return !stop
+		did, stop, err = s.work(ev)
+		return did, !stop
 	}); lost != nil {
 		return errors.Join(fmt.Errorf("wait for the monitor ring's event channel: %w", lost), s.answerHeld())
 	}
 	return err
 }
 
-// work sees to what other goroutines asked for and answers the requests there are. It
-// reports whether to stop.
-func (s *Server) work(ev *Event) (stop bool, err error) {
+// work sees to what other goroutines asked for and answers the requests there are, of
+// which it says how many those were. It reports whether to stop.
+func (s *Server) work(ev *Event) (did int, stop bool, err error) {
 	for {
-		stop := s.attention.CompareAndSwap(true, false) && s.readMailbox()
+		stop := s.attention.Load() && s.attention.CompareAndSwap(true, false) && s.readMailbox()
 		s.pulse.Add(1)
-		more, err := s.drain(ev)
+		n, more, err := s.drain(ev)
 		s.pulse.Add(1)
+		did += n
 		switch {
 		case err != nil:
-			return true, err
+			return did, true, err
 		case stop && !more:
-			return true, s.answerHeld()
+			return did, true, s.answerHeld()
 		case !more:
-			return false, nil
+			return did, false, nil
 		case stop:
 			s.attention.Store(true)
 		}
@@ -257,9 +259,9 @@ func (s *Server) work(ev *Event) (stop bool, err error) {
 }
 
 // drain answers the requests there are, those of one turn at most, and notifies Xen
-// once per batch. It reports whether there may be more.
-func (s *Server) drain(ev *Event) (more bool, err error) {
-	for turn := int32(0); turn < EventsPerTurn; {
+// once per batch. It says how many there were, and whether there may be more.
+func (s *Server) drain(ev *Event) (did int, more bool, err error) {
+	for did < EventsPerTurn {
 		began := time.Duration(-1)
 		n := int32(0)
 		for s.ring.Next(ev) {
@@ -277,13 +279,13 @@ func (s *Server) drain(ev *Event) (more bool, err error) {
 			}
 			s.respond(ev, v)
 		}
+		did += int(n)
 		if !s.ring.Publish() {
-			return false, nil
+			return did, false, nil
 		}
 		if err := s.source.Notify(); err != nil {
-			return false, fmt.Errorf("notify Xen of responses on the monitor ring: %w", err)
+			return did, false, fmt.Errorf("notify Xen of responses on the monitor ring: %w", err)
 		}
-		turn += n
 		if n > s.peak.Load() {
 			s.peak.Store(n)
 		}
@@ -291,7 +293,7 @@ func (s *Server) drain(ev *Event) (more bool, err error) {
 			s.served.Add(int64(time.Since(epoch) - began))
 		}
 	}
-	return true, nil
+	return did, true, nil
 }
 
 // respond queues the answer to a request.

@@ -16,7 +16,8 @@ import (
 // its name: the monitor ring's bell.
 //
 // Who waits is parked by the runtime, and no thread with it: a thread that blocks in
-// the kernel has another one woken to watch it, for each event anew.
+// the kernel has another one woken to watch it, for each event anew. While events come
+// thick, nobody waits: see linger.
 type EventChannel struct {
 	host *Host
 	dom  DomID
@@ -27,6 +28,11 @@ type EventChannel struct {
 	}
 
 	buf hypercall.Ports // Serve's
+	// ports is how many bytes of buf were read and not unmasked yet.
+	ports int
+	pace  pace // Serve's
+	// mayLinger bounds how many goroutines linger at once.
+	mayLinger int32
 
 	woken atomic.Bool
 	gate  *hypercall.Gate
@@ -43,7 +49,7 @@ func (h *Host) BindInterdomain(dom DomID, remotePort uint32) (*EventChannel, err
 	if err != nil {
 		return nil, opError(h.release, op, dom, err, fmt.Sprintf("port %d", remotePort))
 	}
-	e := &EventChannel{host: h, dom: dom, port: port, gate: hypercall.NewGate()}
+	e := &EventChannel{host: h, dom: dom, port: port, gate: hypercall.NewGate(), pace: pace{clock: time.Now}, mayLinger: mayLinger()}
 	if err := e.watch(); err != nil {
 		_ = port.Close()
 		return nil, fmt.Errorf("%s of domain %d: have the runtime wait for the port: %w", op, dom, err)
@@ -73,13 +79,15 @@ func (e *EventChannel) watch() error {
 func (e *EventChannel) Port() uint32 { return e.port.Port() }
 
 // Serve calls work at once, and then each time that the channel has fired, Wake was
-// called, or the interval has passed, until work returns false. It is for one goroutine
+// called, or the interval has passed, until work says that it is not to go on. Work tells
+// how much there was to do, which is zero when it was called in vain; while there is much,
+// it is called without the channel having fired, too (see linger). Serve is for one goroutine
 // at a time, and does not allocate once it has begun. A channel that fired is ready to
-// fire again before work is called, so that what arrives while it works is not lost:
-// work is called again.
+// fire again before work is called for the last time, so that what arrives while it works is
+// not lost: work is called again.
 //
 // After Close it fails with ErrClosed.
-func (e *EventChannel) Serve(interval time.Duration, work func() bool) error {
+func (e *EventChannel) Serve(interval time.Duration, work func() (did int, goOn bool)) error {
 	if !e.gate.Enter() {
 		return ErrClosed
 	}
@@ -94,7 +102,15 @@ func (e *EventChannel) Serve(interval time.Duration, work func() bool) error {
 		case err != nil:
 			failed = err
 		case fired:
-			done = !work()
+			goOn := !e.pace.thick || e.linger(work)
+			// Unmask before the last look at the ring: an event that arrives
+			// after the look then fires anew.
+			if failed = e.unmask(); failed == nil && goOn {
+				var did int
+				did, goOn = work()
+				e.pace.answered(did)
+			}
+			done = !goOn
 		}
 		return done || failed != nil
 	}
@@ -104,7 +120,7 @@ func (e *EventChannel) Serve(interval time.Duration, work func() bool) error {
 		}
 		// After the deadline was set: Wake does it the other way round.
 		e.woken.Store(false)
-		if !work() {
+		if _, goOn := work(); !goOn {
 			return nil
 		}
 		if e.woken.Load() {
@@ -126,7 +142,7 @@ func (e *EventChannel) waitError(err error) error {
 	return e.fail("wait", err)
 }
 
-// take reads the port if it fired, and unmasks it.
+// take reads the port if it fired. It does not fire again until it is unmasked.
 func (e *EventChannel) take() (bool, error) {
 	n, err := hypercall.ReadPorts(e.port.FD(), &e.buf)
 	switch {
@@ -137,12 +153,16 @@ func (e *EventChannel) take() (bool, error) {
 	case n == 0:
 		return false, e.fail("read", unix.EPIPE)
 	}
-	// Unmask before the caller looks at the ring: an event that arrives
-	// after the look then fires anew.
-	if err := hypercall.WritePorts(e.port.FD(), &e.buf, n); err != nil {
-		return false, e.fail("unmask", err)
-	}
+	e.ports = n
 	return true, nil
+}
+
+// unmask lets the port that take has read fire again.
+func (e *EventChannel) unmask() error {
+	if err := hypercall.WritePorts(e.port.FD(), &e.buf, e.ports); err != nil {
+		return e.fail("unmask", err)
+	}
+	return nil
 }
 
 // Wake has Serve call work, once more if it is working, or when it begins.

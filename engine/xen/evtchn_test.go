@@ -39,7 +39,7 @@ func event(h *xen.Host) []byte { return make([]byte, h.Layout().VMEvent.Size) }
 // on calls, and goes on with what answers says.
 func serve(e *xen.EventChannel, interval time.Duration) (calls <-chan struct{}, answers chan<- bool, done <-chan error) {
 	c, a, d := make(chan struct{}), make(chan bool), make(chan error, 1)
-	go func() { d <- e.Serve(interval, func() bool { c <- struct{}{}; return <-a }) }()
+	go func() { d <- e.Serve(interval, func() (int, bool) { c <- struct{}{}; return 0, <-a }) }()
 	return c, a, d
 }
 
@@ -127,12 +127,12 @@ func TestEventChannelLosesNothing(t *testing.T) {
 	const events = 2000
 	taken, done := make(chan struct{}, 1), make(chan error, 1)
 	go func() {
-		done <- e.Serve(time.Hour, func() bool {
+		done <- e.Serve(time.Hour, func() (int, bool) {
 			select {
 			case taken <- struct{}{}:
 			default:
 			}
-			return true
+			return 0, true
 		})
 	}()
 	l := h.Layout()
@@ -187,7 +187,7 @@ func TestEventChannelCloses(t *testing.T) {
 	if err := e.Notify(); !errors.Is(err, xen.ErrClosed) {
 		t.Errorf("Notify after Close: %v", err)
 	}
-	if err := e.Serve(time.Hour, func() bool { t.Error("called after Close"); return false }); !errors.Is(err, xen.ErrClosed) {
+	if err := e.Serve(time.Hour, func() (int, bool) { t.Error("called after Close"); return 0, false }); !errors.Is(err, xen.ErrClosed) {
 		t.Errorf("Serve after Close: %v", err)
 	}
 }
@@ -249,7 +249,7 @@ func TestAnswerReachesXen(t *testing.T) {
 	if n := d.EventPauses(0); n != abi.VMEventRingSlots {
 		t.Errorf("paused %d times", n)
 	}
-	if err := e.Serve(time.Hour, func() bool { return false }); err != nil {
+	if err := e.Serve(time.Hour, func() (int, bool) { return 0, false }); err != nil {
 		t.Fatal(err)
 	}
 	// A request answered in place is its own answer.

@@ -11,6 +11,25 @@ var OpenAt = openAt
 // SetClock replaces the clock by which a Memory believes in holes.
 func (m *Memory) SetClock(now func() time.Time) { m.now = now }
 
+// Linger is linger.
+func (e *EventChannel) Linger(work func() (int, bool)) bool { return e.linger(work) }
+
+// StopClock has events seem to come as thick as can be. It is called before Serve.
+func (e *EventChannel) StopClock() {
+	now := time.Now()
+	e.pace.clock = func() time.Time { return now }
+}
+
+// Thick and Answered are of its pace.
+func (e *EventChannel) Thick() bool    { return e.pace.thick }
+func (e *EventChannel) Answered(n int) { e.pace.answered(n) }
+
+// LingerTurn and LingerLooks are when it ends.
+const (
+	LingerTurn  = lingerTurn
+	LingerLooks = lingerLooks
+)
+
 // CopyGuarded is copyGuarded.
 var CopyGuarded = copyGuarded
 

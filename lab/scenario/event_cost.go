@@ -21,8 +21,13 @@ func init() {
 }
 
 // maxOverC bounds hvi's cost of an event, which it looks into and judges, by that of
-// a listener in C that only answers, where both watch the same.
-const maxOverC = 1.15
+// a listener in C that only answers, where both watch the same. A listener on LibVMI's
+// current sources took 1.003 times as many as that one (docs/performance.md).
+const maxOverC = 1
+
+// maxDelay bounds how long another process of dom0, of no priority, waits for its turn
+// while hvid answers one event after the other, on the only processor.
+const maxDelay = 250 * time.Millisecond
 
 // registerGuards watch what the listener doesn't. A processor that patches code writes
 // CR4, too, which costs the guest exits to Xen, but no event.
@@ -51,6 +56,10 @@ func eventCost(t *T) error {
 		return err
 	}
 	all, err := g.patchesAgain()
+	if err != nil {
+		return err
+	}
+	delay, err := g.patchesDelay()
 	if err != nil {
 		return err
 	}
@@ -93,6 +102,10 @@ func eventCost(t *T) error {
 	if err != nil {
 		return err
 	}
+	delayC, err := g.patchesDelay()
+	if err != nil {
+		return err
+	}
 	said, err := t.Sh(fmt.Sprintf("kill $(cat %s.pid); while kill -0 $(cat %[1]s.pid) 2>/dev/null; do sleep 0.1; done; tail -n 1 %[1]s", out))
 	if err != nil {
 		return err
@@ -101,8 +114,8 @@ func eventCost(t *T) error {
 	if _, err := fmt.Sscanf(said.Stdout, "events %d others %d", &seen, &others); err != nil {
 		return fmt.Errorf("the listener ends with %q: %w", said.Stdout, err)
 	}
-	// It saw them each time, and a round more.
-	t.Check(seen == writes/patchRounds*(patchTimes*patchRounds+1) && others == 0, "the listener sees all writes of %d each time: %d, %d others", writes, seen, others)
+	// It saw them each time that was timed, once more for the delay, and a round.
+	t.Check(seen == writes/patchRounds*((patchTimes+1)*patchRounds+1) && others == 0, "the listener sees all writes of %d each time: %d, %d others", writes, seen, others)
 	each := func(d time.Duration) float64 { return (d - nobody).Seconds() * instructionsPerSecond / float64(writes) }
 	ratio := each(hvi) / each(c)
 	t.Fact("writes", writes)
@@ -110,6 +123,9 @@ func eventCost(t *T) error {
 	t.Fact("instructions_per_event.hvi", int64(each(hvi)))
 	t.Fact("instructions_per_event.c", int64(each(c)))
 	t.Fact("instructions_per_event.ratio", math.Round(ratio*1000)/1000)
+	t.Fact("longest_delay_ms.hvi", delay.Milliseconds())
+	t.Fact("longest_delay_ms.c", delayC.Milliseconds())
+	t.Check(delay <= maxDelay, "meanwhile another process of dom0 waits %v at most for its turn, with C %v", delay, delayC)
 	t.Check(ratio <= maxOverC, "an event costs %.0f instructions with hvi and %.0f with C: %.2f times as many", each(hvi), each(c), ratio)
 	return g.Shutdown()
 }
@@ -132,4 +148,27 @@ func (g *Guest) patchesAgain() (time.Duration, error) {
 		best = min(best, took)
 	}
 	return best, nil
+}
+
+// patchesDelay is how long this process, which is dom0's, has to wait for its turn at most
+// while the kernel patches itself.
+func (g *Guest) patchesDelay() (time.Duration, error) {
+	stop, longest := make(chan struct{}), make(chan time.Duration)
+	go func() {
+		const nap = 2 * time.Millisecond
+		worst := time.Duration(0)
+		for {
+			began := time.Now()
+			select {
+			case <-stop:
+				longest <- worst
+				return
+			case <-time.After(nap):
+				worst = max(worst, time.Since(began)-nap)
+			}
+		}
+	}()
+	_, err := g.patches(patchRounds)
+	close(stop)
+	return <-longest, err
 }

@@ -147,11 +147,13 @@ func (x *Xen) Wait() { <-x.kick }
 
 // Serve implements vmevent.Source. It ignores the interval, so that a lost
 // wake-up shows as a test that hangs.
-func (x *Xen) Serve(_ time.Duration, work func() bool) error {
-	for work() {
+func (x *Xen) Serve(_ time.Duration, work func() (int, bool)) error {
+	for {
+		if _, goOn := work(); !goOn {
+			return nil
+		}
 		x.Wait()
 	}
-	return nil
 }
 
 // VCPURunning implements vmevent.Processors: a vCPU is asked for Leaving times

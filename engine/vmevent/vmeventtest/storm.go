@@ -104,11 +104,13 @@ func (s *Storm) Notify() error {
 
 // Serve implements vmevent.Source. It ignores the interval, so that a lost wake-up
 // shows as a test that hangs.
-func (s *Storm) Serve(_ time.Duration, work func() bool) error {
-	for work() {
+func (s *Storm) Serve(_ time.Duration, work func() (int, bool)) error {
+	for {
+		if _, goOn := work(); !goOn {
+			return nil
+		}
 		<-s.kick
 	}
-	return nil
 }
 
 // Wake implements vmevent.Source.

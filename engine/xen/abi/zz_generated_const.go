@@ -7,6 +7,7 @@ const (
 	HypercallMemoryOp   = 12 // __HYPERVISOR_memory_op
 	HypercallMulticall  = 13 // __HYPERVISOR_multicall
 	HypercallXenVersion = 17 // __HYPERVISOR_xen_version
+	HypercallSchedOp    = 29 // __HYPERVISOR_sched_op
 	HypercallHVMOp      = 34 // __HYPERVISOR_hvm_op
 	HypercallSysctl     = 35 // __HYPERVISOR_sysctl
 	HypercallDomctl     = 36 // __HYPERVISOR_domctl

@@ -38,6 +38,8 @@ func newRecorder(t *testing.T) *recorder {
 	return &recorder{t: t, pool: hypercall.NewPool(heap{}), minor: 17}
 }
 
+func (r *recorder) Yield() error { return nil }
+
 func (r *recorder) Alloc(n int) (*hypercall.Buffer, error) { return r.pool.Alloc(n) }
 func (r *recorder) Close() error                           { return r.pool.Close() }
 func (r *recorder) Unmap([]byte) error                     { return nil }

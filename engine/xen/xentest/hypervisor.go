@@ -2,9 +2,11 @@ package xentest
 
 import (
 	"fmt"
+	"runtime"
 	"slices"
 	"sort"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -41,6 +43,7 @@ type Config struct {
 // Hypervisor is a fake Xen. It has dom0, a PV domain.
 type Hypervisor struct {
 	cfg    Config
+	yields atomic.Uint64
 	layout *abi.Layout
 
 	mu       sync.Mutex
@@ -278,6 +281,13 @@ func (c *caller) DMOp(dom uint16, op *hypercall.Buffer) error {
 	return c.h.dmOp(xen.DomID(dom), handle{c, op.Bytes()})
 }
 
+// Yield implements hypercall.Caller.
+func (c *caller) Yield() error {
+	c.h.yields.Add(1)
+	runtime.Gosched()
+	return nil
+}
+
 // Hypercall implements hypercall.Caller.
 func (c *caller) Hypercall(op uint64, a [5]uint64) (int64, error) {
 	c.h.mu.Lock()
@@ -349,3 +359,6 @@ func putLE(b []byte, n int, v uint64) {
 
 // zero reports whether bytes that must be zero are.
 func zero(b []byte) bool { return !slices.ContainsFunc(b, func(c byte) bool { return c != 0 }) }
+
+// Yields returns how often a processor was given to others.
+func (h *Hypervisor) Yields() uint64 { return h.yields.Load() }

@@ -528,6 +528,7 @@ var constants = []constGroup{
 		{"HypercallMemoryOp", "__HYPERVISOR_memory_op"},
 		{"HypercallMulticall", "__HYPERVISOR_multicall"},
 		{"HypercallXenVersion", "__HYPERVISOR_xen_version"},
+		{"HypercallSchedOp", "__HYPERVISOR_sched_op"},
 		{"HypercallHVMOp", "__HYPERVISOR_hvm_op"},
 		{"HypercallSysctl", "__HYPERVISOR_sysctl"},
 		{"HypercallDomctl", "__HYPERVISOR_domctl"},

@@ -18,6 +18,11 @@ type Caller interface {
 	// at most 64 bytes.
 	DMOp(dom uint16, op *Buffer) error
 
+	// Yield lets other domains' vCPUs have the physical processor that the calling thread
+	// is on, and returns at once where none wants it. It does not allocate, and fails
+	// where nothing can be asked of Xen at all.
+	Yield() error
+
 	// Alloc returns a zeroed buffer of size bytes, at most MaxBuffer. The
 	// caller frees it.
 	Alloc(size int) (*Buffer, error)

@@ -91,6 +91,25 @@ func (p *Privcmd) Hypercall(op uint64, args [5]uint64) (int64, error) {
 	}
 }
 
+// schedOpYield is SCHEDOP_yield of xen/include/public/sched.h, which takes no argument.
+const schedOpYield = 0
+
+// Yield implements Caller. The runtime is not told, as in ReadPorts: to the kernel this is
+// a call that does not block, and to a thread it is as if Xen had taken the processor from
+// it, which may happen at any instruction.
+func (p *Privcmd) Yield() error {
+	if !p.gate.Enter() {
+		return unix.EBADF
+	}
+	defer p.gate.Leave()
+	call := privcmdHypercall{op: abi.HypercallSchedOp, arg: [5]uint64{schedOpYield}}
+	_, _, errno := unix.RawSyscall(unix.SYS_IOCTL, uintptr(p.fd), abi.IoctlPrivcmdHypercall, uintptr(unsafe.Pointer(&call)))
+	if errno != 0 && errno != unix.EINTR {
+		return errno
+	}
+	return nil
+}
+
 // DMOp implements Caller. The kernel pins the memory of these calls itself,
 // which it does only for ordinary memory, so a copy is passed.
 func (p *Privcmd) DMOp(dom uint16, op *Buffer) error {
