@@ -104,6 +104,8 @@ func gather(tb testing.TB, n int, storms bool) *crowd {
 	}
 	decl := declare(tb, "enforce")
 	c.engine = engine.New(engine.Options{
+		// As it is once each guest has booted, and its code is known.
+		TakeCode:  -1,
 		FirstLook: time.Hour, Hypervisor: hv, Mutator: mutate.New(c.host), LedgerDir: tb.TempDir(), Recorder: nobody{}, Identify: known,
 		Resolve: func(xen.DomainInfo, string) (engine.Declaration, bool, error) { return decl, true, nil },
 		Log:     slog.New(slog.DiscardHandler),

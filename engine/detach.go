@@ -45,6 +45,7 @@ func (s *Session) withdraw(final State, hold bool) error {
 	}
 	s.finished = true
 	s.stopLooks()
+	s.stopTaking()
 	if s.gone() {
 		return s.forget(final)
 	}
@@ -207,6 +208,7 @@ func gone(hv Hypervisor, was xen.DomainInfo) bool {
 func (s *Session) forget(final State) error {
 	var errs []error
 	s.stopLooks()
+	s.stopTaking()
 	s.unwatchView()
 	if s.server != nil {
 		// Stop's error is that of a channel whose other end is gone.

@@ -50,8 +50,12 @@ type Options struct {
 	// Permitted returns the host's exceptions; nil means that there are none.
 	Permitted Permitted
 	// FirstLook is within what time of their arming the guards that look into the
-	// guest now and then do so first; 0 is five seconds.
+	// guest now and then do so first, and not before half of it; 0 is forty seconds.
 	FirstLook time.Duration
+	// TakeCode is how long after its guard was armed the kernel's code is read, so that what
+	// is patched in it can be compared: 0 is half a minute, and with less the guest stays
+	// paused for it.
+	TakeCode time.Duration
 	// Ended is told of each session that makes room for another one, or whose
 	// domain has gone, with its last counters. It must return soon and not call
 	// the engine. It may be nil.
@@ -431,6 +435,7 @@ func (e *Engine) attach(d *domain, decl Declaration) error {
 	s.budget = e.opt.Budget
 	s.dumper = e.dumper
 	s.firstLook = cmp.Or(e.opt.FirstLook, firstLook)
+	s.takeTextAfter = cmp.Or(e.opt.TakeCode, takeTextAfter)
 	if e.opt.Pulse != nil {
 		s.newPulse = e.opt.Pulse
 	}

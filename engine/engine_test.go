@@ -45,6 +45,7 @@ func (r *records) Append(rec journal.Record) (journal.Record, error) {
 // not started, and an engine beside it.
 type world struct {
 	firstLook time.Duration // an hour if 0
+	takeCode  time.Duration // while the guest is paused if 0
 	budget    time.Duration // for a guard's decision
 	t         *testing.T
 	layout    *abi.Layout
@@ -177,7 +178,7 @@ func (w *world) newEngine() *engine.Engine {
 		recorder = w.recorder
 	}
 	return engine.New(engine.Options{
-		FirstLook: cmp.Or(w.firstLook, time.Hour), Budget: w.budget,
+		FirstLook: cmp.Or(w.firstLook, time.Hour), TakeCode: cmp.Or(w.takeCode, -1), Budget: w.budget,
 		Hypervisor: hypervisor{engine.OnXen(w.host), w}, Mutator: mutate.New(w.host), LedgerDir: w.dir, Recorder: recorder,
 		Resolve: func(xen.DomainInfo, string) (engine.Declaration, bool, error) {
 			if w.resolving != nil {

@@ -138,3 +138,18 @@ var ErrEnded = errEnded
 
 // SampleForTest takes a sample of how long the protected guests have run.
 func (e *Engine) SampleForTest(list func() ([]xen.DomainInfo, error)) { e.sample(time.Now(), list) }
+
+// TakeTextForTest has the kernel's code of a domain read now, if it is not known yet.
+func (e *Engine) TakeTextForTest(id xen.DomID) {
+	s := e.byID(id).current()
+	var result <-chan takenText
+	s.do(func() {
+		if t := s.patching.taking; t != nil {
+			t.hurryUp()
+			result = t.result
+		}
+	})
+	for known := result == nil; !known; time.Sleep(time.Millisecond) {
+		s.do(func() { known = s.patching.taking == nil })
+	}
+}

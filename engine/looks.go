@@ -25,8 +25,9 @@ import (
 // and hands in what it found.
 
 const (
-	// firstLook is within what time of the arming the first look is made.
-	firstLook = 5 * time.Second
+	// firstLook is within what time of the arming the first look is made, and not before
+	// half of it: a guest that boots has better to do.
+	firstLook = 40 * time.Second
 	// maxFailedLooks is how many looks in a row may fail before the guard is said to
 	// see nothing: one may meet a guest that is busy changing what is read, and a
 	// hostile guest can have all of them fail.
@@ -81,7 +82,7 @@ func (s *Session) startLooks() {
 			continue
 		}
 		if find := g.Look.Finding(s.policy); find != nil {
-			first := now.Add(rand.N(s.firstLook))
+			first := now.Add(s.firstLook/2 + rand.N((s.firstLook+1)/2))
 			due = append(due, lookDue{guard: g, find: find, chore: s.chores.add(first, g.Look.Every, g.Look.Jitter(), wake)})
 		}
 	}

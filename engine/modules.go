@@ -42,7 +42,9 @@ func moduleKeyOf(r *linux.Reader, m *report.Module) moduleKey {
 // first only notes which there are.
 func (s *Session) followModules() {
 	mem := newReading(context.Background(), nil, s.hv.OpenMemoryFor(s.info.ID, xen.HereAndThere))
-	r := s.kernel.Over(mem).NewReader(nil)
+	tlb, giveBack := borrowTLB()
+	defer giveBack()
+	r := s.kernel.Over(mem).NewReaderWith(tlb, nil)
 	mods, err := r.LiveModules()
 	if err == nil {
 		s.compareModules(r, mods)

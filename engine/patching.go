@@ -65,8 +65,10 @@ type patching struct {
 	// none, or where its result can't be judged.
 	armed   *guard.Armed
 	patched *guard.Patched
-	// scan compares pages; it is the same for as long as the kernel is.
+	// scan compares pages; it is the same for as long as the kernel is. It is nil while
+	// the kernel's code is not known yet, and taking is how that becomes known.
 	scan   *scan
+	taking *textTaking
 	kernel *linux.Kernel
 
 	timer *time.Timer // nil while there is nothing to see to
@@ -90,8 +92,9 @@ type patching struct {
 	last  time.Time
 	row   bool
 	front int
-	// eager says that the last pages were opened, so that there are few events.
-	eager bool
+	// eager says that the last pages were opened, so that there are few events, and lull
+	// that none was patched since the last tick.
+	eager, lull bool
 
 	// spare are buffers of pages that are known to be right, for the next ones; none is
 	// kept once there is nothing to see to.
@@ -104,7 +107,8 @@ type patching struct {
 
 // patchedPage is a page of the kernel's code that was patched, or may have been.
 type patchedPage struct {
-	// scan compares it, as its part; module is whose it is, nil of the kernel's.
+	// scan compares it, as its part, nil while that isn't known; module is whose it is, nil
+	// of the kernel's.
 	scan   *scan
 	part   int
 	module *moduleCode
@@ -142,9 +146,10 @@ func (s *Session) startPatching() {
 		p.kernel, p.pages, p.run = s.kernel, make(map[x86.GFN]*patchedPage), make(map[int]struct{})
 	}
 	p.armed, p.patched, p.moved, p.closed = nil, nil, moved, false
-	if a != nil && s.scanPatched(a) {
+	if a != nil && s.scanPatched(a, patched) {
 		p.armed, p.patched = a, patched
 	} else {
+		s.stopTaking()
 		clear(p.run) // nobody would say that it is over
 		p.row, p.front = false, 0
 	}
@@ -153,20 +158,33 @@ func (s *Session) startPatching() {
 
 // scanPatched readies the comparison of the kernel's code. It reports false, and the
 // status says why, if that can't be.
-func (s *Session) scanPatched(a *guard.Armed) bool {
+func (s *Session) scanPatched(a *guard.Armed, patched *guard.Patched) bool {
 	p := &s.patching
 	if p.scan != nil {
 		return true
 	}
+	if s.takeTextAfter >= 0 {
+		s.takeText(a, patched)
+		return true
+	}
 	scanner, err := a.Guard.Scan(&guard.Target{Kernel: s.kernel, Boot: s.arming, Actions: s.actions()})
 	if err != nil {
-		s.log.Warn("what the kernel patches can't be compared", "guard", string(a.Guard.Name), "err", err)
-		p.count.Unknown = err.Error()
-		s.update(func(st *Status) { st.Patching = p.count })
+		s.patchingUnknown(a, err)
 		return false
 	}
-	p.scan = &scan{guard: a.Guard.Name, scanner: scanner, suspects: make(map[int]suspicion), undo: s.undoPatch}
+	p.scan = s.patchingScan(a, scanner)
 	return true
+}
+
+func (s *Session) patchingScan(a *guard.Armed, scanner guard.Scanner) *scan {
+	return &scan{guard: a.Guard.Name, scanner: scanner, suspects: make(map[int]suspicion), undo: s.undoPatch}
+}
+
+// patchingUnknown says why what the kernel patches is not compared.
+func (s *Session) patchingUnknown(a *guard.Armed, err error) {
+	s.log.Warn("what the kernel patches can't be compared", "guard", string(a.Guard.Name), "err", err)
+	s.patching.count.Unknown = err.Error()
+	s.update(func(st *Status) { st.Patching = s.patching.count })
 }
 
 // stopPatching ends that.
@@ -174,6 +192,7 @@ func (s *Session) stopPatching() {
 	if s.patching.timer != nil {
 		s.patching.timer.Stop()
 	}
+	s.stopTaking()
 	s.patching.dropReader()
 	s.patching = patching{}
 }
@@ -189,7 +208,7 @@ func (p *patching) dropReader() {
 // patchedMore delivers when the kernel begins to patch its code.
 func (s *Session) patchedMore() <-chan struct{} {
 	p := &s.patching
-	if p.patched == nil || p.timer != nil && !p.eager {
+	if p.patched == nil || p.timer != nil && !p.eager && !p.lull {
 		return nil // the next tick is soon enough: there may be an event for each store
 	}
 	return p.patched.More()
@@ -228,9 +247,11 @@ func (s *Session) wakePatching() {
 	p := &s.patching
 	wait := time.Duration(0)
 	switch {
-	case len(p.run) > 0 || p.open > 0:
+	case p.open > 0 || len(p.run) > 0 && !p.lull:
 		wait = patchTick
-	case len(p.pages) > 0:
+	case len(p.run) > 0:
+		wait = max(patchGap-s.now().Sub(p.last), patchTick)
+	case p.comparable():
 		wait = patchRest / 4
 	}
 	switch {
@@ -246,13 +267,27 @@ func (s *Session) wakePatching() {
 	}
 }
 
+// comparable reports whether there are pages that can be compared when they are due.
+func (p *patching) comparable() bool {
+	if p.scan != nil || p.moved == nil {
+		return p.scan != nil && len(p.pages) > 0
+	}
+	for _, o := range p.pages {
+		if o.scan != nil {
+			return true
+		}
+	}
+	return false
+}
+
 // noticePatching opens what the kernel has come to just now. There may be thousands of
 // pages to be closed and compared, so that is the ticks' alone.
 func (s *Session) noticePatching(now time.Time) {
+	lull := s.patching.lull
 	if s.patching.patched != nil {
 		s.takePatched(now)
 	}
-	if s.patching.timer == nil {
+	if s.patching.timer == nil || lull {
 		s.wakePatching()
 	}
 }
@@ -287,7 +322,7 @@ func (s *Session) followPatching(now time.Time) {
 	ofModules := false
 	for gfn, o := range p.pages {
 		switch {
-		case o.open || now.Before(o.due) || !time.Now().Before(until):
+		case o.scan == nil || o.open || now.Before(o.due) || !time.Now().Before(until):
 		case o.module != nil:
 			ofModules = true
 		default:
@@ -313,6 +348,7 @@ func (s *Session) takePatched(now time.Time) {
 	}
 	var pages []int
 	p.patched.Take(func(page int) { pages = append(pages, page) })
+	p.lull = len(pages) == 0 && !p.row && p.open == 0
 	for _, page := range pages {
 		p.patchedInRow(page)
 		p.last = now
@@ -320,7 +356,10 @@ func (s *Session) takePatched(now time.Time) {
 			s.patchedPage(gfn, p.scan, page, now).rest(now)
 		}
 	}
-	if !p.row || p.closed {
+	if p.taking != nil && (!p.taking.originals.Grow() || p.row) {
+		p.taking.hurryUp()
+	}
+	if !p.row || p.closed || p.scan == nil {
 		return
 	}
 	patched := len(pages)

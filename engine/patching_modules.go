@@ -109,7 +109,9 @@ func (s *Session) takeMoved(now time.Time) {
 func (s *Session) compareModulePages(now, until time.Time) {
 	p := &s.patching
 	mem := newReading(context.Background(), nil, s.hv.OpenMemoryFor(s.info.ID, xen.HereAndThere))
-	r := s.kernel.Over(mem).NewReader(nil)
+	tlb, giveBack := borrowTLB()
+	defer giveBack()
+	r := s.kernel.Over(mem).NewReaderWith(tlb, nil)
 	mods, err := r.LiveModules()
 	live := make(map[*moduleCode]bool, len(mods))
 	for _, m := range mods {

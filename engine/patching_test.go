@@ -32,7 +32,17 @@ func patchingWorld(t *testing.T, altp2m bool, guards ...string) *world {
 	if !altp2m {
 		spec.AltP2M = xen.AltP2MDisabled
 	}
+	return patchingWorldTaken(t, spec, altp2m, 0, guards...)
+}
+
+// patchingWorldTaken is patchingWorld of which the kernel's code is known after a while.
+func patchingWorldTaken(t *testing.T, spec xentest.Spec, altp2m bool, takeCode time.Duration, guards ...string) *world {
+	t.Helper()
 	w := newWorldOf(t, linuxtest.Config{Variables: []string{"__start___jump_table", "__stop___jump_table"}}, xentest.Config{AltP2M: altp2m}, spec)
+	if takeCode != 0 {
+		w.takeCode = takeCode
+		w.engine = w.newEngine()
+	}
 	table := w.guest.Addr("__start___jump_table")
 	for i, to := range []x86.VirtAddr{w.guest.Base + branch, w.guest.Base + branchTo} {
 		at := table + x86.VirtAddr(i)*4

@@ -246,14 +246,19 @@ func (s *Session) judgeChanges(sc *scan, part int, changes []guard.Change) {
 		if !undone {
 			sc.scanner.Accept(c)
 		}
-		if i >= maxScanRecords || !s.affordable(sc.guard, time.Now()) {
-			s.unrecorded.Add(1)
-			s.suppress(sc.guard, done, time.Now(), 1)
-			continue
-		}
-		r := s.write(done.in(s.changeRecord(sc.guard, c)))
-		s.explainStop(sc.guard, r.ID)
+		s.tellChange(sc.guard, done, c, i < maxScanRecords)
 	}
+}
+
+// tellChange records what was found, alone or with others.
+func (s *Session) tellChange(name policy.GuardName, done outcome, c guard.Change, alone bool) {
+	if now := time.Now(); !alone || !s.affordable(name, now) {
+		s.unrecorded.Add(1)
+		s.suppress(name, done, now, 1)
+		return
+	}
+	r := s.write(done.in(s.changeRecord(name, c)))
+	s.explainStop(name, r.ID)
 }
 
 // withoutPermitted returns the changes that no exception permits, and takes the

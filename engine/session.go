@@ -40,6 +40,8 @@ type Session struct {
 	now func() time.Time
 	// firstLook is Options.FirstLook.
 	firstLook time.Duration
+	// takeTextAfter is Options.TakeCode.
+	takeTextAfter time.Duration
 	// budget is Options.Budget.
 	budget time.Duration
 	// holdOnFailure keeps the domain held if it cannot be attached to.
@@ -337,6 +339,8 @@ func (s *Session) run(attached chan<- error) {
 			s.followChecking(s.now())
 		case <-s.checkingDue():
 			s.followChecking(s.now())
+		case r := <-s.textTaken():
+			s.useText(r)
 		case l := <-s.found():
 			s.tell(l)
 		case <-s.chore:
@@ -372,6 +376,7 @@ func (s *Session) ringLost() {
 	s.finished = true
 	s.unwatchView()
 	s.stopLooks()
+	s.stopTaking()
 	s.recordRest()
 	err = errors.Join(s.unmap(), undoDead(s.hv, s.ledger, s.info, true))
 	if staysHeld(s.ledger) {

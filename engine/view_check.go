@@ -125,7 +125,11 @@ func (s *Session) doubt(gfn x86.GFN) {
 	if p.patched == nil {
 		return
 	}
-	if page, ok := p.patched.Page(gfn); ok {
+	page, ok := p.patched.Page(gfn)
+	switch {
+	case ok && p.scan == nil:
+		s.doubtUnknown(gfn, page)
+	case ok:
 		s.patchedPage(gfn, p.scan, page, s.now())
 	}
 }

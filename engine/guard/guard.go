@@ -68,6 +68,8 @@ type Target struct {
 	Actions map[policy.GuardName]policy.Action
 	// Policy is the whole of it, for the guards whose lists say what is watched.
 	Policy policy.Effective
+	// Taking is how Scan reads what it takes for right, of a guest that runs.
+	Taking linux.Taking
 }
 
 // Guard is one protection.
@@ -82,7 +84,7 @@ type Guard struct {
 	Bind func(*Target) (func(*vmevent.Event) bool, error)
 	// Scan finds violations afterwards where the platform lacks what the guard
 	// needs; nil for a guard that can't. The guest must be paused while it is
-	// called.
+	// called, but where Taking knows what has been patched since.
 	Scan func(*Target) (Scanner, error)
 	// Patches says that the writes which the guard lets pass are the kernel's patching
 	// of its own code, the result of which Scan can judge. Its Watch has whole frames

@@ -4,6 +4,7 @@ import (
 	"math/bits"
 	"sync/atomic"
 
+	"github.com/xen-hvi/hvi/engine/guest"
 	"github.com/xen-hvi/hvi/engine/guest/linux"
 	"github.com/xen-hvi/hvi/engine/x86"
 )
@@ -17,6 +18,8 @@ type Patched struct {
 	frames []linux.FrameRange // in order of their place
 	bits   []atomic.Uint64    // by place
 	more   chan struct{}      // capacity one
+	// originals keep what pages were, nil where nobody needs to know.
+	originals atomic.Pointer[Originals]
 }
 
 func newPatched(frames []linux.FrameRange) *Patched {
@@ -25,6 +28,41 @@ func newPatched(frames []linux.FrameRange) *Patched {
 		n += f.N
 	}
 	return &Patched{frames: frames, bits: make([]atomic.Uint64, (n+63)/64), more: make(chan struct{}, 1)}
+}
+
+// UseOriginals has copies be kept of pages before they are patched for the first time; nil
+// ends that.
+func (p *Patched) UseOriginals(o *Originals) { p.originals.Store(o) }
+
+// keep keeps the page that an access is about to change. It reports false if there is no
+// room for it, so that the access must not happen yet.
+func (p *Patched) keep(mem guest.Memory, gfn x86.GFN) bool {
+	o := p.originals.Load()
+	if o == nil {
+		return true
+	}
+	page, ok := p.Page(gfn)
+	if !ok || o.keep(mem, page, gfn) {
+		return true
+	}
+	select {
+	case p.more <- struct{}{}:
+	default:
+	}
+	return false
+}
+
+// next returns the frame of the page behind one, if an access of size bytes at an offset may
+// reach into it.
+func (p *Patched) next(gfn x86.GFN, offset uint64, size int) (x86.GFN, bool) {
+	if offset&x86.PageMask+uint64(size) <= x86.PageSize {
+		return 0, false
+	}
+	page, ok := p.Page(gfn)
+	if !ok {
+		return 0, false
+	}
+	return p.Frame(page + 1)
 }
 
 // note says that a page has been patched. Until it is taken, to say so again does
@@ -55,6 +93,15 @@ func (p *Patched) Page(gfn x86.GFN) (page int, ok bool) {
 		before += int(f.N)
 	}
 	return 0, false
+}
+
+// Pages returns how many pages there are.
+func (p *Patched) Pages() int {
+	n := 0
+	for _, f := range p.frames {
+		n += int(f.N)
+	}
+	return n
 }
 
 // More delivers when there is a page to be taken.

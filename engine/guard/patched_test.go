@@ -1,6 +1,7 @@
 package guard_test
 
 import (
+	"github.com/xen-hvi/hvi/engine/vmevent"
 	"slices"
 	"testing"
 
@@ -91,5 +92,63 @@ func TestPatchedMoving(t *testing.T) {
 	}
 	if _, lost := take(); lost {
 		t.Error("lost for ever")
+	}
+}
+
+// TestOriginals has the kernel patch more pages than there is room for what they were: it
+// waits with the first that there is none for, until there is, or nobody needs to know.
+func TestOriginals(t *testing.T) {
+	f := arm(t, both(policy.ActionBlock))
+	a, p := f.set.Patched()
+	poked := func(off uint64) vmevent.Verdict { return f.set.HandleEvent(poke(f.write(off, f.guest.Base+0x100))) }
+	page := make([]byte, x86.PageSize)
+	if err := f.guest.Memory().ReadPhys(f.guest.PhysBase+0x1000, page); err != nil {
+		t.Fatal(err)
+	}
+	was := string(page)
+	o := guard.NewOriginals(p.Pages(), 0)
+	p.UseOriginals(o)
+	for range 2 {
+		if v := poked(0x1010); v != vmevent.Continue || a.Passed.Load() != 0 {
+			t.Fatalf("there is no room, and the verdict is %v; %d passed", v, a.Passed.Load())
+		}
+	}
+	if o.Grow() {
+		t.Error("there may be more room")
+	}
+	if len(p.More()) == 0 {
+		t.Error("nobody is told that it waits")
+	}
+	o = guard.NewOriginals(p.Pages(), 1)
+	p.UseOriginals(o)
+	if !o.Grow() {
+		t.Error("there is no room")
+	}
+	if v := poked(0x1010); v == vmevent.Continue || a.Passed.Load() != 1 {
+		t.Errorf("the verdict is %v; %d passed", v, a.Passed.Load())
+	}
+	f.guest.Write(f.guest.Base+0x1010, []byte{0x90})
+	poked(0x1020)
+	if got := o.Page(1); got == nil || string(got[:]) != was {
+		t.Error("what the page was is not kept")
+	}
+	if o.Page(2) != nil {
+		t.Error("a page that nobody patched is kept")
+	}
+	p.UseOriginals(nil)
+	if v := poked(0x2010); v == vmevent.Continue {
+		t.Errorf("nobody needs to know, and the verdict is %v", v)
+	}
+}
+
+// TestPatchedAcross tells of both pages where a store may reach into the next.
+func TestPatchedAcross(t *testing.T) {
+	f := arm(t, both(policy.ActionBlock))
+	_, p := f.set.Patched()
+	f.set.HandleEvent(poke(f.write(0x1ffc, f.guest.Base+0x100)))
+	var pages []int
+	p.Take(func(page int) { pages = append(pages, page) })
+	if !slices.Equal(pages, []int{1, 2}) {
+		t.Errorf("patched are %v", pages)
 	}
 }

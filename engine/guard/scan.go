@@ -50,7 +50,7 @@ type Change struct {
 type textScanner struct{ watch *linux.ImageWatch }
 
 func scanText(t *Target) (Scanner, error) {
-	w, err := t.Kernel.NewReader(nil).WatchText()
+	w, err := t.Kernel.NewReader(nil).WatchText(t.Taking)
 	if err != nil {
 		return nil, err
 	}

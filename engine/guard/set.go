@@ -207,6 +207,13 @@ func (s *Set) add(g Guard, action policy.Action) error {
 	if unreadable {
 		s.unreadable, s.readsIndex = make(map[x86.GFN]struct{}), index
 	}
+	if len(s.frames) == 0 {
+		n := uint64(0)
+		for _, f := range w.Frames {
+			n += f.N
+		}
+		s.frames = make(map[x86.GFN]uint16, n) // to have it grow takes as long as all else
+	}
 	for _, f := range w.Frames {
 		for i := range x86.GFN(f.N) {
 			a.watch(f.First + i)
@@ -550,10 +557,16 @@ func (s *Set) decide(ev *vmevent.Event) vmevent.Verdict {
 // judged answers an event that a guard is to judge.
 func (s *Set) judged(a *Armed, ev *vmevent.Event) vmevent.Verdict {
 	if !a.judge(ev) {
-		a.Passed.Add(1)
-		if a.patched != nil {
-			a.patched.note(ev.Mem.GFN)
+		if p := a.patched; p != nil {
+			next, crosses := p.next(ev.Mem.GFN, ev.Mem.Offset, maxStore)
+			if !p.keep(s.mem, ev.Mem.GFN) || crosses && !p.keep(s.mem, next) {
+				return vmevent.Continue // and it is tried again
+			}
+			if p.note(ev.Mem.GFN); crosses {
+				p.note(next)
+			}
 		}
+		a.Passed.Add(1)
 		if a.checked != nil && reads(ev) {
 			a.checked.note(ev.Mem.GFN)
 		}
@@ -561,6 +574,9 @@ func (s *Set) judged(a *Armed, ev *vmevent.Event) vmevent.Verdict {
 	}
 	return s.violation(a, ev, 0)
 }
+
+// maxStore is how many bytes one access of the kernel's own to its code has at most.
+const maxStore = 8
 
 // decideMoving answers an access to a frame of the guard whose frames move; false
 // for one that is none of them, and where the guard does not hold.

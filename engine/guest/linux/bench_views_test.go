@@ -52,7 +52,7 @@ func BenchmarkImageWatch(b *testing.B) {
 		b.Run("watch/"+img.name(), func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				if w, err = r.WatchText(); err != nil {
+				if w, err = r.WatchText(Taking{}); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -75,12 +75,22 @@ type ImageChange struct {
 	UnderWay bool
 }
 
-// WatchText takes the kernel's code as it is now for right, but for what kprobes have
-// displaced in it. The guest should be paused.
-func (r *Reader) WatchText() (*ImageWatch, error) {
+// Taking says how code is read that is taken for right while the guest runs.
+type Taking struct {
+	// Original returns what a page was, where the guest may have patched it since; nil
+	// where it is what it was. It is asked after the page was read. A nil function is
+	// that of a guest that is paused.
+	Original func(page int) *[x86.PageSize]byte
+	// Rest is called between one piece and the next, if it is not nil.
+	Rest func()
+}
+
+// WatchText takes the kernel's code as it is now for right, or as it was, but for what
+// kprobes have displaced in it.
+func (r *Reader) WatchText(how Taking) (*ImageWatch, error) {
 	r.tlb.Flush()
 	r.beginLook()
-	w, err := r.watchCode(r.kernelCode(), watchPiece)
+	w, err := r.watchCode(r.kernelCode(), watchPiece, how)
 	if err == nil {
 		w.sharedSites, w.sharedLines = shareSites(w.sites), shareLines(w.lines)
 		w.sites, w.lines = *w.sharedSites, *w.sharedLines
@@ -95,7 +105,7 @@ func (r *Reader) WatchModule(m report.Module, traced TraceSites) (*ImageWatch, e
 	r.beginLook()
 	for _, a := range m.Regions {
 		if a.Kind == regionText {
-			return r.watchCode(r.moduleCode(m.Addr, Range{a.Base, a.Base + x86.VirtAddr(a.Size)}, traced), watchPiece)
+			return r.watchCode(r.moduleCode(m.Addr, Range{a.Base, a.Base + x86.VirtAddr(a.Size)}, traced), watchPiece, Taking{})
 		}
 	}
 	return nil, nil
@@ -103,7 +113,7 @@ func (r *Reader) WatchModule(m report.Module, traced TraceSites) (*ImageWatch, e
 
 // watchCode takes some code as it is now for right, reading piece bytes of it at a time,
 // which are whole pages.
-func (r *Reader) watchCode(c patchedCode, piece int) (*ImageWatch, error) {
+func (r *Reader) watchCode(c patchedCode, piece int, how Taking) (*ImageWatch, error) {
 	start, end := c.where.Start.Page(), c.where.End
 	if end <= start || end-start > maxText {
 		return nil, &ReadError{What: "code", Got: fmt.Sprintf("from %v to %v", start, end), Err: ErrImplausible}
@@ -114,7 +124,7 @@ func (r *Reader) watchCode(c patchedCode, piece int) (*ImageWatch, error) {
 		return nil, err
 	}
 	size := (int(end-start) + x86.PageMask) &^ x86.PageMask
-	return w, w.take(r, size, piece, func(off int, text []byte) error {
+	return w, w.take(r, size, piece, how, func(off int, text []byte) error {
 		if err := r.undoKprobes(start+x86.VirtAddr(off), text); err != nil {
 			return err
 		}
@@ -140,7 +150,7 @@ func (r *Reader) WatchData(what Range, except []Range) (*ImageWatch, error) {
 		return nil, &ReadError{What: "read-only data", Got: fmt.Sprintf("from %v to %v", start, end), Err: ErrImplausible}
 	}
 	w := &ImageWatch{start: start, ignored: append([]Range{{start, what.Start}, {what.End, end}}, except...)}
-	return w, w.take(r, int(end-start), watchPiece, func(int, []byte) error { return nil })
+	return w, w.take(r, int(end-start), watchPiece, Taking{}, func(int, []byte) error { return nil })
 }
 
 // watchPiece is how much is read at a time to make digests of. Code has megabytes, and
@@ -150,7 +160,7 @@ const watchPiece = 256 << 10
 // take makes the digests of what is there now, piece bytes at a time. Before those of a
 // piece, each is called with its offset, with what is in it, and with as much of the next
 // as an instruction may have that begins in it: it may change that, and add places to w.
-func (w *ImageWatch) take(r *Reader, size, piece int, each func(off int, b []byte) error) error {
+func (w *ImageWatch) take(r *Reader, size, piece int, how Taking, each func(off int, b []byte) error) error {
 	w.size = size
 	w.lines, w.odd, w.accepted = make([]uint32, size/textLine), map[uint32][maxPatch]byte{}, map[int]uint32{}
 	buf := make([]byte, min(size, piece+maxPatch))
@@ -159,6 +169,13 @@ func (w *ImageWatch) take(r *Reader, size, piece int, each func(off int, b []byt
 		b := buf[:min(len(buf), size-off)]
 		if err := r.as.Read(w.start+x86.VirtAddr(off), b); err != nil {
 			return &ReadError{What: "the kernel's image", Err: err}
+		}
+		if how.Original != nil {
+			for at := 0; at < len(b); at += x86.PageSize {
+				if was := how.Original((off + at) >> x86.PageShift); was != nil {
+					copy(b[at:], was[:])
+				}
+			}
 		}
 		if err := each(off, b); err != nil {
 			return err
@@ -169,6 +186,9 @@ func (w *ImageWatch) take(r *Reader, size, piece int, each func(off int, b []byt
 			for i := range linesPerPage {
 				w.lines[p*linesPerPage+i] = digestLine(&page, i)
 			}
+		}
+		if how.Rest != nil && off+piece < size {
+			how.Rest()
 		}
 	}
 	return nil

@@ -140,7 +140,7 @@ func TestImageWatch(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			b := newTextGuest(t)
 			r := b.reader()
-			w, err := r.WatchText()
+			w, err := r.WatchText(Taking{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -174,11 +174,11 @@ func TestImageWatch(t *testing.T) {
 func TestImageWatchPieces(t *testing.T) {
 	b := newTextGuest(t)
 	r := b.reader()
-	whole, err := r.WatchText()
+	whole, err := r.WatchText(Taking{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	w, err := r.watchCode(r.kernelCode(), x86.PageSize)
+	w, err := r.watchCode(r.kernelCode(), x86.PageSize, Taking{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -207,7 +207,7 @@ func TestImageWatchBegins(t *testing.T) {
 	b.Write(b.Base+aKprobe+64, []byte{was})
 	b.code(codeAt, 0xcc)
 	r := b.reader()
-	w, err := r.WatchText()
+	w, err := r.WatchText(Taking{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -257,7 +257,7 @@ func TestSharedLines(t *testing.T) {
 	for i := range guests {
 		guests[i] = newTextGuest(t)
 		var err error
-		if watches[i], err = guests[i].reader().WatchText(); err != nil {
+		if watches[i], err = guests[i].reader().WatchText(Taking{}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -366,7 +366,7 @@ func TestImageWatchUndo(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			b := newTextGuest(t)
 			r := b.reader()
-			w, err := r.WatchText()
+			w, err := r.WatchText(Taking{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -393,7 +393,7 @@ func TestImageWatchUndo(t *testing.T) {
 	}
 	b := newTextGuest(t)
 	r := b.reader()
-	w, err := r.WatchText()
+	w, err := r.WatchText(Taking{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -428,7 +428,7 @@ func TestImageWatchBegunMidway(t *testing.T) {
 			b := newTextGuest(t)
 			b.code(x86.VirtAddr(c.at), c.begun...)
 			r := b.reader()
-			w, err := r.WatchText()
+			w, err := r.WatchText(Taking{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -468,12 +468,12 @@ func TestImageWatchBegunMidway(t *testing.T) {
 // TestImageWatchUnsupported refuses kernels whose own patches can't be told.
 func TestImageWatchUnsupported(t *testing.T) {
 	_, k := identified(t, linuxtest.Config{})
-	if _, err := k.NewReader(nil).WatchText(); !errors.Is(err, ErrUnsupported) {
+	if _, err := k.NewReader(nil).WatchText(Taking{}); !errors.Is(err, ErrUnsupported) {
 		t.Errorf("a kernel without a jump table: %v", err)
 	}
 	b := newTextGuest(t)
 	b.k.Offsets.FtracePage.Records = NoOffset
-	if _, err := b.reader().WatchText(); !errors.Is(err, ErrUnsupported) {
+	if _, err := b.reader().WatchText(Taking{}); !errors.Is(err, ErrUnsupported) {
 		t.Errorf("a kernel whose functions to trace can't be told: %v", err)
 	}
 	for name, spoil := range map[string]func(b *kernelGuest){
@@ -483,7 +483,7 @@ func TestImageWatchUnsupported(t *testing.T) {
 	} {
 		b := newTextGuest(t)
 		spoil(b)
-		if _, err := b.reader().WatchText(); !errors.Is(err, ErrImplausible) {
+		if _, err := b.reader().WatchText(Taking{}); !errors.Is(err, ErrImplausible) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -500,7 +500,7 @@ func FuzzImageWatch(f *testing.F) {
 			return
 		}
 		defer overwrite(b.Guest, b.Base+jumpTable+x86.VirtAddr(tableAt%0x4000), table)()
-		w, err := r.WatchText()
+		w, err := r.WatchText(Taking{})
 		if err != nil {
 			return
 		}

@@ -26,7 +26,7 @@ func TestImagesText(t *testing.T) {
 	for _, img := range testImages(t) {
 		t.Run(img.name(), func(t *testing.T) {
 			g := img.tampered(t)
-			w, err := g.WatchText()
+			w, err := g.WatchText(Taking{})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -113,8 +113,14 @@ type TraceSites []x86.VirtAddr
 // ModuleTraceSites returns those of all modules.
 func (r *Reader) ModuleTraceSites() (TraceSites, error) {
 	r.tlb.Flush()
+	batches, err := r.traceBatches()
+	if err != nil {
+		return nil, err
+	}
+	// A batch is of the kernel or of one module, and the kernel's are most.
+	batches = slices.DeleteFunc(batches, func(b traceBatch) bool { return b.first >= r.k.TextStart && b.last < r.k.TextEnd })
 	var out TraceSites
-	err := r.eachTraced(func(ip x86.VirtAddr, _ bool) {
+	err = r.eachRecord(batches, 0, ^x86.VirtAddr(0), func(ip x86.VirtAddr, _ bool) {
 		if ip < r.k.TextStart || ip >= r.k.TextEnd {
 			out = append(out, ip)
 		}
