@@ -149,7 +149,7 @@ func (e *Engine) TakeTextForTest(id xen.DomID) {
 			result = t.result
 		}
 	})
-	for known := result == nil; !known; time.Sleep(time.Millisecond) {
+	for known := result == nil; !known; <-time.After(time.Millisecond) {
 		s.do(func() { known = s.patching.taking == nil })
 	}
 }

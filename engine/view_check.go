@@ -21,6 +21,9 @@ const (
 	// viewCheckInterval is how long a lost restriction goes unnoticed at most, unless the
 	// guest is quiet.
 	viewCheckInterval = 10 * time.Second
+	// firstViewCheck is when they are looked at for the first time: a guest that boots has
+	// better to do, and what its code was is not known yet.
+	firstViewCheck = 2 * viewCheckInterval
 	// viewCheckQuiet is how much less often a quiet guest's are looked at: each five
 	// minutes, as most else of one. There are 3,600 frames of a kernel's text to be asked
 	// after, each by a call of its own, however they are put together.
@@ -32,7 +35,7 @@ func (s *Session) watchView(views viewsStatus) {
 	s.unwatchView()
 	if views.current().ID != noView {
 		s.views = views
-		s.viewCheck = s.chores.addRare(time.Now().Add(viewCheckInterval), viewCheckInterval, viewCheckQuiet, s.chore)
+		s.viewCheck = s.chores.addRare(time.Now().Add(firstViewCheck), viewCheckInterval, viewCheckQuiet, s.chore)
 	}
 }
 

@@ -102,7 +102,7 @@ func (a *answerer) storm(n int) {
 
 func (a *answerer) until(what string, is func() bool) {
 	a.t.Helper()
-	for until := time.Now().Add(10 * time.Second); !is(); time.Sleep(time.Millisecond) {
+	for until := time.Now().Add(10 * time.Second); !is(); <-time.After(time.Millisecond) {
 		if time.Now().After(until) {
 			a.t.Fatalf("%s: not within ten seconds", what)
 		}
@@ -126,9 +126,9 @@ func TestLinger(t *testing.T) {
 	a := serveAnswers(t)
 	for range 3 {
 		a.lingers()
-		time.Sleep(quiet)
+		<-time.After(quiet)
 		looks := a.hv.Yields()
-		time.Sleep(quiet)
+		<-time.After(quiet)
 		if n := a.hv.Yields() - looks; n > 0 {
 			t.Errorf("%d looks while nothing comes", n)
 		}
@@ -160,9 +160,9 @@ func TestLingerEnds(t *testing.T) {
 	calls := a.calls.Load()
 	a.e.Wake()
 	a.until("it is called", func() bool { return a.calls.Load() > calls })
-	time.Sleep(quiet)
+	<-time.After(quiet)
 	calls = a.calls.Load()
-	time.Sleep(quiet)
+	<-time.After(quiet)
 	// Nothing fires, so what makes it work is that it does not wait.
 	if n := a.calls.Load() - calls; n > 0 {
 		t.Errorf("called %d times, and nothing had fired", n)

@@ -539,7 +539,8 @@ type Attack struct {
 	//
 	//	text      make a page table entry writable, store through the kernel's text mapping
 	//	keep      the same, and leave it so
-	//	alias     the same through the direct mapping of the same frame
+	//	exchange  put another page in the place, with one byte changed, and leave it so
+	//	alias     the same as text through the direct mapping of the same frame
 	//	rep       the same as text with rep movsb, 4 bytes
 	//	wp        the same as text by clearing CR0.WP, if that can be done
 	//	lstar, star, cstar, sysenter-eip

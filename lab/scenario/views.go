@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/xen-hvi/hvi/control"
+	"github.com/xen-hvi/hvi/engine/journal"
 	"github.com/xen-hvi/hvi/engine/x86"
 	"github.com/xen-hvi/hvi/engine/xen"
 )
@@ -238,8 +239,53 @@ func (g *Guest) restores(h *xen.Host, st control.DomainStatus) error {
 	return nil
 }
 
-// restoreLimit is twice what hvid takes at most to look at a view again.
-const restoreLimit = 20 * time.Second
+// restoreLimit is twice what hvid takes at most to look at a view, for the first time.
+const restoreLimit = 40 * time.Second
+
+// codeKnown is when hvid knows for certain what the kernel's code was, counted from the
+// arming of its guards.
+const codeKnown = 45 * time.Second
+
+// exchanges has the guest put another page in the place of one of its kernel's code, which
+// nobody can forbid: what is in it is found.
+func (g *Guest) exchanges() error {
+	t := g.t
+	if err := t.wait(codeKnown); err != nil {
+		return err
+	}
+	before, err := g.Status()
+	if err != nil {
+		return err
+	}
+	v, err := g.Attack(Attack{Mode: "exchange", Symbol: victim})
+	if err != nil {
+		return err
+	}
+	t.Check(v.Written && v.After == v.Tried, "a page of the kernel's code is exchanged for another, which differs: tried %#x, after %#x", v.Tried, v.After)
+	found := func(st control.DomainStatus) uint64 { return guardStatus(st, "kernel-text").Found }
+	after := before
+	if err := t.Step("exchanged", func() error {
+		return t.Eventually(restoreLimit, "hvid has found what was exchanged", func() (bool, error) {
+			after, err = g.Status()
+			return found(after) > found(before), err
+		})
+	}); err != nil {
+		return err
+	}
+	t.Check(found(after) == found(before)+1 && after.Counters.Restored > before.Counters.Restored, "that is found once, and the page is restricted again: %d, %d", found(after)-found(before), after.Counters.Restored-before.Counters.Restored)
+	events, err := g.Events()
+	if err != nil {
+		return err
+	}
+	at := uint64(0)
+	for _, r := range events {
+		if r.Action == journal.Found && r.Target.Memory != nil {
+			at = uint64(r.Target.Memory.Addr)
+		}
+	}
+	t.Check(at != 0 && at <= v.Address && v.Address < at+64, "the record says where: %#x for %#x", at, v.Address)
+	return nil
+}
 
 // cost measures what one write costs that is let through, against a guest
 // without protection, and leaves the guest detached.
@@ -320,6 +366,9 @@ func guardedInView(t *T) error {
 		}
 	}
 	if err := g.lifeGoesOn(); err != nil {
+		return err
+	}
+	if err := g.exchanges(); err != nil {
 		return err
 	}
 	if err := g.cost(); err != nil {

