@@ -57,8 +57,9 @@ var protections = []protection{
 }
 
 // settled is how long after its boot, or after a new policy, a guest is left alone: hvid
-// compares then what the boot has patched, and looks for the first time.
-const settled = 10 * time.Second
+// reads its kernel's code then, compares what the boot has patched, and looks for the first
+// time.
+const settled = 45 * time.Second
 
 // slowdown times a guest without protection, with each preset, and with each guard
 // alone. The emulator's clock counts instructions, those of Xen and of hvid among
@@ -80,7 +81,8 @@ func slowdown(t *T) error {
 		for name, d := range took {
 			more := percent(d, base[name])
 			facts[name] = map[string]any{"instructions": int64(d.Seconds() * instructionsPerSecond), "percent": more}
-			t.Check(p.most == 0 || isChanging(name) || more <= p.most, "%s: %s takes %.1f %% longer", p.name, name, more)
+			// A boot of a quarter of a second is no user's: slowdown-debian judges one that is.
+			t.Check(p.most == 0 || isChanging(name) || name == "boot" || more <= p.most, "%s: %s takes %.1f %% longer", p.name, name, more)
 		}
 		t.Fact("took."+p.name, facts)
 		if p.name == "linux-strict" {

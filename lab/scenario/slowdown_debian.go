@@ -21,6 +21,10 @@ func init() {
 // bootTimings is how often each boot is timed. The shortest counts, as in slowdown.
 const bootTimings = 2
 
+// afterEnd is how long nothing follows a guest's end: what hvid does for that is not the next
+// one's.
+const afterEnd = 10 * time.Second
+
 // slowdownDebian times the boot of a guest that is what users have, without protection
 // and with the presets that have a bound. Slowdown's own guest boots so little that what
 // hvid does once for each guest is all that is seen; it is timed too, to tell that apart.
@@ -132,7 +136,7 @@ func (b boots) one(p protection, c GuestConfig) (time.Duration, error) {
 	if err := g.WaitGone(shutLimit); err != nil {
 		return 0, err
 	}
-	return took, t.wait(settled) // what hvid does for its end is not the next one's
+	return took, t.wait(afterEnd)
 }
 
 // used is what hvid's processes have had of the processor.
