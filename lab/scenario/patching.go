@@ -91,6 +91,10 @@ func patching(t *T, altp2m string) error {
 	if err != nil {
 		return err
 	}
+	// Before, to read what the code was would be counted in.
+	if err := t.wait(codeKnown); err != nil {
+		return err
+	}
 	on, off, err := g.traceAll()
 	if err != nil {
 		return err
