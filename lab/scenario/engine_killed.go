@@ -331,9 +331,7 @@ func (k *killer) round(i int, how killing, early bool) error {
 	case <-time.After(hvidLimit):
 		return fmt.Errorf("hvid is not dead after %v", hvidLimit)
 	}
-	if how.recovered {
-		t.Check(strings.Contains(k.hvid.Log(), "recovered by the keeper"), "%s: the keeper undid what hvid left", what)
-	} else if i/len(k.ways)%2 == 0 {
+	if !how.recovered && i/len(k.ways)%2 == 0 {
 		if _, err := t.Exec("hvid", "recover"); err != nil {
 			return err
 		}
@@ -353,7 +351,8 @@ func (k *killer) round(i int, how killing, early bool) error {
 		if err != nil {
 			return err
 		}
-		t.Check(v.Recovered != nil && v.Recovered.By == "the keeper", "%s: the next hvid says so: %+v", what, v.Recovered)
+		// What the keeper itself says can be lost behind all that a dying hvid does.
+		t.Check(v.Recovered != nil && v.Recovered.By == "the keeper", "%s: the keeper undid what hvid left: %+v", what, v.Recovered)
 	}
 	if recovered {
 		return nil
