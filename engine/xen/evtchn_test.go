@@ -16,6 +16,13 @@ import (
 func bind(t *testing.T) (*xentest.Domain, *xen.Host, *xen.EventChannel) {
 	t.Helper()
 	hv, h := open(t, xentest.Config{})
+	d, e := bindOn(t, hv, h)
+	return d, h, e
+}
+
+// bindOn does so on a hypervisor.
+func bindOn(t *testing.T, hv *xentest.Hypervisor, h *xen.Host) (*xentest.Domain, *xen.EventChannel) {
+	t.Helper()
 	d := hv.AddDomain(xentest.Spec{ID: 1, Type: xen.PVH})
 	port, err := d.Connect()
 	if err != nil {
@@ -30,7 +37,7 @@ func bind(t *testing.T) (*xentest.Domain, *xen.Host, *xen.EventChannel) {
 			t.Error(err)
 		}
 	})
-	return d, h, e
+	return d, e
 }
 
 func event(h *xen.Host) []byte { return make([]byte, h.Layout().VMEvent.Size) }

@@ -14,11 +14,9 @@ func (m *Memory) SetClock(now func() time.Time) { m.now = now }
 // Linger is linger.
 func (e *EventChannel) Linger(work func() (int, bool)) bool { return e.linger(work) }
 
-// StopClock has events seem to come as thick as can be. It is called before Serve.
-func (e *EventChannel) StopClock() {
-	now := time.Now()
-	e.pace.clock = func() time.Time { return now }
-}
+// SetClock replaces the clock by which it is told how thick events come. It is called before
+// Serve.
+func (e *EventChannel) SetClock(now func() time.Time) { e.pace.clock = now }
 
 // Thick and Answered are of its pace.
 func (e *EventChannel) Thick() bool    { return e.pace.thick }

@@ -22,19 +22,21 @@ const (
 	// once, so that others of the control domain come to run: to its scheduler, which
 	// doesn't know of Xen's, the thread works all the time.
 	lingerTurn = 64
-	// lingerPays is how many events make lingering worth it. After one that had fewer, it
-	// takes twice as many events as before until it is tried again, at most pauseMax.
+	// lingerPays is how many events make lingering worth it. After one that had fewer, or that
+	// answered them no quicker than waiting did, it takes twice as many events as before
+	// until it is tried again, at most pauseMax.
 	lingerPays = 16
 	pauseMax   = 1024
 )
 
-// pace says whether events come thick.
+// pace says whether events come thick, and whether to linger pays.
 type pace struct {
 	clock  func() time.Time
 	thick  bool
-	events int       // since then
-	since  time.Time // when they began to be counted
-	wanted int       // how many it takes until thick is decided anew; at least quickEvents
+	events int           // since then
+	since  time.Time     // when they began to be counted
+	wanted int           // how many it takes until thick is decided anew; at least quickEvents
+	each   time.Duration // how long one took that was waited for, when that was decided
 }
 
 // answered counts events that were waited for in the kernel. It reads the clock now and then.
@@ -43,19 +45,24 @@ func (p *pace) answered(n int) {
 		return
 	}
 	now := p.clock()
-	p.thick = now.Sub(p.since) < quickTime*time.Duration(p.events)/quickEvents
+	p.each = now.Sub(p.since) / time.Duration(p.events)
+	p.thick = p.each < quickTime/quickEvents
 	p.events, p.since = 0, now
 }
 
-// lingered takes note of how many events came while that was tried.
-func (p *pace) lingered(n int) {
-	switch {
-	case n >= lingerTurn: // and so they do still
-	case n >= lingerPays:
-		*p = pace{clock: p.clock, since: p.clock()}
+// lingered takes note of how many events came while that was tried, and how long it was until
+// the last of them. Where other domains are queued for the processor that is given away, it
+// comes back late, and later than it would to a thread that waits and is woken.
+func (p *pace) lingered(n int, took time.Duration) {
+	switch pays := n >= lingerPays && took <= time.Duration(n)*p.each; {
+	case pays && n >= lingerTurn: // and so they do still
+		return
+	case pays:
+		p.wanted = 0
 	default:
-		*p = pace{clock: p.clock, since: p.clock(), wanted: min(2*max(p.wanted, quickEvents), pauseMax)}
+		p.wanted = min(2*max(p.wanted, quickEvents), pauseMax)
 	}
+	p.thick, p.events, p.since = false, 0, p.clock()
 }
 
 // lingering is how many goroutines linger.
@@ -73,8 +80,8 @@ func (e *EventChannel) linger(work func() (int, bool)) (goOn bool) {
 	if lingering.Add(1) > e.mayLinger {
 		return true
 	}
-	events := 0
-	var in vain
+	events, began := 0, e.pace.clock()
+	in := vain{clock: e.pace.clock}
 	for events < lingerTurn {
 		did, goOn := work()
 		if !goOn {
@@ -87,14 +94,19 @@ func (e *EventChannel) linger(work func() (int, bool)) (goOn bool) {
 			break
 		}
 	}
-	e.pace.lingered(events)
+	ended := in.since
+	if in.looks == 0 {
+		ended = e.pace.clock()
+	}
+	e.pace.lingered(events, ended.Sub(began))
 	return true
 }
 
 // vain is what was looked for in vain since the last event.
 type vain struct {
+	clock func() time.Time
 	looks int
-	since time.Time // the second of them
+	since time.Time // the first of them
 }
 
 // look takes note of a look, and reports whether it was the last. It reads no clock while
@@ -104,12 +116,9 @@ func (v *vain) look(did int) (last bool) {
 		v.looks = 0
 		return false
 	}
-	switch v.looks++; v.looks {
-	case 1:
-		return false
-	case 2:
-		v.since = time.Now()
-		return false
+	now := v.clock()
+	if v.looks++; v.looks == 1 {
+		v.since = now
 	}
-	return v.looks >= lingerLooks || time.Since(v.since) > lingerTime
+	return v.looks >= lingerLooks || now.Sub(v.since) > lingerTime
 }

@@ -33,15 +33,7 @@ type answerer struct {
 func serveAnswers(t *testing.T) *answerer {
 	t.Helper()
 	hv, h := open(t, xentest.Config{})
-	d := hv.AddDomain(xentest.Spec{ID: 1, Type: xen.PVH})
-	port, err := d.Connect()
-	if err != nil {
-		t.Fatal(err)
-	}
-	e, err := h.BindInterdomain(1, port)
-	if err != nil {
-		t.Fatal(err)
-	}
+	d, e := bindOn(t, hv, h)
 	g, err := h.RingFrame(1)
 	if err != nil {
 		t.Fatal(err)
@@ -54,17 +46,20 @@ func serveAnswers(t *testing.T) *answerer {
 		t: t, hv: hv, d: d, e: e, layout: h.Layout(), page: r.Bytes(),
 		done: make(chan error, 1),
 	}
-	e.StopClock()
+	e.SetClock(stopped())
 	go func() { a.done <- e.Serve(time.Hour, a.work) }()
 	t.Cleanup(func() {
-		if err := e.Close(); err != nil {
-			t.Error(err)
-		}
-		if err := r.Close(); err != nil {
+		if err := errors.Join(e.Close(), r.Close()); err != nil {
 			t.Error(err)
 		}
 	})
 	return a
+}
+
+// stopped is a clock by which events come as thick as can be.
+func stopped() func() time.Time {
+	now := time.Now()
+	return func() time.Time { return now }
 }
 
 func (a *answerer) work() (did int, goOn bool) {
@@ -202,7 +197,7 @@ func TestLingerLeavesRoom(t *testing.T) {
 func TestLingerGivesUp(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2))
 	_, _, e := bind(t)
-	e.StopClock()
+	e.SetClock(stopped())
 	tries := 0
 	for range 4096 {
 		if e.Thick() {
@@ -235,5 +230,48 @@ func TestLingerDoesNotAllocate(t *testing.T) {
 	work := func() (int, bool) { n++; return n & 1, true }
 	if allocs := testing.AllocsPerRun(50, func() { e.Linger(work) }); allocs != 0 {
 		t.Errorf("%v allocations", allocs)
+	}
+}
+
+// TestLingerMustPay: where events are answered no quicker than by waiting, since others have
+// the processor for long when it is given away, that is found out.
+func TestLingerMustPay(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2))
+	for _, tc := range []struct {
+		name            string
+		waited, without time.Duration // for an event
+		events          int
+		thick           bool
+	}{
+		{"quicker", 100 * time.Microsecond, 50 * time.Microsecond, xen.LingerTurn, true},
+		{"slower", 100 * time.Microsecond, time.Millisecond, xen.LingerTurn, false},
+		{"slower, and then none", 100 * time.Microsecond, time.Millisecond, xen.LingerTurn / 2, false},
+		{"they don't come thick", 2 * time.Millisecond, time.Millisecond, 0, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			_, _, e := bind(t)
+			now := time.Now()
+			e.SetClock(func() time.Time { return now })
+			for range 64 {
+				if now = now.Add(tc.waited); !e.Thick() {
+					e.Answered(1)
+				}
+			}
+			if e.Thick() != (tc.events > 0) {
+				t.Fatalf("%v for an event, and thick is %v", tc.waited, e.Thick())
+			}
+			left := tc.events
+			e.Linger(func() (int, bool) {
+				if left == 0 {
+					return 0, true
+				}
+				left--
+				now = now.Add(tc.without)
+				return 1, true
+			})
+			if e.Thick() != tc.thick {
+				t.Errorf("%v for an event instead of %v, and it is tried again: %v", tc.without, tc.waited, e.Thick())
+			}
+		})
 	}
 }
