@@ -52,6 +52,7 @@ func (s *Session) arm() error {
 	set.UseFates(s.fates)
 	s.useExceptions()
 	s.setRef.Store(set)
+	s.keepOriginals() // before it answers what is in the ring already
 	s.stages.set(set)
 	for _, a := range set.Armed() {
 		if a.Action.Prevents() && a.Watch.DefersWrites() && !s.ledger.Has(ledger.OpDeferWrites) {

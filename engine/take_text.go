@@ -54,8 +54,7 @@ type takenText struct {
 func (s *Session) takeText(a *guard.Armed, patched *guard.Patched) {
 	p := &s.patching
 	if p.taking != nil {
-		patched.UseOriginals(p.taking.originals)
-		return
+		return // with the originals that the set was given
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	t := &textTaking{
@@ -74,6 +73,14 @@ func (s *Session) takeText(a *guard.Armed, patched *guard.Patched) {
 			t.result <- r
 		}
 	}()
+}
+
+// keepOriginals has the set that has just been made keep what pages were, if that is wanted
+// since another one was armed.
+func (s *Session) keepOriginals() {
+	if _, p := s.set.Patched(); p != nil && s.patching.taking != nil {
+		p.UseOriginals(s.patching.taking.originals)
+	}
 }
 
 // rest waits for so long, or until there is a hurry. It reports false if ctx ended.
@@ -119,9 +126,7 @@ func (s *Session) textTaken() <-chan takenText {
 func (s *Session) useText(r takenText) {
 	p := &s.patching
 	p.taking = nil
-	if p.patched != nil {
-		defer p.patched.UseOriginals(nil) // what waits for room goes on
-	}
+	defer s.dropOriginals() // what waits for room goes on
 	if r.err != nil {
 		s.patchingUnknown(p.armed, r.err)
 		p.armed, p.patched = nil, nil
@@ -138,6 +143,20 @@ func (s *Session) useText(r takenText) {
 	s.wakePatching()
 }
 
+// dropOriginals has nobody keep what pages were: not the guards that are followed, nor those
+// that are being armed.
+func (s *Session) dropOriginals() {
+	if p := s.patching.patched; p != nil {
+		p.UseOriginals(nil)
+	}
+	if s.set == nil {
+		return
+	}
+	if _, p := s.set.Patched(); p != nil {
+		p.UseOriginals(nil)
+	}
+}
+
 // stopTaking ends it, and returns when none of the guest's memory is mapped for it any more.
 func (s *Session) stopTaking() {
 	t := s.patching.taking
@@ -146,9 +165,7 @@ func (s *Session) stopTaking() {
 	}
 	t.cancel()
 	<-t.ended
-	if s.patching.patched != nil {
-		s.patching.patched.UseOriginals(nil)
-	}
+	s.dropOriginals()
 	s.patching.taking = nil
 }
 

@@ -18,6 +18,9 @@ type Originals struct {
 	kept   []uint64
 	blocks []atomic.Pointer[originalsBlock]
 	used   atomic.Int32
+	// refused counts accesses in a row for which there was no room. It is the ring
+	// goroutine's.
+	refused int
 }
 
 // originalsBlock has room for some pages. What is below used doesn't change.
@@ -31,6 +34,10 @@ const (
 	// originalsAhead is how many pages there is room for when the session has just made
 	// some: about as many as a Debian that boots patches in all.
 	originalsAhead = 64
+	// maxRefused is how often in a row an access is refused for want of room, which is
+	// made within milliseconds. Then it takes place all the same: whoever makes the room
+	// may hang, and the guest must not.
+	maxRefused = 1 << 16
 )
 
 // NewOriginals returns room for some of a kernel's pages of code, and for so many at most
@@ -53,7 +60,8 @@ func (o *Originals) Grow() bool {
 	return used < len(o.blocks)*originalsPerBlock
 }
 
-// keep keeps a page, if it is not kept yet. It reports false if there is no room.
+// keep keeps a page, if it is not kept yet. It reports false if there is no room, so that the
+// access has to be tried again.
 func (o *Originals) keep(mem guest.Memory, page int, gfn x86.GFN) bool {
 	w, bit := &o.kept[page/64], uint64(1)<<(page%64)
 	if *w&bit != 0 {
@@ -61,13 +69,15 @@ func (o *Originals) keep(mem guest.Memory, page int, gfn x86.GFN) bool {
 	}
 	n := int(o.used.Load())
 	block, at := n/originalsPerBlock, n%originalsPerBlock
-	if block == len(o.blocks) {
-		return false
+	var b *originalsBlock
+	if block < len(o.blocks) {
+		b = o.blocks[block].Load()
 	}
-	b := o.blocks[block].Load()
 	if b == nil {
-		return false
+		o.refused++
+		return o.refused > maxRefused
 	}
+	o.refused = 0
 	if err := mem.ReadPhys(gfn.Addr(), b.copies[at][:]); err != nil {
 		return true // it has gone, or the domain has
 	}
