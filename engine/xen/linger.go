@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// An event that comes while nobody waits in the kernel costs a guest a fraction of one that
+// An event that comes while nobody waits in the kernel costs a guest two thirds of one that
 // wakes a thread: no interrupt of the control domain, no wake-up, no clock set anew. So while
 // events come thick, the ring's goroutine looks for the next one by itself, and between two
 // looks lets Xen give its processor to others, of which the guest may be one.
