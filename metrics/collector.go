@@ -228,8 +228,8 @@ func (c *Collector) take() ([]*shown, []sum) {
 	now := c.now()
 	for key, m := range c.machines {
 		m.settle(func(s *session) bool { return s.told <= asOf && !live[key][s.key] })
-		if byKey[key] == nil && m.gone.IsZero() {
-			m.gone = now
+		if byKey[key] == nil && (m.gone.IsZero() || m.told) {
+			m.gone, m.told = now, false
 		}
 	}
 	c.forget(now)
@@ -282,23 +282,21 @@ func (c *Collector) Ended(d Domain) {
 	if s := m.see(&d, c.told); s != nil {
 		s.told = c.told
 	}
+	// Until a scrape sees it, which alone can tell: nobody may scrape for long, and
+	// the domain may never be seen again.
 	now := c.now()
-	if m.gone.IsZero() {
-		// Until a scrape sees it: nobody may scrape for long, and the domain
-		// may never be seen again.
-		m.gone = now
-	}
+	m.gone, m.told = now, true
 	c.forget(now)
 }
 
-// forget drops the machines that have been gone for long. The caller holds
-// c.mu.
+// forget drops the machines that have been gone for long, and those that went first
+// where there are too many. The caller holds c.mu.
 func (c *Collector) forget(now time.Time) {
 	var gone []*machine
 	for key, m := range c.machines {
 		switch {
 		case m.gone.IsZero():
-		case now.Sub(m.gone) >= Linger:
+		case !m.told && now.Sub(m.gone) >= Linger:
 			delete(c.machines, key)
 		default:
 			gone = append(gone, m)

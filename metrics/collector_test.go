@@ -488,6 +488,45 @@ func TestGoneDomainsDisappear(t *testing.T) {
 	}
 }
 
+// TestUnscrapedCountsStay has sessions of a domain end for longer than Linger while nobody
+// scrapes: the next scrape finds what all of them have counted, also where the domain has
+// gone by then.
+func TestUnscrapedCountsStay(t *testing.T) {
+	for name, gone := range map[string]bool{"there": false, "gone": true} {
+		t.Run(name, func(t *testing.T) {
+			src := &fakeSource{domains: []Domain{web()}, host: fullHost()}
+			c := collector(t, src)
+			now := began
+			c.now = func() time.Time { return now }
+			one := blocked(t, c)
+			const lives = 40
+			for i := range lives {
+				d := web()
+				d.AttachedAt = began.Add(time.Duration(i) * time.Minute)
+				c.Ended(d)
+				now = now.Add(time.Minute)
+			}
+			src.domains = nil
+			if !gone {
+				d := web()
+				d.AttachedAt = began.Add(lives * time.Minute)
+				src.domains = []Domain{d}
+			}
+			want := lives * one
+			if !gone {
+				want += one
+			}
+			if got := blocked(t, c); got != want {
+				t.Errorf("blocked %v, want %v", got, want)
+			}
+			now = now.Add(Linger)
+			if got := blocked(t, c); gone && got != -1 || !gone && got != want {
+				t.Errorf("blocked %v after its time", got)
+			}
+		})
+	}
+}
+
 // What has gone is bounded, whether or not anybody scrapes.
 func TestGoneDomainsAreBounded(t *testing.T) {
 	src := &fakeSource{}

@@ -7,8 +7,8 @@ import (
 )
 
 const (
-	// Linger is how long the counters of a domain that has gone are still
-	// shown, and kept for its next one.
+	// Linger is how long the counters of a domain are still shown, and kept for its
+	// next one, from the first scrape on that finds it gone.
 	Linger = 15 * time.Minute
 	// maxGone bounds the domains whose counters are kept though they have
 	// gone; the ones that went first are dropped.
@@ -109,8 +109,11 @@ type machine struct {
 	past counts
 	// sessions are those that may still count, the oldest first.
 	sessions []session
-	// gone is when the machine was first missed, zero while it is there.
+	// gone is when the machine was first missed by a scrape, or, with told, when a
+	// session of it was last told to have ended: it may be there again by now. It is
+	// zero while the machine is there.
 	gone time.Time
+	told bool
 }
 
 // labels name a machine.
