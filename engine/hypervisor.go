@@ -22,6 +22,7 @@ type Hypervisor interface {
 	PageFrameType(xen.DomID, x86.GFN) (xen.PageType, error)
 	AnyPage(dom xen.DomID, first x86.GFN, n int) (bool, error)
 	ProbeMemAccess(xen.DomID) error
+	MemAccesses(dom xen.DomID, first x86.GFN, access []xen.Access) error
 	MonitorCapabilities(xen.DomID) (xen.MonitorCaps, error)
 	AltP2M(xen.DomID) (xen.AltP2M, error)
 	ViewAccess(dom xen.DomID, view uint16, gfn x86.GFN) (xen.Access, error)

@@ -241,25 +241,44 @@ func TestPatchingIsLetThrough(t *testing.T) {
 // puts another one in its place, and be written meanwhile: it is restricted again, and what
 // was written is found.
 func TestRestoredIsCompared(t *testing.T) {
-	w := patchingWorld(t, true, "kernel-text=block")
-	for _, at := range []x86.PhysAddr{0x2340, branch} {
-		w.dom.SetViewAccess(w.dom.View(), w.textFrame(at), abi.AccessRWX)
+	for name, views := range map[string]bool{"views": true, "access": false} {
+		t.Run(name, func(t *testing.T) {
+			w := patchingWorld(t, views, "kernel-text=block")
+			for _, at := range []x86.PhysAddr{0x2340, branch} {
+				w.loseRestriction(w.textFrame(at))
+			}
+			w.code(0x2340, "\x0f\x0b")
+			w.engine.CheckView(7)
+			if n := w.status().Restored; n != 2 {
+				t.Fatalf("%d frames restored, want 2", n)
+			}
+			for _, at := range []x86.PhysAddr{0x2340, branch} {
+				if a := w.textAccess(w.textFrame(at)); a != abi.AccessRX {
+					t.Errorf("the page permits %d", a)
+				}
+			}
+			w.follow(4 * time.Second)
+			if g := w.guardStatus(policy.GuardKernelText); g.Violations != 1 || g.Found != 1 {
+				t.Fatalf("%+v", g)
+			}
+			if r := <-w.events.got; r.Action != journal.Found || r.Target.Memory.Addr != w.guest.Base+0x2340 {
+				t.Errorf("record %+v", r)
+			}
+			w.dom.Shutdown(abi.ShutdownPoweroff)
+			w.engine.ShutDown(w.info)
+			w.checkClean(1)
+		})
 	}
-	w.code(0x2340, "\x0f\x0b")
-	w.engine.CheckView(7)
-	if n := w.status().Restored; n != 2 {
-		t.Fatalf("%d frames restored, want 2", n)
+}
+
+// loseRestriction has everything be permitted of a frame where the domain runs, as when the
+// guest puts another page there.
+func (w *world) loseRestriction(gfn x86.GFN) {
+	if v := w.dom.View(); v != 0 {
+		w.dom.SetViewAccess(v, gfn, abi.AccessRWX)
+	} else {
+		w.dom.SetAccess(gfn, abi.AccessRWX)
 	}
-	w.follow(4 * time.Second)
-	if g := w.guardStatus(policy.GuardKernelText); g.Violations != 1 || g.Found != 1 {
-		t.Fatalf("%+v", g)
-	}
-	if r := <-w.events.got; r.Action != journal.Found || r.Target.Memory.Addr != w.guest.Base+0x2340 {
-		t.Errorf("record %+v", r)
-	}
-	w.dom.Shutdown(abi.ShutdownPoweroff)
-	w.engine.ShutDown(w.info)
-	w.checkClean(1)
 }
 
 // TestOpenPagesAndOthers has pages open while the guards are exchanged, a breakpoint is

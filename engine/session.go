@@ -90,13 +90,14 @@ type Session struct {
 	// fates are what is decided of the tasks that were to be killed, the latest last.
 	fates []*guard.Fate
 	held  *moment // the vCPU that is held now
-	// views, and viewCheck, are set while the domain runs in a view of ours.
-	views viewsStatus
-	// viewName is the declared view that the domain was switched to, empty for none.
-	viewName  string
+	// views is set while the domain runs in a view of ours, viewCheck while its pages are
+	// restricted, there or in the host's.
+	views     viewsStatus
 	viewCheck *chore
-	hidden    hidden // breakpoints
-	finished  bool
+	// viewName is the declared view that the domain was switched to, empty for none.
+	viewName string
+	hidden   hidden // breakpoints
+	finished bool
 	// newPulse gives the ring goroutine what it tells of itself by; dropPulse gives
 	// it back.
 	newPulse  func() (*atomic.Uint64, func())

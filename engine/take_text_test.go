@@ -89,12 +89,18 @@ func TestTextIsTakenAtOnce(t *testing.T) {
 // were. One that the kernel has patched is compared; of another nothing can be said, and
 // that is told, once.
 func TestExchangedBeforeKnown(t *testing.T) {
-	w := bootedJustNow(t, true)
+	for name, views := range map[string]bool{"views": true, "access": false} {
+		t.Run(name, func(t *testing.T) { exchangedBeforeKnown(bootedJustNow(t, views)) })
+	}
+}
+
+func exchangedBeforeKnown(w *world) {
+	t := w.t
 	w.poke(branch, branchOn)
 	lose := func() {
 		t.Helper()
 		for _, at := range []x86.PhysAddr{0x2340, branch} {
-			w.dom.SetViewAccess(w.dom.View(), w.textFrame(at), abi.AccessRWX)
+			w.loseRestriction(w.textFrame(at))
 		}
 		before := w.status().Restored
 		w.engine.CheckView(7)

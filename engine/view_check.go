@@ -5,6 +5,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/xen-hvi/hvi/engine/ledger"
 	"github.com/xen-hvi/hvi/engine/policy"
 	"github.com/xen-hvi/hvi/engine/x86"
 	"github.com/xen-hvi/hvi/engine/xen"
@@ -14,8 +15,9 @@ import (
 // host's: it then copies the host's access over it (p2m_altp2m_propagate_change,
 // xen/arch/x86/mm/p2m.c in 4.17). A guest that takes a page out of its memory and
 // puts one back makes such a change, and so does the first write to a page while
-// the guest's memory is logged for a live migration. So the view is looked at now
-// and then, and what was lost is restricted again.
+// the guest's memory is logged for a live migration. In the host's view a page that is put
+// in the place of another may be accessed freely, too. So what is restricted is looked at
+// now and then, and what was lost is restricted again.
 
 const (
 	// viewCheckInterval is how long a lost restriction goes unnoticed at most, unless the
@@ -30,13 +32,17 @@ const (
 	viewCheckQuiet = 30
 )
 
-// watchView begins to look at the current view, if it is one of ours.
+// watchView begins to look at what is restricted in the domain's views, or, where it has
+// none of ours, in the host's.
 func (s *Session) watchView(views viewsStatus) {
 	s.unwatchView()
-	if views.current().ID != noView {
+	switch {
+	case views.current().ID != noView:
 		s.views = views
-		s.viewCheck = s.chores.addRare(time.Now().Add(firstViewCheck), viewCheckInterval, viewCheckQuiet, s.chore)
+	case s.status.Load().Tier != TierAccess:
+		return
 	}
+	s.viewCheck = s.chores.addRare(time.Now().Add(firstViewCheck), viewCheckInterval, viewCheckQuiet, s.chore)
 }
 
 // unwatchView ends that, before the view goes.
@@ -47,10 +53,10 @@ func (s *Session) unwatchView() {
 	s.views, s.viewCheck = nil, nil
 }
 
-// checkView looks at each frame that is to be restricted in the current view, and
-// restricts those again that are not.
+// checkView looks at each frame that is to be restricted, and restricts those again that
+// are not.
 func (s *Session) checkView() {
-	if s.views == nil {
+	if s.viewCheck == nil {
 		return
 	}
 	restored, err := s.checkShadows()
@@ -58,7 +64,11 @@ func (s *Session) checkView() {
 		// What is restricted is looked at below all the same.
 		s.log.Error("a page with a lost shadow could not be given back", "err", err)
 	}
-	for _, v := range s.views {
+	views := s.views
+	if views == nil {
+		views = s.status.Load().Views // the host's
+	}
+	for _, v := range views {
 		n, guard, err := s.checkRestrictions(v)
 		restored += n
 		if err != nil {
@@ -71,7 +81,7 @@ func (s *Session) checkView() {
 	s.wakePatching()
 	if restored > 0 {
 		s.update(func(st *Status) { st.Restored += restored })
-		s.log.Warn("Xen had dropped restrictions of a view, which are in force again", "frames", restored)
+		s.log.Warn("Xen had dropped restrictions of pages, which are in force again", "frames", restored)
 	}
 }
 
@@ -91,32 +101,53 @@ func (s *Session) checkRestrictions(v ViewStatus) (restored uint64, guard policy
 // restore restricts those frames again that Xen permits more, and returns how
 // many they were. Frames that lead to a shadow page are checkShadows'.
 func (s *Session) restore(v ViewStatus, r RestrictedFrames) (restored uint64, err error) {
-	// What Xen does not tell is set again without looking.
-	told := s.hv.Layout().Has.AltP2MGetMemAccess
-	var now []xen.Access
-	if told {
-		now = make([]xen.Access, r.Count)
-		if err := s.hv.ViewAccesses(s.info.ID, v.ID, r.First, now); err != nil {
-			return 0, err
-		}
+	now, err := s.accesses(v.ID, r)
+	if err != nil {
+		return 0, err
 	}
 	for i := range r.Count {
 		gfn := r.First + x86.GFN(i)
-		if told && now[i] == r.Access || v.Current && (s.shadowOf(gfn) != nil || s.isOpen(gfn) || s.isReadable(gfn)) {
+		if now != nil && now[i] == r.Access || v.Current && (s.shadowOf(gfn) != nil || s.isOpen(gfn) || s.isReadable(gfn)) {
 			continue
 		}
-		switch err := s.ledger.RestrictView(v.ID, r.Access, gfn, 1); {
-		case err == nil && told:
+		if v.ID == noView && now[i] == xen.AccessUnknown {
+			continue // there is no page; one that is put there is found the next time
+		}
+		switch err := s.restrictAgain(v.ID, r.Access, gfn); {
+		case err == nil && now != nil:
 			restored++
 			s.doubt(gfn)
 		case err == nil:
 		case errors.Is(err, syscall.ESRCH) && !s.gone():
 			// The guest has no page there any more, so no code of its kernel.
+		case errors.Is(err, ledger.ErrNotRestricted):
+			// It could not be restricted when it came, as was said then.
 		default:
 			return restored, err
 		}
 	}
 	return restored, nil
+}
+
+// accesses returns what a view permits of frames, nil where Xen does not tell: there they
+// are restricted again without looking.
+func (s *Session) accesses(view uint16, r RestrictedFrames) ([]xen.Access, error) {
+	now := make([]xen.Access, r.Count)
+	switch {
+	case view == noView:
+		return now, s.hv.MemAccesses(s.info.ID, r.First, now)
+	case s.hv.Layout().Has.AltP2MGetMemAccess:
+		return now, s.hv.ViewAccesses(s.info.ID, view, r.First, now)
+	}
+	return nil, nil
+}
+
+// restrictAgain restricts a frame, of which the ledger knows already.
+func (s *Session) restrictAgain(view uint16, access xen.Access, gfn x86.GFN) error {
+	if view == noView {
+		return s.ledger.Adjust(access, gfn, 1)
+	}
+	return s.ledger.RestrictView(view, access, gfn, 1)
 }
 
 // doubt has a page compared that may have been written, or be another one, while nothing
@@ -143,5 +174,5 @@ func (s *Session) viewLost(name policy.GuardName, err error) {
 	s.unwatchView()
 	s.setGuard(name, GuardDegraded, "its pages are no longer restricted: "+err.Error())
 	s.setState(StateDegraded)
-	s.log.Error("a view is lost", "guard", string(name), "err", err)
+	s.log.Error("pages are no longer restricted", "guard", string(name), "err", err)
 }

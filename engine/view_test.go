@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -262,6 +263,39 @@ func TestViewCheck(t *testing.T) {
 			w.engine.CheckView(7)
 			if st := w.status(); st.State != engine.StateDegraded || st.Guards[0].State != engine.GuardDegraded || st.Guards[0].Reason == "" {
 				t.Errorf("without the view: %s, %+v", st.State, st.Guards)
+			}
+			w.dom.Shutdown(abi.ShutdownPoweroff)
+			w.engine.ShutDown(w.info)
+			w.checkClean(1)
+		})
+	}
+}
+
+// TestAccessCheck restricts again what in the host's view was lost, where there is none of
+// ours, and looks at nothing of what the guest has taken out of its memory.
+func TestAccessCheck(t *testing.T) {
+	for _, minor := range []int{11, 17} {
+		t.Run(fmt.Sprint("4.", minor), func(t *testing.T) {
+			spec := withViews
+			spec.AltP2M = xen.AltP2MDisabled
+			w := newWorld(t, xentest.Config{Release: xen.Release{Major: 4, Minor: minor}}, spec)
+			w.appear()
+			w.boot()
+			text := w.guest.PhysBase.GFN()
+			before := w.dom.Restricted()
+			w.engine.CheckView(7)
+			if st := w.status(); st.Tier != engine.TierAccess || st.Restored != 0 || st.State != engine.StateProtecting {
+				t.Errorf("%d frames restored, %s, %s, with nothing lost", st.Restored, st.Tier, st.State)
+			}
+			w.dom.SetAccess(text+1, abi.AccessRWX)
+			w.dom.SetAccess(text+2, abi.AccessRW)
+			w.dom.DropPage(text + 3)
+			w.engine.CheckView(7)
+			if now := w.dom.Restricted(); !slices.Equal(now, before) {
+				t.Errorf("restricted: %v, before it %v", now, before)
+			}
+			if st := w.status(); st.Restored != 2 || st.State != engine.StateProtecting {
+				t.Errorf("%d frames restored, want 2, %s", st.Restored, st.State)
 			}
 			w.dom.Shutdown(abi.ShutdownPoweroff)
 			w.engine.ShutDown(w.info)

@@ -332,6 +332,13 @@ func (l *Ledger) Restrict(access xen.Access, first x86.GFN, count uint64) error 
 		func() error { return l.xen.SetMemAccess(l.domain, access, first, count) })
 }
 
+// ErrNotRestricted says that there is no restriction of certain frames.
+var ErrNotRestricted = errors.New("ledger: no such restriction is outstanding")
+
+func (l *Ledger) notRestricted(first x86.GFN, count uint64) error {
+	return fmt.Errorf("%d frames from %v on of domain %d: %w", count, first, l.domain, ErrNotRestricted)
+}
+
 // Unrestrict undoes the newest [Ledger.Restrict] of just these frames.
 func (l *Ledger) Unrestrict(first x86.GFN, count uint64) error {
 	for i := len(l.open) - 1; i >= 0; i-- {
@@ -339,16 +346,17 @@ func (l *Ledger) Unrestrict(first x86.GFN, count uint64) error {
 			return l.undo(e)
 		}
 	}
-	return fmt.Errorf("ledger: no restriction of %d frames from %v on of domain %d is outstanding", count, first, l.domain)
+	return l.notRestricted(first, count)
 }
 
 // Adjust permits other access to frames that a [Ledger.Restrict] has restricted, until
-// the next Adjust. It has no entry of its own: to undo the restriction undoes it.
+// the next Adjust. It has no entry of its own: to undo the restriction undoes it. It fails with
+// ErrNotRestricted where there is none.
 func (l *Ledger) Adjust(access xen.Access, first x86.GFN, count uint64) error {
 	if !slices.ContainsFunc(l.open, func(e Entry) bool {
 		return e.Op == OpAccess && uint64(first) >= e.GFN && uint64(first)+count <= e.GFN+e.Count
 	}) {
-		return fmt.Errorf("ledger: no restriction of %d frames from %v on of domain %d is outstanding", count, first, l.domain)
+		return l.notRestricted(first, count)
 	}
 	return l.xen.SetMemAccess(l.domain, access, first, count)
 }

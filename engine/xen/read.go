@@ -8,6 +8,7 @@ import (
 
 	"github.com/xen-hvi/hvi/engine/x86"
 	"github.com/xen-hvi/hvi/engine/xen/abi"
+	"github.com/xen-hvi/hvi/engine/xen/internal/conn"
 	"github.com/xen-hvi/hvi/engine/xen/internal/hypercall"
 )
 
@@ -333,7 +334,73 @@ func (h *Host) MemAccess(dom DomID, gfn x86.GFN) (Access, error) {
 	return decodeAccess(h.c.Layout, v), nil
 }
 
+// MemAccesses puts the access of frames from first on in the host's view into access, as
+// MemAccess tells it of each, and AccessUnknown where that is ErrNoPage. It asks Xen after
+// many of them at a time.
+func (h *Host) MemAccesses(dom DomID, first x86.GFN, access []Access) error {
+	if h.closed.Load() {
+		return ErrClosed
+	}
+	b, err := h.c.NewMemAccessBatch()
+	if err != nil {
+		return h.fail(opGetAccess, dom, err)
+	}
+	defer b.Free()
+	l := &h.c.Layout.MemAccessOp
+	return h.accesses(opGetAccess, dom, first, access, b, accessBatch{
+		put:    func(ops *hypercall.Buffer, at int, gfn x86.GFN) { h.c.PutMemAccess(ops, at, uint16(dom), uint64(gfn)) },
+		get:    func(ops *hypercall.Buffer, at int) uint8 { return ops.U8(at + l.Access) },
+		where:  func(gfn x86.GFN) string { return "gfn " + gfn.String() },
+		failed: func(err error, detail string) error { return opError(h.release, opGetAccess, dom, err, detail) },
+	})
+}
+
 const opGetAccess = "mem_access(get)"
+
+// accessBatch is how the access of many frames is asked after.
+type accessBatch struct {
+	put    func(ops *hypercall.Buffer, at int, gfn x86.GFN) // the question for one
+	get    func(ops *hypercall.Buffer, at int) uint8        // and the answer
+	where  func(x86.GFN) string
+	failed func(err error, detail string) error
+}
+
+// accesses puts the access of frames from first on into access, AccessUnknown where there
+// is no page.
+func (h *Host) accesses(op string, dom DomID, first x86.GFN, access []Access, b *conn.Batch, how accessBatch) error {
+	missing := false
+	for len(access) > 0 {
+		n := min(len(access), b.Cap())
+		b.Reset(n)
+		for i := range n {
+			ops, at := b.Op(i)
+			how.put(ops, at, first+x86.GFN(i))
+		}
+		if err := b.Do(); err != nil {
+			return opError(h.release, op, dom, err, how.where(first))
+		}
+		for i := range n {
+			ops, at := b.Op(i)
+			switch err := b.Err(i); err {
+			case nil:
+				access[i] = decodeAccess(h.c.Layout, how.get(ops, at))
+			case unix.ESRCH:
+				access[i], missing = AccessUnknown, true
+			default:
+				return how.failed(err, how.where(first+x86.GFN(i)))
+			}
+		}
+		first, access = first+x86.GFN(n), access[n:]
+	}
+	if !missing {
+		return nil
+	}
+	// Xen says the same of a page and of a domain that is not there.
+	if _, err := h.Domain(dom); err != nil {
+		return opError(h.release, op, dom, unix.ESRCH, "frames from "+how.where(first)+" on")
+	}
+	return nil
+}
 
 // allFrames stands for the domain's default access.
 const allFrames = ^uint64(0)
@@ -348,9 +415,7 @@ func (h *Host) memAccess(dom DomID, pfn uint64) (uint8, error) {
 		return 0, err
 	}
 	defer b.Free()
-	b.PutU8(l.Op, abi.MemAccessOpGet)
-	b.PutU16(l.DomID, uint16(dom))
-	b.PutU64(l.PFN, pfn)
+	h.c.PutMemAccess(b, 0, uint16(dom), pfn)
 	if _, err := h.c.MemoryOp(abi.MemAccessOpCmd, b); err != nil {
 		return 0, err
 	}
@@ -597,7 +662,7 @@ func (h *Host) ViewAccess(dom DomID, view uint16, gfn x86.GFN) (Access, error) {
 	b.PutU16(l.AltP2MOp.MemAccessView, view)
 	b.PutU64(l.AltP2MOp.MemAccessGFN, uint64(gfn))
 	if err := h.c.AltP2M(b); err != nil {
-		return 0, h.viewAccessError(op, dom, err, gfn, view)
+		return 0, h.viewAccessError(op, dom, err, frameInView(gfn, view))
 	}
 	return decodeAccess(l, uint8(b.U16(l.AltP2MOp.MemAccessAccess))), nil
 }
@@ -617,50 +682,27 @@ func (h *Host) ViewAccesses(dom DomID, view uint16, first x86.GFN, access []Acce
 		return h.fail(op, dom, err)
 	}
 	defer b.Free()
-	missing := false
-	for len(access) > 0 {
-		n := min(len(access), b.Cap())
-		b.Reset(n, abi.AltP2MGetMemAccess, uint16(dom))
-		for i := range n {
-			ops, at := b.Op(i)
+	return h.accesses(op, dom, first, access, b, accessBatch{
+		put: func(ops *hypercall.Buffer, at int, gfn x86.GFN) {
+			h.c.PutAltP2M(ops, at, abi.AltP2MGetMemAccess, uint16(dom))
 			ops.PutU16(at+l.AltP2MOp.MemAccessView, view)
-			ops.PutU64(at+l.AltP2MOp.MemAccessGFN, uint64(first)+uint64(i))
-		}
-		if err := b.Do(); err != nil {
-			return opError(h.release, op, dom, err, frameInView(first, view))
-		}
-		for i := range n {
-			ops, at := b.Op(i)
-			switch err := b.Err(i); err {
-			case nil:
-				access[i] = decodeAccess(l, uint8(ops.U16(at+l.AltP2MOp.MemAccessAccess)))
-			case unix.ESRCH:
-				access[i], missing = AccessUnknown, true
-			default:
-				return h.viewAccessError(op, dom, err, first+x86.GFN(i), view)
-			}
-		}
-		first, access = first+x86.GFN(n), access[n:]
-	}
-	if !missing {
-		return nil
-	}
-	// Xen says the same of a page and of a domain that is not there.
-	if _, err := h.Domain(dom); err != nil {
-		return opError(h.release, op, dom, unix.ESRCH, fmt.Sprintf("frames in view %d", view))
-	}
-	return nil
+			ops.PutU64(at+l.AltP2MOp.MemAccessGFN, uint64(gfn))
+		},
+		get:    func(ops *hypercall.Buffer, at int) uint8 { return uint8(ops.U16(at + l.AltP2MOp.MemAccessAccess)) },
+		where:  func(gfn x86.GFN) string { return frameInView(gfn, view) },
+		failed: func(err error, detail string) error { return h.viewAccessError(op, dom, err, detail) },
+	})
 }
 
 // viewAccessError is what an answer to the question for a frame's access means.
-func (h *Host) viewAccessError(op string, dom DomID, err error, gfn x86.GFN, view uint16) error {
+func (h *Host) viewAccessError(op string, dom DomID, err error, detail string) error {
 	switch err {
 	case unix.ESRCH:
-		return h.noPage(op, dom, frameInView(gfn, view))
+		return h.noPage(op, dom, detail)
 	case unix.EOPNOTSUPP, unix.ENOSYS:
 		return &NotSupportedError{Feature: "altp2m", Needs: "altp2m=1 on Xen's command line, Intel VT-x, and views that are switched on", Err: h.fail(op, dom, err)}
 	default:
-		return opError(h.release, op, dom, err, frameInView(gfn, view))
+		return opError(h.release, op, dom, err, detail)
 	}
 }
 

@@ -366,6 +366,43 @@ func TestViewAccesses(t *testing.T) {
 	}
 }
 
+// TestMemAccesses does so in the host's view.
+func TestMemAccesses(t *testing.T) {
+	for _, alone := range []bool{false, true} {
+		eachRelease(t, func(t *testing.T, r xen.Release) {
+			hv, h := open(t, xentest.Config{Release: r, NoMulticall: alone})
+			d := hv.AddDomain(xentest.Spec{ID: 1, Type: xen.PVH, Pages: 1024})
+			access := make([]xen.Access, 700)
+			if err := h.MemAccesses(1, 0x10, access); !errors.Is(err, xen.ErrNoRing) {
+				t.Errorf("without a ring: %v", err)
+			}
+			if _, err := d.Connect(); err != nil {
+				t.Fatal(err)
+			}
+			d.SetAccess(0x10+300, abi.AccessRX)
+			d.DropPage(0x10 + 301)
+			if err := h.MemAccesses(1, 0x10, access); err != nil {
+				t.Fatal(err)
+			}
+			for i, a := range access {
+				want := xen.AccessRWX
+				switch i {
+				case 300:
+					want = xen.AccessRX
+				case 301:
+					want = xen.AccessUnknown
+				}
+				if a != want {
+					t.Fatalf("frame %d: %v, want %v", i, a, want)
+				}
+			}
+			if err := h.MemAccesses(9, 0, access); !errors.Is(err, xen.ErrNoDomain) {
+				t.Errorf("no domain: %v", err)
+			}
+		})
+	}
+}
+
 // TestListened: who listens is seen without listening.
 // TestViewAccess reads the access of frames in a view of their own.
 func TestViewAccess(t *testing.T) {

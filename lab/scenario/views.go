@@ -433,6 +433,9 @@ func guardedWithoutView(t *T) error {
 	if err := g.observed("text", 2); err != nil {
 		return err
 	}
+	if err := g.exchanges(); err != nil {
+		return err
+	}
 	if err := g.cost(); err != nil {
 		return err
 	}

@@ -90,20 +90,33 @@ func (c *Conn) HVMOp(op uint64, b *hypercall.Buffer) error {
 
 // NewAltP2M returns a buffer that holds the envelope of altp2m command cmd.
 func (c *Conn) NewAltP2M(cmd uint32, dom uint16) (*hypercall.Buffer, error) {
-	l := &c.Layout.AltP2MOp
-	b, err := c.Alloc(l.Size)
+	b, err := c.Alloc(c.Layout.AltP2MOp.Size)
 	if err != nil {
 		return nil, err
 	}
-	b.PutU32(l.Version, abi.AltP2MInterfaceVersion)
-	b.PutU32(l.Cmd, cmd)
-	b.PutU16(l.Domain, dom)
+	c.PutAltP2M(b, 0, cmd, dom)
 	return b, nil
 }
 
-// altP2MBatch is how many commands go to Xen in one call. It begins each anew after a
-// look whether something else wants the processor, so this bounds memory, not time.
-const altP2MBatch = 256
+// PutAltP2M puts the envelope of altp2m command cmd into a buffer.
+func (c *Conn) PutAltP2M(b *hypercall.Buffer, at int, cmd uint32, dom uint16) {
+	l := &c.Layout.AltP2MOp
+	b.PutU32(at+l.Version, abi.AltP2MInterfaceVersion)
+	b.PutU32(at+l.Cmd, cmd)
+	b.PutU16(at+l.Domain, dom)
+}
+
+// PutMemAccess puts the question for the access of a domain's frame into a buffer.
+func (c *Conn) PutMemAccess(b *hypercall.Buffer, at int, dom uint16, pfn uint64) {
+	l := &c.Layout.MemAccessOp
+	b.PutU8(at+l.Op, abi.MemAccessOpGet)
+	b.PutU16(at+l.DomID, dom)
+	b.PutU64(at+l.PFN, pfn)
+}
+
+// batchCalls is how many calls go to Xen in one. It begins each anew after a look whether
+// something else wants the processor, so this bounds memory, not time.
+const batchCalls = 256
 
 // A multicall_entry, of 64-bit words: the call, its result, and six arguments
 // (xen/include/public/xen.h). It has been the same in all releases.
@@ -114,65 +127,72 @@ const (
 	multicallFirstArg = 16
 )
 
-// AltP2MBatch is room for many altp2m commands of one kind, which Xen carries out one
-// after the other in a single call. To enter Xen for each costs more than what many of
-// them do there.
-type AltP2MBatch struct {
+// Batch is room for many calls of one kind, which Xen carries out one after the other in
+// a single one. To enter Xen for each costs more than what many of them do there.
+type Batch struct {
 	c       *Conn
+	call    uint64 // the hypercall, whose first argument is cmd and the second its operand
+	cmd     uint64
+	size    int // of an operand
 	calls   *hypercall.Buffer
 	ops     *hypercall.Buffer
 	used    int
 	refused bool // Xen knows no multicall for this kind of control domain
 }
 
-// NewAltP2MBatch returns one with no command in it, which the caller frees.
-func (c *Conn) NewAltP2MBatch() (*AltP2MBatch, error) {
-	calls, err := c.Alloc(altP2MBatch * multicallSize)
+// NewAltP2MBatch returns room for altp2m commands, with none in it. The caller frees it.
+func (c *Conn) NewAltP2MBatch() (*Batch, error) {
+	return c.newBatch(abi.HypercallHVMOp, abi.HVMOpAltP2M, c.Layout.AltP2MOp.Size)
+}
+
+// NewMemAccessBatch returns room for operations on the access of frames, with none in it.
+// The caller frees it.
+func (c *Conn) NewMemAccessBatch() (*Batch, error) {
+	return c.newBatch(abi.HypercallMemoryOp, abi.MemAccessOpCmd, c.Layout.MemAccessOp.Size)
+}
+
+func (c *Conn) newBatch(call, cmd uint64, size int) (*Batch, error) {
+	calls, err := c.Alloc(batchCalls * multicallSize)
 	if err != nil {
 		return nil, err
 	}
-	ops, err := c.Alloc(altP2MBatch * c.Layout.AltP2MOp.Size)
+	ops, err := c.Alloc(batchCalls * size)
 	if err != nil {
 		calls.Free()
 		return nil, err
 	}
-	return &AltP2MBatch{c: c, calls: calls, ops: ops}, nil
+	return &Batch{c: c, call: call, cmd: cmd, size: size, calls: calls, ops: ops}, nil
 }
 
 // Free gives its memory back.
-func (b *AltP2MBatch) Free() {
+func (b *Batch) Free() {
 	b.calls.Free()
 	b.ops.Free()
 }
 
-// Cap is how many commands it has room for.
-func (b *AltP2MBatch) Cap() int { return altP2MBatch }
+// Cap is how many calls it has room for.
+func (b *Batch) Cap() int { return batchCalls }
 
-// Reset makes it n commands cmd on a domain, at most Cap, all their operands zero.
-func (b *AltP2MBatch) Reset(n int, cmd uint32, dom uint16) {
-	l := &b.c.Layout.AltP2MOp
+// Reset makes it n calls, at most Cap, their operands all zero.
+func (b *Batch) Reset(n int) {
 	b.used = n
-	clear(b.ops.Bytes()[:n*l.Size])
+	clear(b.ops.Bytes()[:n*b.size])
 	clear(b.calls.Bytes()[:n*multicallSize])
 	for i := range n {
-		at := i * l.Size
-		b.ops.PutU32(at+l.Version, abi.AltP2MInterfaceVersion)
-		b.ops.PutU32(at+l.Cmd, cmd)
-		b.ops.PutU16(at+l.Domain, dom)
-		call := i * multicallSize
-		b.calls.PutU64(call+multicallOp, abi.HypercallHVMOp)
-		b.calls.PutU64(call+multicallFirstArg, abi.HVMOpAltP2M)
-		b.calls.PutU64(call+multicallFirstArg+8, b.ops.Addr()+uint64(at))
+		at := i * multicallSize
+		b.calls.PutU64(at+multicallOp, b.call)
+		b.calls.PutU64(at+multicallFirstArg, b.cmd)
+		b.calls.PutU64(at+multicallFirstArg+8, b.operand(i))
 	}
 }
 
-// Op returns the buffer that command i is in, and where it begins there.
-func (b *AltP2MBatch) Op(i int) (ops *hypercall.Buffer, at int) {
-	return b.ops, i * b.c.Layout.AltP2MOp.Size
-}
+func (b *Batch) operand(i int) uint64 { return b.ops.Addr() + uint64(i*b.size) }
+
+// Op returns the buffer that the operand of call i is in, and where it begins there.
+func (b *Batch) Op(i int) (ops *hypercall.Buffer, at int) { return b.ops, i * b.size }
 
 // Do issues them. It fails where none could be; what came of each is Err's to tell.
-func (b *AltP2MBatch) Do() error {
+func (b *Batch) Do() error {
 	if b.used == 0 {
 		return nil
 	}
@@ -184,7 +204,7 @@ func (b *AltP2MBatch) Do() error {
 		b.refused = true
 	}
 	for i := range b.used {
-		r, err := b.c.Hypercall(abi.HypercallHVMOp, [5]uint64{abi.HVMOpAltP2M, b.ops.Addr() + uint64(i*b.c.Layout.AltP2MOp.Size)})
+		r, err := b.c.Hypercall(b.call, [5]uint64{b.cmd, b.operand(i)})
 		var errno unix.Errno
 		switch {
 		case errors.As(err, &errno):
@@ -197,8 +217,8 @@ func (b *AltP2MBatch) Do() error {
 	return nil
 }
 
-// Err is what Xen answered to command i: nil or a unix.Errno.
-func (b *AltP2MBatch) Err(i int) error {
+// Err is what Xen answered to call i: nil or a unix.Errno.
+func (b *Batch) Err(i int) error {
 	if r := int64(b.calls.U64(i*multicallSize + multicallResult)); r < 0 {
 		return unix.Errno(-r)
 	}
