@@ -136,6 +136,7 @@ func (s *Session) letGoOf(g guard.GoneFrame) {
 		held = append(held, g.VCPU)
 		if _, ours := now[g.GFN]; ours {
 			delete(now, g.GFN)
+			s.forgetModulePage(g.GFN)
 			if err := s.freeMoving(a.Guard.Name, g.GFN); err != nil && !s.gone() {
 				s.log.Warn("a page that is a module's no more could not be let go of", "gfn", g.GFN, "err", err)
 			}

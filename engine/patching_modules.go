@@ -30,18 +30,21 @@ type modulePage struct {
 }
 
 // watchModuleCode takes the code of modules that have come for right, which has just been
-// restricted, and forgets those that have gone.
+// restricted, and forgets those that have gone. A page of one that was there before which
+// has come to it since was anybody's in between, and is compared.
 func (s *Session) watchModuleCode(r *linux.Reader, mods []report.Module) {
 	p := &s.patching
 	if p.moved == nil {
 		return
 	}
 	modules, pages := make(map[moduleKey]*moduleCode, len(mods)), make(map[x86.GFN]modulePage)
+	var back []x86.GFN
 	var traced linux.TraceSites
 	for _, m := range mods {
 		key := moduleKeyOf(r, &m)
 		code := p.modules[key]
-		if code == nil {
+		known := code != nil
+		if !known {
 			var err error
 			if traced == nil {
 				if traced, err = r.ModuleTraceSites(); err != nil {
@@ -63,7 +66,10 @@ func (s *Session) watchModuleCode(r *linux.Reader, mods []report.Module) {
 		as := r.Kernel().AddressSpace()
 		for part := range code.scanner.Parts() {
 			if t, err := as.Translate(code.scanner.Start() + x86.VirtAddr(part)<<x86.PageShift); err == nil {
-				pages[t.Phys.GFN()] = modulePage{code, part}
+				gfn, at := t.Phys.GFN(), modulePage{code, part}
+				if pages[gfn] = at; known && p.code[gfn] != at {
+					back = append(back, gfn)
+				}
 			}
 		}
 	}
@@ -73,7 +79,24 @@ func (s *Session) watchModuleCode(r *linux.Reader, mods []report.Module) {
 			delete(p.pages, gfn) // it is unloaded
 		}
 	}
+	for _, gfn := range back {
+		s.doubtModule(gfn)
+	}
+	if back != nil {
+		s.wakePatching()
+	}
 }
+
+// doubtModule has a page of a module's code compared that may have been written, or be
+// another one, while nothing restricted it.
+func (s *Session) doubtModule(gfn x86.GFN) {
+	if at, known := s.patching.code[gfn]; known {
+		s.patchedPage(gfn, at.module.scan, at.part, s.now()).module = at.module
+	}
+}
+
+// forgetModulePage says that a page that was of a module's code is watched no more.
+func (s *Session) forgetModulePage(gfn x86.GFN) { delete(s.patching.code, gfn) }
 
 // movedMore delivers when the kernel begins to patch the code of modules.
 func (s *Session) movedMore() <-chan struct{} {

@@ -441,11 +441,30 @@ func TestPatchedModule(t *testing.T) {
 			if m := r.Target.Memory; r.Guard != "modules" || r.Action != journal.Found || m == nil || m.Addr != moduleBase+0x1200 || m.Module != "victim" || m.Phys != (w.guest.PhysBase+at)&^63 {
 				t.Errorf("record %+v, %+v", r, r.Target.Memory)
 			}
+			w.poke(at, was)
+			w.follow(30 * time.Second)
+			// Its page tables lead elsewhere while the page is written, and back again.
+			frame, view := (w.guest.PhysBase + at).GFN(), w.dom.View()
+			w.guest.Map(moduleBase, w.guest.PhysBase+moduleCode+8*x86.PageSize, 3*x86.PageSize, x86.PageSize, 0)
+			w.copyMemory()
+			w.access(frame, view, abi.MemAccessR|abi.MemAccessW)
+			w.settled(func() bool { return w.textAccess(frame) == abi.AccessRWX })
+			w.guest.Map(moduleBase, w.guest.PhysBase+moduleCode, 3*x86.PageSize, x86.PageSize, 0)
+			w.copyMemory()
+			old := string(w.dom.Read(w.guest.PhysBase+at+0x80, 2))
+			w.code(x86.VirtAddr(at)+0x80, "\x0f\x0b")
+			w.engine.FollowMovingForTest(7)
+			w.follow(40 * time.Second)
+			if g := modules(); g.Violations != 2 || g.Found != 2 || w.textAccess(frame) != abi.AccessRX {
+				t.Errorf("a page that was let go of: %+v", g)
+			}
+			<-w.events.got
+			w.code(x86.VirtAddr(at)+0x80, old)
 			// Unloaded, its memory is soon somebody else's.
 			w.poke(at, "\x90")
 			w.loadModule(false)
-			w.follow(40 * time.Second)
-			if g := modules(); g.Violations != 1 {
+			w.follow(60 * time.Second)
+			if g := modules(); g.Violations != 2 {
 				t.Errorf("after it was unloaded: %+v", g)
 			}
 			w.engine.FollowMovingForTest(7)

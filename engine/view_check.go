@@ -151,10 +151,11 @@ func (s *Session) restrictAgain(view uint16, access xen.Access, gfn x86.GFN) err
 }
 
 // doubt has a page compared that may have been written, or be another one, while nothing
-// restricted it. Of the kernel's code it is known what it was; what else was restricted
-// is taken as it is now.
+// restricted it. Of the code of the kernel and of its modules it is known what it was;
+// what else was restricted is taken as it is now.
 func (s *Session) doubt(gfn x86.GFN) {
 	s.memory.Invalidate(gfn, 1)
+	s.doubtModule(gfn)
 	p := &s.patching
 	if p.patched == nil {
 		return

@@ -55,8 +55,8 @@ const ModulesEvery = 10 * time.Second
 // of. Whoever takes a module off the list, so as to write to it, hides it. And it sees it
 // by the kernel's page tables, in which another module may be where that one was, as
 // when it is loaded again. Whoever has them lead elsewhere for a moment can write to what
-// was a module's page, and is not seen but where it is the first page of a module, which
-// is then told of as one that is loaded.
+// was a module's page. When that is the module's again, it is compared with what it was; if it
+// is the first page of a module, that is told of as one that is loaded.
 //
 // If the policy lists modules, one that it does not list is a violation, too, which is
 // looked for on every tier.

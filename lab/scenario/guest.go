@@ -540,6 +540,8 @@ type Attack struct {
 	//	text      make a page table entry writable, store through the kernel's text mapping
 	//	keep      the same, and leave it so
 	//	exchange  put another page in the place, with one byte changed, and leave it so
+	//	elsewhere write to the page behind Symbol's, of a module, while the page table
+	//	          leads elsewhere, and leave it so; once more, and it is as it was
 	//	alias     the same as text through the direct mapping of the same frame
 	//	rep       the same as text with rep movsb, 4 bytes
 	//	wp        the same as text by clearing CR0.WP, if that can be done

