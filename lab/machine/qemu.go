@@ -35,10 +35,14 @@ const qemuProcessors = 2
 
 // Command returns how to start the machine. EPYC and max, in place of the
 // processor model here, fault while Xen boots. SMEP, SMAP and UMIP are for guests.
+//
+// All processors share one thread. With one for each, guests are ended on a busy host with
+// Xen's state in place of theirs, or triple-fault in their own code, or stand still: QEMU's
+// helper_vmrun changes a processor's pending interrupts without a lock, for one.
 func (q QEMU) Command() Command {
 	c := qemu(q.Tree, q.Program, q.Dir)
 	c.Args = append(c.Args,
-		"-M", "q35", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "qemu64,+svm,+npt,+smep,+smap,+umip",
+		"-M", "q35", "-accel", "tcg,thread=single,tb-size=512", "-cpu", "qemu64,+svm,+npt,+smep,+smap,+umip",
 		"-smp", strconv.Itoa(cmp.Or(q.Processors, qemuProcessors)), "-m", strconv.Itoa(QEMUMemory),
 		"-kernel", q.Kernel, "-append", q.Args,
 		"-initrd", comma.Replace(q.Module+" "+q.ModuleArgs)+","+comma.Replace(q.Ramdisk),

@@ -13,7 +13,7 @@ import (
 func init() {
 	Register(Scenario{
 		Name:     "tiers-amd",
-		Brief:    "A guest of 2 vCPUs on AMD: registers guarded on each, one brought back online too, kernel text compared",
+		Brief:    "A guest of 4 vCPUs on AMD: registers guarded on each, one brought back online too, kernel text compared",
 		Emulator: QEMU,
 		Timeout:  40 * time.Minute,
 		Run:      tiersAMD,
@@ -21,9 +21,8 @@ func init() {
 }
 
 const (
-	// tierProcessors are the guest's. One of four stands still while it boots, or
-	// ends without a word, as others do in this emulator that hvi has no part in.
-	tierProcessors = 2
+	// tierProcessors are the guest's.
+	tierProcessors = 4
 	// unwanted is what is overwritten for good: a function that nobody calls, and
 	// whose guest can still be shut down.
 	unwanted = "kernel_restart"
