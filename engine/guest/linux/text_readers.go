@@ -40,7 +40,7 @@ var textCheckers = []string{
 	// kprobes/
 	"register_kprobe", "__register_kprobe", "register_kretprobe", "arch_prepare_kprobe", "arch_copy_kprobe", "arch_arm_kprobe", "arch_disarm_kprobe",
 	"__copy_instruction", "recover_probed_instruction", "__recover_probed_insn", "recover_optprobed_instruction", "__recover_optprobed_insn",
-	"can_probe", "can_boost", "arch_adjust_kprobe_addr", "skip_prefixes", "kprobe_int3_handler", "kprobe_handler",
+	"can_probe", "can_boost", "arch_adjust_kprobe_addr", "is_endbr", "skip_prefixes", "kprobe_int3_handler", "kprobe_handler",
 	"arch_prepare_optimized_kprobe", "copy_optimized_instructions", "can_optimize", "insn_is_indirect_jump",
 	"arch_optimize_kprobes", "arch_unoptimize_kprobe", "arch_unoptimize_kprobes",
 	// traps.c, dumpstack.c, mm/fault.c, mm/extable.c, cpu/mce/severity.c
