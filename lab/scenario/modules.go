@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/xen-hvi/hvi/control"
-	"github.com/xen-hvi/hvi/engine/guard"
 	"github.com/xen-hvi/hvi/engine/journal"
 	"github.com/xen-hvi/hvi/engine/printable"
 )
@@ -223,7 +222,7 @@ func (g *Guest) pageLeftAlone(code string) error {
 		return err
 	}
 	t.Check(back.After == v.Before, "and it is put back: %#x", back.After)
-	return t.wait(guard.ModulesEvery + 5*time.Second) // it is compared once more
+	return t.wait(moduleLimit / 2) // it is looked at once more
 }
 
 // modulesAreNoted checks what was recorded of the module that was loaded and unloaded.
