@@ -9,28 +9,8 @@ import (
 	"github.com/xen-hvi/hvi/control"
 )
 
-const (
-	// maxEmulatorFaults is how often one scenario puts up with [Guest.endedByEmulator].
-	maxEmulatorFaults = 8
-	// maxFaultsBehind is how often, of those, with a guest that is started behind one
-	// and triple-faults before it is up, see [emulatorFaults].
-	maxFaultsBehind = 2
-)
-
-// emulatorFaults are what a scenario put up with.
-type emulatorFaults struct {
-	// ended counts guests of which Xen's log says that they had Xen's own state.
-	ended int
-	// behind counts guests that xl started directly behind one of those, and which
-	// triple-faulted with a state of their own before they were up. That it was the
-	// emulator is likely, since no other guest does that, and not certain.
-	behind int
-}
-
-func (f emulatorFaults) facts(t *T) {
-	t.Fact("guests_ended_by_emulator", f.ended)
-	t.Fact("guests_that_faulted_behind_it", f.behind)
-}
+// maxEmulatorFaults is how often one scenario puts up with [Guest.endedByEmulator].
+const maxEmulatorFaults = 8
 
 // xensOwn is a guest's processor as Xen shows it when it ends the guest, with what can
 // only be Xen's: its code segment, and an instruction in the part of the address space
@@ -48,27 +28,16 @@ func (g *Guest) endedByEmulator() (bool, error) {
 	return showsXensOwn(log.Stdout, g.ID), nil
 }
 
-// tripleFaulted says whether Xen has ended the guest for a triple fault, of whatever
-// state.
-func (g *Guest) tripleFaulted() (bool, error) {
-	log, err := g.t.XL("dmesg")
-	if err != nil {
-		return false, err
-	}
-	return showsTripleFault(log.Stdout, g.ID), nil
-}
-
 // afterEmulator returns the guest that xl starts after one which the emulator has ended,
 // up and in a state, and counts how often that has happened. That guest may be ended
 // likewise.
-func (g *Guest) afterEmulator(want control.State, faults *emulatorFaults) (*Guest, error) {
+func (g *Guest) afterEmulator(want control.State, faults *int) (*Guest, error) {
 	gone := errors.New("the guest is gone")
-	faults.ended++
 	for {
-		if faults.ended > maxEmulatorFaults {
-			return nil, fmt.Errorf("the emulator has ended the guest %d times", faults.ended)
+		if *faults++; *faults > maxEmulatorFaults {
+			return nil, fmt.Errorf("the emulator has ended the guest %d times", *faults)
 		}
-		g.t.Logf("the emulator has ended the guest: %+v now; the next is waited for", *faults)
+		g.t.Logf("the emulator has ended the guest, %d times now; the next is waited for", *faults)
 		next, err := g.t.OpenNext(g)
 		if err != nil {
 			return nil, err
@@ -89,24 +58,10 @@ func (g *Guest) afterEmulator(want control.State, faults *emulatorFaults) (*Gues
 		if err == nil {
 			return g, nil
 		}
-		xens, e := g.endedByEmulator()
-		own, e2 := g.tripleFaulted()
-		switch {
-		case e != nil || e2 != nil:
-			return nil, errors.Join(err, e, e2)
-		case xens:
-			faults.ended++
-		case own && faults.behind < maxFaultsBehind:
-			faults.behind++
-		default:
-			return nil, err
+		if again, e := g.endedByEmulator(); e != nil || !again {
+			return nil, errors.Join(err, e)
 		}
 	}
-}
-
-// showsTripleFault says whether Xen's log tells of a domain's triple fault.
-func showsTripleFault(log string, id int) bool {
-	return regexp.MustCompile(fmt.Sprintf(`\bd%dv\d+ Triple fault`, id)).MatchString(log)
 }
 
 // showsXensOwn says whether Xen's log shows its own state as that of a domain.

@@ -27,12 +27,3 @@ func TestShowsXensOwn(t *testing.T) {
 		}
 	}
 }
-
-func TestShowsTripleFault(t *testing.T) {
-	log := "(XEN) [  214.498230] d12v0 Triple fault - invoking HVM shutdown action 1\n"
-	for id, want := range map[int]bool{12: true, 1: false, 2: false} {
-		if got := showsTripleFault(log, id); got != want {
-			t.Errorf("domain %d: %v", id, got)
-		}
-	}
-}

@@ -178,10 +178,9 @@ type killer struct {
 	// dom0 is watched where the clock is the host's, which may give the emulator no time.
 	dom0 *standstill
 
-	kills, hangs, left int
-	emulator           emulatorFaults
-	stall              time.Duration
-	stalls, still      map[string]int64 // the longest by killing, in ms: of the guest, of dom0
+	kills, hangs, left, emulator int
+	stall                        time.Duration
+	stalls, still                map[string]int64 // the longest by killing, in ms: of the guest, of dom0
 }
 
 // engineKilled kills so many times in each way, in turn. Of the rounds after the first
@@ -284,7 +283,7 @@ func (k *killer) facts() {
 	k.t.Fact("kills", k.kills)
 	k.t.Fact("hangs", k.hangs)
 	k.t.Fact("leftovers", k.left)
-	k.emulator.facts(k.t)
+	k.t.Fact("guests_ended_by_emulator", k.emulator)
 	k.t.Fact("longest_stall_ms", k.stall.Milliseconds())
 	k.t.Fact("longest_stalls_ms", k.stalls)
 	if k.dom0 != nil {
