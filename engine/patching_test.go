@@ -451,20 +451,30 @@ func TestPatchedModule(t *testing.T) {
 			w.settled(func() bool { return w.textAccess(frame) == abi.AccessRWX })
 			w.guest.Map(moduleBase, w.guest.PhysBase+moduleCode, 3*x86.PageSize, x86.PageSize, 0)
 			w.copyMemory()
-			old := string(w.dom.Read(w.guest.PhysBase+at+0x80, 2))
+			old, orig := string(w.dom.Read(w.guest.PhysBase+at+0x80, 2)), string(w.dom.Read(w.guest.PhysBase+at+0x100, 2))
 			w.code(x86.VirtAddr(at)+0x80, "\x0f\x0b")
 			w.engine.FollowMovingForTest(7)
 			w.follow(40 * time.Second)
 			if g := modules(); g.Violations != 2 || g.Found != 2 || w.textAccess(frame) != abi.AccessRX {
-				t.Errorf("a page that was let go of: %+v", g)
+				t.Fatalf("a page that was let go of: %+v", g)
 			}
 			<-w.events.got
 			w.code(x86.VirtAddr(at)+0x80, old)
+			// The guest puts another page there.
+			w.loseRestriction(frame)
+			w.code(x86.VirtAddr(at)+0x100, "\x0f\x0b")
+			w.engine.CheckView(7)
+			w.follow(50 * time.Second)
+			if g := modules(); g.Violations != 3 || g.Found != 3 || w.textAccess(frame) != abi.AccessRX {
+				t.Fatalf("a page that was exchanged: %+v", g)
+			}
+			<-w.events.got
+			w.code(x86.VirtAddr(at)+0x100, orig)
 			// Unloaded, its memory is soon somebody else's.
 			w.poke(at, "\x90")
 			w.loadModule(false)
-			w.follow(60 * time.Second)
-			if g := modules(); g.Violations != 2 {
+			w.follow(70 * time.Second)
+			if g := modules(); g.Violations != 3 {
 				t.Errorf("after it was unloaded: %+v", g)
 			}
 			w.engine.FollowMovingForTest(7)

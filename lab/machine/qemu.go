@@ -36,7 +36,7 @@ const qemuProcessors = 2
 // Command returns how to start the machine. EPYC and max, in place of the
 // processor model here, fault while Xen boots. SMEP, SMAP and UMIP are for guests.
 //
-// All processors share one thread. With one for each, guests are ended on a busy host with
+// All processors share one thread. With one for each, guests are ended with
 // Xen's state in place of theirs, or triple-fault in their own code, or stand still: QEMU's
 // helper_vmrun changes a processor's pending interrupts without a lock, for one.
 func (q QEMU) Command() Command {

@@ -160,7 +160,7 @@ func (g *Guest) modulesAreGuarded() error {
 	t.Check(len(events) == 1 && r.Guard == "modules" && r.Action == journal.Blocked, "by modules, blocked: %d records, %s", len(events), r.Summary())
 	t.Check(r.Target.Memory != nil && r.Target.Memory.Module == "loop" && r.RIP.Module == "pwn", "and says which module was attacked, by which: %s, %s", r.Target, r.RIP)
 
-	if err := g.pageLeftAlone(code); err != nil {
+	if err := g.remappedPageIsCompared(code); err != nil {
 		return err
 	}
 
@@ -194,9 +194,9 @@ func (g *Guest) modulesAreGuarded() error {
 	return g.lifeGoesOn()
 }
 
-// pageLeftAlone has the guest write to a page of a module's while it is none by the page
+// remappedPageIsCompared has the guest write to a page of a module's while it is none by the page
 // tables, which must be let through: what is in it when it is the module's again is found.
-func (g *Guest) pageLeftAlone(code string) error {
+func (g *Guest) remappedPageIsCompared(code string) error {
 	t := g.t
 	recorded, err := g.Events()
 	if err != nil {
