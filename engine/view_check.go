@@ -85,7 +85,7 @@ func (s *Session) checkView() {
 	}
 }
 
-// checkRestrictions looks at one view of ours. With an error comes the guard that
+// checkRestrictions looks at one view. With an error comes the guard that
 // it concerns.
 func (s *Session) checkRestrictions(v ViewStatus) (restored uint64, guard policy.GuardName, err error) {
 	for _, r := range v.Restricted {
