@@ -11,6 +11,9 @@
 // of ours is written there before it is made, so the keeper knows of every attached
 // domain without being told ([Serve]).
 //
+// The keeper can't be stopped for long, neither alone nor together with hvid: the
+// kernel has it go on as if by SIGCONT when it is late for a look.
+//
 // The keeper maps nothing of a guest and reads nothing that a guest wrote. Its
 // memory is locked, so that it acts at once on a machine that has no memory left.
 // When it dies, hvid notices and starts another. When both are dead, systemd's

@@ -80,11 +80,20 @@ func playHVID(dir string) error {
 // testBudget is short, and long enough for a machine that does much besides.
 const testBudget = 400 * time.Millisecond
 
+// hangs is a file that has the next keeper say that it is there, and do no more.
+const hangs = "hangs"
+
 // playKeeper leaves a file with what it was told instead of recovering.
 func playKeeper(dir string) error {
 	of, err := strconv.Atoi(os.Getenv("HVI_KEEPER_TEST_OF"))
 	if err != nil {
 		return err
+	}
+	if os.Remove(filepath.Join(dir, hangs)) == nil {
+		if _, err := os.NewFile(3, "socket").WriteString("r"); err != nil {
+			return err
+		}
+		return syscall.Pause()
 	}
 	keeper.Harden(slog.New(slog.DiscardHandler))
 	if err := keeper.DropCapabilities(); err != nil {
@@ -245,6 +254,28 @@ func TestStopped(t *testing.T) {
 	}
 }
 
+// TestBothStopped stops the keeper, too, and first: it goes on by itself.
+func TestBothStopped(t *testing.T) {
+	t.Parallel()
+	h := start(t)
+	h.signal(h.keeper, syscall.SIGSTOP)
+	h.signal(h.cmd.Process.Pid, syscall.SIGSTOP)
+	if why := h.recovered(); why != "hvid stands still, and was killed" {
+		t.Errorf("recovered because %q", why)
+	}
+}
+
+// TestKeeperStopped stops the keeper alone: it goes on by itself, and is as good as before.
+func TestKeeperStopped(t *testing.T) {
+	t.Parallel()
+	h := start(t)
+	h.signal(h.keeper, syscall.SIGSTOP)
+	h.signal(h.cmd.Process.Pid, syscall.SIGKILL)
+	if why := h.recovered(); why != "hvid died" {
+		t.Errorf("recovered because %q", why)
+	}
+}
+
 // TestRingHangs has a ring goroutine stop with a request in its hands, while the rest
 // of hvid goes on.
 func TestRingHangs(t *testing.T) {
@@ -256,14 +287,22 @@ func TestRingHangs(t *testing.T) {
 	}
 }
 
-// TestKeeperDies kills keepers and stops one: another follows, and knows of hvid's
+// TestKeeperDies kills keepers, and has one hang: another follows, and knows of hvid's
 // death just as well. What ends hvid in order doesn't end the keeper.
 func TestKeeperDies(t *testing.T) {
 	t.Parallel()
 	h := start(t)
 	first := h.keeper
-	for i, s := range []syscall.Signal{syscall.SIGKILL, syscall.SIGSTOP, syscall.SIGKILL} {
-		h.signal(h.keeper, s)
+	// The second that is killed is followed by one that hangs, which hvid kills.
+	for i, killed := range []bool{true, true, false, true} {
+		if i == 1 {
+			if err := os.WriteFile(filepath.Join(h.dir, hangs), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if killed {
+			h.signal(h.keeper, syscall.SIGKILL)
+		}
 		h.eventually("another keeper watches", func() bool {
 			var alive bool
 			var pid, restarts int

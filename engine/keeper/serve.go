@@ -110,6 +110,7 @@ func wait(d Duty, socket *os.File, p *page, hvid *os.Process) (why string, err e
 		why string // hvid was killed
 		err error  // it could not be
 	}
+	awaken := neverStopped(budget/looks, d.Log)
 	t := tick.New(budget / looks)
 	ended := make(chan struct{})
 	defer func() {
@@ -119,6 +120,7 @@ func wait(d Duty, socket *os.File, p *page, hvid *os.Process) (why string, err e
 	go func() {
 		defer close(ended)
 		t.Each(func() bool {
+			awaken()
 			p.keeper().Add(1)
 			still := w.look()
 			if still == "" || hvid == nil {
@@ -157,4 +159,20 @@ func wait(d Duty, socket *os.File, p *page, hvid *os.Process) (why string, err e
 			return "", fmt.Errorf("keeper: %w", err)
 		}
 	}
+}
+
+// neverStopped returns what is to be called at each look, of which one follows the other
+// after a while: if the next doesn't come, since this process was stopped, the kernel
+// has it go on.
+func neverStopped(look time.Duration, log *slog.Logger) (again func()) {
+	a, err := newAlarm()
+	if err == nil {
+		err = a.set(2 * look)
+	}
+	if err != nil {
+		log.Warn("nobody notices if the keeper is stopped together with hvid", "err", err)
+		return func() {}
+	}
+	// A quarter more: on a busy machine a look may be late, and need not be for this.
+	return func() { _ = a.set(look + look/4) }
 }

@@ -1,6 +1,7 @@
 package scenario
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -69,9 +70,8 @@ type killing struct {
 	// hvid says that hvid is dead then, recovered that somebody has undone what it
 	// left, without being asked to.
 	hvid, recovered bool
-	// late says that nobody who is there can notice, so that the guest stands still
-	// until somebody comes, as systemd's watchdog does.
-	late bool
+	// goesOn says that it is none, for the keeper: that goes on.
+	goesOn bool
 }
 
 // quickKillings is how many of the killings, from the first, a short run makes.
@@ -85,10 +85,10 @@ var killings = []killing{
 	// In this order the keeper may be at work already.
 	{name: "both-sigkill", do: signals(hvidFirst, syscall.SIGKILL), hvid: true},
 	{name: "both-at-once", do: signals(keeperFirst, syscall.SIGKILL), hvid: true},
-	{name: "keeper-sigstop", do: signals(keeperOnly, syscall.SIGSTOP)},
+	{name: "keeper-sigstop", do: signals(keeperOnly, syscall.SIGSTOP), goesOn: true},
 	{name: "keeper-sigsegv", do: signals(keeperOnly, syscall.SIGSEGV)},
 	{name: "both-sigsegv", do: signals(keeperFirst, syscall.SIGSEGV), hvid: true},
-	{name: "both-sigstop", do: stopBoth, hvid: true, recovered: true, late: true},
+	{name: "both-sigstop", do: signals(keeperFirst, syscall.SIGSTOP), hvid: true, recovered: true},
 	{name: "hvid-oom", do: outOfMemoryKills(hvidOnly), hvid: true, recovered: true},
 	{name: "keeper-oom", do: outOfMemoryKills(keeperOnly)},
 	{name: "both-oom", do: outOfMemoryKills(hvidFirst), hvid: true},
@@ -111,22 +111,6 @@ func signals(whom func(hvid, keeper int) []int, s syscall.Signal) func(t *T, hvi
 		return err
 	}
 }
-
-// stopBoth stops both, so that neither sees that the other hangs, and then does what
-// systemd does when a unit's watchdog is not fed: SIGABRT, and SIGCONT that it is
-// heeded, to each process of the unit.
-func stopBoth(t *T, hvid, keeper int) error {
-	err := signals(keeperFirst, syscall.SIGSTOP)(t, hvid, keeper)
-	select {
-	case <-time.After(stoppedTime):
-	case <-t.ctx.Done():
-		return t.ctx.Err()
-	}
-	return errors.Join(err, signals(hvidFirst, syscall.SIGABRT)(t, hvid, keeper), signals(hvidFirst, syscall.SIGCONT)(t, hvid, keeper))
-}
-
-// stoppedTime is how long both stand still: longer than each would bear of the other.
-const stoppedTime = 2 * time.Second
 
 // outOfMemoryKills has dom0's kernel choose a process as it does when there is no memory.
 func outOfMemoryKills(whom func(hvid, keeper int) []int) func(t *T, hvid, keeper int) error {
@@ -155,13 +139,22 @@ func outOfMemoryKills(whom func(hvid, keeper int) []int) func(t *T, hvid, keeper
 
 // ended says whether a process has, also one that nobody has asked after yet.
 func ended(pid int) bool {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	state, err := processState(fmt.Sprintf("/proc/%d/stat", pid))
+	return err != nil || state == 'Z' || state == 'X'
+}
+
+// processState returns a process's, a letter (proc(5)), of its stat file.
+func processState(stat string) (byte, error) {
+	b, err := os.ReadFile(stat)
 	if err != nil {
-		return true
+		return 0, err
 	}
 	// The program's name may hold anything, and ends at the last parenthesis.
-	_, state, ok := strings.Cut(string(stat[max(0, strings.LastIndexByte(string(stat), ')')):]), " ")
-	return ok && (strings.HasPrefix(state, "Z") || strings.HasPrefix(state, "X"))
+	_, rest, _ := strings.Cut(string(b[max(0, bytes.LastIndexByte(b, ')')):]), " ")
+	if rest == "" {
+		return 0, fmt.Errorf("%s: %.100q", stat, b)
+	}
+	return rest[0], nil
 }
 
 // killer is one run of it.
@@ -323,7 +316,10 @@ func (k *killer) round(i int, how killing, early bool) error {
 	if err := how.do(t, k.hvid.Pid(), v.Keeper.PID); err != nil {
 		return err
 	}
-	if !how.hvid {
+	switch {
+	case how.goesOn:
+		return k.keeperGoesOn(what, how, v)
+	case !how.hvid:
 		return k.keeperDied(what, how, v)
 	}
 	select {
@@ -380,6 +376,26 @@ func (k *killer) keeperDied(what string, how killing, before control.Version) er
 	return k.clock(how)
 }
 
+// keeperGoesOn checks that it does, although it was stopped, and that hvid has not
+// noticed.
+func (k *killer) keeperGoesOn(what string, how killing, before control.Version) error {
+	t := k.t
+	stat := fmt.Sprintf("/proc/%d/stat", before.Keeper.PID)
+	err := t.Eventually(hvidLimit, "the keeper goes on", func() (bool, error) {
+		state, err := processState(stat)
+		return err == nil && state != 'T', nil
+	})
+	if err != nil {
+		return err
+	}
+	v, err := client.Version(t.ctx)
+	if err != nil {
+		return err
+	}
+	t.Check(v.PID == before.PID && v.Keeper.Alive && v.Keeper.PID == before.Keeper.PID, "%s: it is the same, and so is hvid: %+v, then %+v", what, before.Keeper, v.Keeper)
+	return k.clock(how)
+}
+
 // alone checks that the guest runs without any hvid, and that nothing of it is
 // left in Xen.
 func (k *killer) alone(what string, how killing) error {
@@ -423,7 +439,7 @@ func (k *killer) clock(how killing) error {
 		k.still[how.name] = max(k.still[how.name], still.Milliseconds())
 		gap = max(0, gap-still)
 	}
-	if !how.late && (how.recovered || !how.hvid) {
+	if how.recovered || !how.hvid {
 		// Else it is as long as nobody does something about it.
 		k.stall = max(k.stall, gap)
 		k.t.Check(gap < maxStall, "%s: the guest stood still for %v at most", how.name, gap)

@@ -817,15 +817,15 @@ func (vs *virtRoads) refusals() {
 		return
 	}
 
-	// A hvid that hangs, and its keeper with it. It must be back before its watchdog
-	// sees it.
+	// A hvid that hangs, and its keeper with it, which no signal can stop for long. It
+	// must be back before its watchdog sees it.
 	hang := func(name string, f func(*road) error) {
 		vs.take(name, func(r *road) error {
-			if _, err := t.Systemctl("kill", "--kill-whom=all", "--signal=SIGSTOP", "hvid"); err != nil {
+			if _, err := t.Systemctl("freeze", "hvid"); err != nil {
 				return err
 			}
 			err := f(r)
-			_, wake := t.Systemctl("kill", "--kill-whom=all", "--signal=SIGCONT", "hvid")
+			_, wake := t.Systemctl("thaw", "hvid")
 			return errors.Join(err, wake)
 		})
 	}
@@ -833,23 +833,28 @@ func (vs *virtRoads) refusals() {
 		return refused(r, tiny("hung-enforce", introspection(enforced)), "mode enforce asks for protection, and hvid does not answer")
 	})
 	hang("hvid-hung-observe", func(r *road) error { return goesOn(r, tiny("hung-observe", introspection(`mode="observe"`))) })
-	// One that hangs alone is replaced, and the start waits for that.
-	vs.take("hvid-hung-replaced", func(r *road) error {
-		before, err := client.Version(t.ctx)
-		if err != nil {
-			return err
-		}
-		if _, err := t.Systemctl("kill", "--kill-whom=main", "--signal=SIGSTOP", "hvid"); err != nil {
-			return err
-		}
-		g, err := vs.run(r, tiny("hung-replaced", introspection(enforced)), want{at: vs.entry[KernelTiny]})
-		if err != nil {
-			return err
-		}
-		v, err := client.Version(t.ctx)
-		r.check(err == nil && v.PID != before.PID && v.Recovered != nil && strings.Contains(v.Recovered.Why, "stands still"), "the keeper ended the hvid that hung: %+v, %v", v.Recovered, err)
-		return vs.gone(r, g)
-	})
+	// One that hangs alone is replaced, and the start waits for that; also one whose keeper
+	// was stopped with it, which goes on.
+	replaced := func(name, whom string) {
+		vs.take(name, func(r *road) error {
+			before, err := client.Version(t.ctx)
+			if err != nil {
+				return err
+			}
+			if _, err := t.Systemctl("kill", "--kill-whom="+whom, "--signal=SIGSTOP", "hvid"); err != nil {
+				return err
+			}
+			g, err := vs.run(r, tiny(strings.TrimPrefix(name, "hvid-"), introspection(enforced)), want{at: vs.entry[KernelTiny]})
+			if err != nil {
+				return err
+			}
+			v, err := client.Version(t.ctx)
+			r.check(err == nil && v.PID != before.PID && v.Recovered != nil && strings.Contains(v.Recovered.Why, "stands still"), "the keeper ended the hvid that hung: %+v, %v", v.Recovered, err)
+			return vs.gone(r, g)
+		})
+	}
+	replaced("hvid-hung-replaced", "main")
+	replaced("hvid-stopped-replaced", "all")
 	err := t.Eventually(hvidLimit, "hvid answers again", func() (bool, error) {
 		_, err := client.Version(t.ctx)
 		return err == nil, nil
