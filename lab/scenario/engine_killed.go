@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -116,25 +118,43 @@ func signals(whom func(hvid, keeper int) []int, s syscall.Signal) func(t *T, hvi
 func outOfMemoryKills(whom func(hvid, keeper int) []int) func(t *T, hvid, keeper int) error {
 	return func(t *T, hvid, keeper int) error {
 		for i, pid := range whom(hvid, keeper) {
-			if err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte("1000"), 0); err != nil {
+			if err := chooseFirst(pid, 1000); err != nil {
 				if i > 0 && ended(pid) {
 					continue // it has done its work already
 				}
 				return err
 			}
-			if err := os.WriteFile("/proc/sysrq-trigger", []byte("f"), 0); err != nil {
-				return err
-			}
-			// The kernel does it in a while, and takes no second order before.
-			err := t.Eventually(endLimit, fmt.Sprintf("process %d is ended for want of memory", pid), func() (bool, error) {
-				return ended(pid), nil
-			})
-			if err != nil {
+			if err := outOfMemory(t, pid); err != nil {
 				return err
 			}
 		}
 		return nil
 	}
+}
+
+// outOfMemory has the kernel end a process that it would choose first. That may end by
+// itself meanwhile: then there is another that it chooses next.
+func outOfMemory(t *T, pid int) error {
+	next := exec.Command("sleep", "600")
+	if err := next.Start(); err != nil {
+		return err
+	}
+	defer func() {
+		_ = next.Process.Kill() // fails if it has ended
+		_ = next.Wait()         // says that it was killed
+	}()
+	if err := errors.Join(chooseFirst(next.Process.Pid, 999), os.WriteFile("/proc/sysrq-trigger", []byte("f"), 0)); err != nil {
+		return err
+	}
+	// The kernel does it in a while, and takes no second order before.
+	return t.Eventually(endLimit, fmt.Sprintf("process %d is ended for want of memory", pid), func() (bool, error) {
+		return ended(pid), nil
+	})
+}
+
+// chooseFirst has the kernel end a process before others of a lower number.
+func chooseFirst(pid, number int) error {
+	return os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte(strconv.Itoa(number)), 0)
 }
 
 // ended says whether a process has, also one that nobody has asked after yet.
