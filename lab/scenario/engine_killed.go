@@ -24,7 +24,7 @@ func init() {
 		Emulator: Bochs,
 		Timeout:  15 * time.Minute,
 		Run: func(t *T) error {
-			return engineKilled(t, Bochs, killings[:quickKillings], 1, patches, control.StateProtecting)
+			return engineKilled(t, killings[:quickKillings], 1, patches, control.StateProtecting)
 		},
 	})
 	Register(Scenario{
@@ -32,14 +32,14 @@ func init() {
 		Brief:    brief + "; each way 5 times",
 		Emulator: Bochs,
 		Timeout:  90 * time.Minute,
-		Run:      func(t *T) error { return engineKilled(t, Bochs, killings, 5, patches, control.StateProtecting) },
+		Run:      func(t *T) error { return engineKilled(t, killings, 5, patches, control.StateProtecting) },
 	})
 	Register(Scenario{
 		Name:     "engine-killed-amd",
 		Brief:    brief + "; AMD",
 		Emulator: QEMU,
 		Timeout:  90 * time.Minute,
-		Run:      func(t *T) error { return engineKilled(t, QEMU, killings, 5, registers, control.StateDegraded) },
+		Run:      func(t *T) error { return engineKilled(t, killings, 5, registers, control.StateDegraded) },
 	})
 }
 
@@ -188,22 +188,16 @@ type killer struct {
 	storm  string
 	pool   uint64 // the domain's, before anything was done
 
-	// dom0 is watched where the clock is the host's, which may give the emulator no time.
-	dom0 *standstill
-
-	kills, hangs, left, emulator int
-	stall                        time.Duration
-	stalls, still                map[string]int64 // the longest by killing, in ms: of the guest, of dom0
+	kills, hangs, left int
+	stall              time.Duration
+	stalls             map[string]int64 // the longest by killing, in ms
 }
 
 // engineKilled kills so many times in each way, in turn. Of the rounds after the first
 // half do it while hvid attaches.
-func engineKilled(t *T, emulator Emulator, ways []killing, times int, storm string, whole control.State) error {
+func engineKilled(t *T, ways []killing, times int, storm string, whole control.State) error {
 	const seed = 7
-	k := &killer{t: t, ways: ways, whole: whole, storm: storm, random: rand.New(rand.NewPCG(seed, 0)), stalls: map[string]int64{}, still: map[string]int64{}}
-	if emulator == QEMU {
-		k.dom0 = t.watchDom0()
-	}
+	k := &killer{t: t, ways: ways, whole: whole, storm: storm, random: rand.New(rand.NewPCG(seed, 0)), stalls: map[string]int64{}}
 	var err error
 	if k.hvid, err = t.StartHVID(); err != nil {
 		return err
@@ -230,20 +224,13 @@ func engineKilled(t *T, emulator Emulator, ways []killing, times int, storm stri
 			}
 		}
 	}
-	for i := 0; i < len(ways)*times; {
+	for i := range len(ways) * times {
 		how := ways[i%len(ways)]
-		err := k.round(i, how, i >= len(ways) && i%2 == 0)
-		if err == nil {
-			i++
-			continue
+		if err := k.round(i, how, i >= len(ways) && i%2 == 0); err != nil {
+			k.hangs++
+			k.facts()
+			return fmt.Errorf("round %d, %s: %w", i+1, how.name, err)
 		}
-		again, e := k.afterEmulator()
-		if again && e == nil {
-			continue
-		}
-		k.hangs++
-		k.facts()
-		return fmt.Errorf("round %d, %s: %w", i+1, how.name, errors.Join(err, e))
 	}
 	k.facts()
 	t.Check(k.left == 0, "nothing was left of hvi in Xen after any of %d kills: %d", k.kills, k.left)
@@ -270,38 +257,12 @@ func (k *killer) begin() error {
 	return err
 }
 
-// afterEmulator says whether the round is to be made again, since it was the emulator
-// that ended the guest in it, and has another guest and hvid then.
-func (k *killer) afterEmulator() (again bool, err error) {
-	if again, err = k.g.endedByEmulator(); err != nil || !again {
-		return false, err
-	}
-	select {
-	case <-k.hvid.Exited():
-		if k.hvid, err = k.t.StartHVID(); err != nil {
-			return false, err
-		}
-	default:
-	}
-	next, err := k.g.afterEmulator(k.whole, &k.emulator)
-	if err != nil {
-		return false, err
-	}
-	k.g = next
-	k.pool = 0
-	return true, k.begin()
-}
-
 func (k *killer) facts() {
 	k.t.Fact("kills", k.kills)
 	k.t.Fact("hangs", k.hangs)
 	k.t.Fact("leftovers", k.left)
-	k.t.Fact("guests_ended_by_emulator", k.emulator)
 	k.t.Fact("longest_stall_ms", k.stall.Milliseconds())
 	k.t.Fact("longest_stalls_ms", k.stalls)
-	if k.dom0 != nil {
-		k.t.Fact("longest_stalls_of_dom0_ms", k.still)
-	}
 }
 
 // round kills once, with hvid there and the guest protected, or, with early, while
@@ -323,9 +284,6 @@ func (k *killer) round(i int, how killing, early bool) error {
 	}
 	if err := g.watchClock(); err != nil {
 		return err
-	}
-	if k.dom0 != nil {
-		k.dom0.since()
 	}
 	select {
 	case <-time.After(time.Duration(k.random.IntN(500)) * time.Millisecond):
@@ -446,7 +404,7 @@ func (k *killer) alone(what string, how killing) error {
 	return nil
 }
 
-// clock takes in how long the guest stood still, while dom0 did not.
+// clock takes in how long the guest stood still.
 func (k *killer) clock(how killing) error {
 	gap, err := k.g.longestGap()
 	if err != nil {
@@ -454,11 +412,6 @@ func (k *killer) clock(how killing) error {
 	}
 	k.t.Check(gap > 0, "%s: the guest's clock was watched: %v", how.name, gap)
 	k.stalls[how.name] = max(k.stalls[how.name], gap.Milliseconds())
-	if k.dom0 != nil {
-		still := k.dom0.since()
-		k.still[how.name] = max(k.still[how.name], still.Milliseconds())
-		gap = max(0, gap-still)
-	}
 	if how.recovered || !how.hvid {
 		// Else it is as long as nobody does something about it.
 		k.stall = max(k.stall, gap)

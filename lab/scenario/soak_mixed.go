@@ -87,7 +87,6 @@ type mixer struct {
 	on       map[string]bool // the loads
 	made     map[string]int  // violations, by guard
 	done     map[string]int  // what was done, by name
-	emulator int
 }
 
 // soakMixed has a guest do everything at once that guards look at, be attacked, and be
@@ -179,7 +178,6 @@ func (m *mixer) facts(took time.Duration) {
 	m.t.Fact("seconds", round(took))
 	m.t.Fact("done", m.done)
 	m.t.Fact("violations_made", m.made)
-	m.t.Fact("guests_ended_by_emulator", m.emulator)
 }
 
 // goOn does one thing after another for so long.
@@ -200,11 +198,7 @@ func (m *mixer) goOn(d time.Duration) error {
 		case "rest":
 			err = m.t.wait(time.Duration(m.random.IntN(3000)) * time.Millisecond)
 		}
-		if err == nil {
-			continue
-		}
-		again, e := m.afterEmulator()
-		if e != nil || !again {
+		if err != nil {
 			return fmt.Errorf("%s, after %v: %w", what, m.done, err)
 		}
 	}
@@ -407,24 +401,6 @@ func (m *mixer) tell() (counted, recorded map[string]int, err error) {
 		}
 	}
 	return counted, recorded, nil
-}
-
-// afterEmulator says whether it was the emulator that ended the guest, and has another
-// then, with what was counted of the one that is gone taken for what was made: nobody
-// can say how far the last attack came.
-func (m *mixer) afterEmulator() (again bool, err error) {
-	if again, err = m.g.endedByEmulator(); err != nil || !again {
-		return false, err
-	}
-	next, err := m.g.afterEmulator(m.whole, &m.emulator)
-	if err != nil {
-		return false, err
-	}
-	m.g = next
-	m.attached = true
-	clear(m.on)
-	_, m.made, err = m.tell()
-	return true, err
 }
 
 // xenFree is what Xen has to give out, in MiB.
