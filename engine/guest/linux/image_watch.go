@@ -490,6 +490,9 @@ func (r *Reader) undoKprobes(va x86.VirtAddr, text []byte) error {
 				if addr+maxPatch <= va || addr >= va+x86.VirtAddr(len(text)) {
 					return nil
 				}
+				if o.Flags >= 0 && kp.u32(o.Flags)&kprobeFtrace != 0 {
+					return nil // what is patched there is the tracer's, and it has displaced nothing
+				}
 				var first [1]byte // of what is there
 				if addr >= va {
 					first[0] = text[addr-va]

@@ -196,6 +196,35 @@ func TestImageWatchPieces(t *testing.T) {
 	}
 }
 
+// TestImageWatchTracedProbe has a kprobe on a function that can be traced, for which the
+// kernel uses the tracer and keeps no byte that was displaced, while that site is patched,
+// and another kprobe in the same page.
+func TestImageWatchTracedProbe(t *testing.T) {
+	b := newTextGuest(t)
+	r := b.reader()
+	w, err := r.WatchText(Taking{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, at := range []x86.VirtAddr{traceAt, codeAt} {
+		bucket, probe := b.Addr("kprobe_table")+8*x86.VirtAddr(i+1), b.Base+aKprobe+0x100*x86.VirtAddr(i)
+		b.pointer(bucket, probe)
+		b.pointer(probe+8, bucket)
+		b.pointer(probe+32, b.Base+at)
+		b.code(at, 0xcc)
+	}
+	b.u32(b.Base+aKprobe+x86.VirtAddr(b.k.Offsets.Kprobe.Flags), kprobeFtrace)
+	b.Write(b.Base+aKprobe+0x100+64, []byte{byte(codeAt * 7 & 0xff)})
+	got := compareAll(t, w, r)
+	if len(got) != 1 || !got[0].UnderWay || got[0].Now[0] != 0xcc {
+		t.Errorf("in the middle of a patch: %+v", got)
+	}
+	b.code(traceAt, 0x0f)
+	if got := compareAll(t, w, r); len(got) != 0 {
+		t.Errorf("when it is over: %+v", got)
+	}
+}
+
 // TestImageWatchBegins takes a kernel's code for right while there is a kprobe in it: that
 // it ends is no change.
 func TestImageWatchBegins(t *testing.T) {

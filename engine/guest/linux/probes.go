@@ -59,6 +59,7 @@ const (
 	// Flags of a kprobe (include/linux/kprobes.h) and of an ftrace_ops.
 	kprobeDisabled = 1 << 1 // KPROBE_FLAG_DISABLED
 	kprobeGone     = 1 << 0 // KPROBE_FLAG_GONE
+	kprobeFtrace   = 1 << 3 // KPROBE_FLAG_FTRACE
 	ftraceEnabled  = 1 << 0 // FTRACE_OPS_FL_ENABLED
 	// maxFtraceBits is FTRACE_HASH_MAX_BITS, maxFtraceEntries bounds what one
 	// bucket has: a kernel has some 60,000 functions.
