@@ -135,6 +135,8 @@ type Event struct {
 	View   uint16 // altp2m view the vCPU ran in
 	// Paused says that the vCPU waits for the answer.
 	Paused bool
+	// Long says that it executes 64-bit code.
+	Long bool
 
 	// StepIn is the view that Step makes its step in, and ReturnTo the one that
 	// the vCPU is in after it, and after EndStep. The handler sets them; before,

@@ -264,9 +264,11 @@ func (r *Ring) decode(ev *Event) {
 	if d.SS >= 0 {
 		g.KernelGSBase = u64(d.ShadowGS)
 		g.CPL = abi.SegmentDPL(u32(d.SS))
+		ev.Long = abi.SegmentLong(u32(d.CS))
 	} else {
 		// 4.11 has neither the shadow GS base nor SS, but CS's access rights.
 		g.KernelGSBase = 0
 		g.CPL = uint8(u32(d.CSArBytes) >> 5 & 3)
+		ev.Long = u32(d.CSArBytes)>>9&1 != 0
 	}
 }

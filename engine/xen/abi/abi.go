@@ -46,3 +46,6 @@ func (e *UnknownReleaseError) Error() string {
 // packs it (limit in bits 0 to 19, access rights in 20 to 31). The DPL of SS is
 // the current privilege level.
 func SegmentDPL(packed uint32) uint8 { return uint8(packed >> 25 & 3) }
+
+// SegmentLong returns whether CS, packed likewise, is of 64-bit code: its L.
+func SegmentLong(packed uint32) bool { return packed>>29&1 != 0 }

@@ -348,5 +348,8 @@ func TestSegmentDPL(t *testing.T) {
 		if got := SegmentDPL(ar<<20 | 0xfffff); uint32(got) != dpl {
 			t.Errorf("SegmentDPL = %d, want %d", got, dpl)
 		}
+		if SegmentLong((ar|0xd<<8)<<20|0xfffff) || !SegmentLong((ar|2<<8)<<20) { // AVL, D and G; L
+			t.Error("SegmentLong takes another flag for L")
+		}
 	}
 }
