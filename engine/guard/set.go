@@ -96,6 +96,8 @@ type Set struct {
 	holds atomic.Pointer[map[uint16]uint64]
 	// breakpoints are the hidden ones in that view, nil where there are none.
 	breakpoints atomic.Pointer[view.Breakpoints]
+	// traps are the breakpoints where there is no view, nil where there are none.
+	traps atomic.Pointer[view.Traps]
 
 	// exceptions are what the policy permits, nil for nothing.
 	exceptions atomic.Pointer[Exceptions]
@@ -416,6 +418,10 @@ func (s *Set) holding(view uint16) (guards uint64, left bool) {
 // restricted pages; nil says that there are none.
 func (s *Set) UseBreakpoints(b *view.Breakpoints) { s.breakpoints.Store(b) }
 
+// UseTraps says which breakpoints there are where the domain has no view; nil says that
+// there are none.
+func (s *Set) UseTraps(t *view.Traps) { s.traps.Store(t) }
+
 // Moving returns the armed guard whose frames move, or nil.
 func (s *Set) Moving() *Armed {
 	if s.movingIndex == 0 {
@@ -499,7 +505,10 @@ func (s *Set) HandleEvent(ev *vmevent.Event) vmevent.Verdict {
 			return v
 		}
 	}
-	v := s.decide(ev)
+	v, trapped := s.traps.Load().HandleEvent(ev)
+	if !trapped {
+		v = s.decide(ev)
+	}
 	switch {
 	case v&vmevent.Step != 0:
 		s.stepped.Add(1)

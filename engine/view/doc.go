@@ -20,7 +20,10 @@
 // are inaccessible in every view: a read finds all bits set, as where there is no
 // memory, and a write is dropped.
 //
-// The session's goroutine changes a [Breakpoints] and does everything that takes a
+// Where there are no views there are [Traps]: pages that can't be executed, so that each
+// instruction in them is an event.
+//
+// The session's goroutine changes a [Breakpoints], or [Traps], and does everything that takes a
 // hypercall; the ring goroutine asks it about events. It neither allocates nor
 // locks for a hit or a read; only where the guest changes a page that has a
 // shadow, which is rare, it takes a lock.
