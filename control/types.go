@@ -211,6 +211,9 @@ type Breakpoint struct {
 	// Since is when it was set, Hits how often a vCPU has come to it since.
 	Since time.Time `json:"since"`
 	Hits  uint64    `json:"hits"`
+	// Rests is how often its page was executed unseen for a moment, which happens on tier
+	// access alone.
+	Rests uint64 `json:"rests,omitempty"`
 }
 
 // BreakpointRequest asks for a hidden breakpoint, or for one to be taken away.
@@ -249,6 +252,18 @@ type View struct {
 	// Shadows are the frames that lead to a page of hvi's, with breakpoints in it,
 	// that can be executed and nothing else.
 	Shadows []ShadowPage `json:"shadows,omitempty"`
+	// Traps are the frames with breakpoints where there is no view: they can't be executed.
+	Traps []TrappedPage `json:"traps,omitempty"`
+}
+
+// TrappedPage is a page of the guest's that can't be executed, with breakpoints in it.
+type TrappedPage struct {
+	Frame       x86.GFN `json:"frame"`
+	Breakpoints int     `json:"breakpoints"`
+	// Instructions counts those that were carried out for the guest, Rests how often the
+	// page was executed as any other for a moment.
+	Instructions uint64 `json:"instructions"`
+	Rests        uint64 `json:"rests"`
 }
 
 // ShadowPage is a page of hvi's in the place of one of the guest's.

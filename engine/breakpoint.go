@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/xen-hvi/hvi/engine/guard"
@@ -39,8 +40,9 @@ type BreakpointStatus struct {
 	Address x86.VirtAddr
 	At      x86.PhysAddr
 	Since   time.Time
-	// Hits counts how often a vCPU came to it.
-	Hits uint64
+	// Hits counts how often a vCPU came to it, Rests how often its page was executed
+	// unseen for a moment, where the domain has no view.
+	Hits, Rests uint64
 }
 
 // BreakpointError says why a hidden breakpoint cannot be had, and what to do.
@@ -72,6 +74,8 @@ type breakpoint struct {
 	// point has counted that is none of the latter's.
 	call   *guard.Place
 	before uint64
+	// trap is its page, of a domain without views.
+	trap atomic.Pointer[view.Trap]
 }
 
 // shadow is a page of ours in the domain's physical memory.
@@ -95,6 +99,9 @@ type hidden struct {
 	stepping, running uint16
 	ready             bool
 	live              *view.Breakpoints
+
+	// Of a domain without views; see trap.go.
+	trapping trapping
 }
 
 // SetBreakpoint puts a hidden breakpoint at a place in the kernel's code: a symbol
@@ -122,8 +129,8 @@ func (s *Session) setBreakpoint(symbol string) error {
 	switch {
 	case s.set == nil:
 		return refuse("the domain's guards are not armed yet", "wait until hvictl status says protecting", nil)
-	case s.views == nil:
-		return refuse("it needs the tier views", "see the tier's reason: hvictl views "+strconv.Itoa(int(s.info.ID)), nil)
+	case s.views == nil && s.status.Load().Tier != TierAccess:
+		return refuse("it needs the tier views or access", "see the tier's reason: hvictl views "+strconv.Itoa(int(s.info.ID)), nil)
 	case s.adminPoints() >= MaxBreakpoints:
 		return refuse(fmt.Sprintf("the domain has %d already", MaxBreakpoints), "clear one", nil)
 	}
@@ -213,6 +220,9 @@ func (s *Session) locate(symbol string) (*breakpoint, error) {
 // place puts a breakpoint into the view that the domain runs in. The domain is
 // paused. What an error leaves behind is of no consequence to the guest.
 func (s *Session) place(b *breakpoint) error {
+	if s.views == nil {
+		return s.trap(b)
+	}
 	if err := s.openBreakpoints(); err != nil {
 		return err
 	}
@@ -472,6 +482,9 @@ func (s *Session) unshadowPage(sh *shadow) error {
 // remove takes a breakpoint out of the view, and the shadow of its page with the
 // last one. The domain is paused.
 func (s *Session) remove(b *breakpoint) error {
+	if s.hidden.trapping.traps != nil {
+		return s.untrap(b)
+	}
 	if s.hidden.live == nil {
 		return nil
 	}
@@ -500,6 +513,7 @@ func (s *Session) closeBreakpoints() {
 	if s.set != nil {
 		s.set.UseBreakpoints(nil)
 	}
+	s.closeTraps()
 	h.live, h.stepping, h.ready = nil, noView, false
 	for _, sh := range h.shadows {
 		sh.page = nil
@@ -514,7 +528,7 @@ func (s *Session) placeAgain() {
 	// Those of guards first: others share theirs.
 	slices.SortStableFunc(points, func(a, b *breakpoint) int { return cmp.Compare(kind(a), kind(b)) })
 	for _, b := range points {
-		if s.views == nil {
+		if s.views == nil && s.status.Load().Tier != TierAccess {
 			s.lose(b, errNoView)
 			continue
 		}
@@ -624,12 +638,10 @@ func (s *Session) showBreakpoints() {
 		s.views = s.views.withStepping(h.stepping, shadows)
 	}
 	views := s.views
-	s.update(func(st *Status) {
-		st.points, st.hidden = points, h.live
-		if views != nil {
-			st.Views = views
-		}
-	})
+	if views == nil {
+		views = s.withTraps(s.status.Load().Views, points)
+	}
+	s.update(func(st *Status) { st.points, st.hidden, st.Views = points, h.live, views })
 }
 
 // SetBreakpoint puts a hidden breakpoint into a domain's kernel, or takes it away

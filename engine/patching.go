@@ -414,7 +414,7 @@ func (s *Session) openPatched(pages []int, now time.Time) int {
 			continue
 		}
 		gfn, ok := p.patched.Frame(page)
-		if !ok || s.isOpen(gfn) || !s.set.Alone(p.armed, gfn) || s.shadowOf(gfn) != nil {
+		if !ok || s.isOpen(gfn) || !s.set.Alone(p.armed, gfn) || s.shadowOf(gfn) != nil || s.isTrapped(gfn) {
 			continue
 		}
 		// Nobody but the kernel has written here until now.

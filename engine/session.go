@@ -172,9 +172,11 @@ func (s *Session) Status() Status {
 		if b.call != nil {
 			continue
 		}
-		st.Breakpoints = append(st.Breakpoints, BreakpointStatus{
-			Symbol: b.symbol, Address: b.va, At: b.point.At, Since: b.since, Hits: b.hits(),
-		})
+		bs := BreakpointStatus{Symbol: b.symbol, Address: b.va, At: b.point.At, Since: b.since, Hits: b.hits()}
+		if p := b.trap.Load(); p != nil {
+			bs.Rests = p.Rests.Load()
+		}
+		st.Breakpoints = append(st.Breakpoints, bs)
 	}
 	if st.hidden != nil {
 		st.Hidden = st.hidden.Counters()
@@ -354,6 +356,10 @@ func (s *Session) run(attached chan<- error) {
 			if s.moving.chore.taken() {
 				s.followMoving()
 			}
+		case r := <-s.restsAsked():
+			s.rest(r)
+		case <-s.restOver():
+			s.endRests(time.Now())
 		case g := <-s.goneFrames():
 			s.letGoOf(g)
 		case <-s.server.Done():

@@ -8,6 +8,7 @@ import (
 	"github.com/xen-hvi/hvi/engine/guard"
 	"github.com/xen-hvi/hvi/engine/ledger"
 	"github.com/xen-hvi/hvi/engine/policy"
+	"github.com/xen-hvi/hvi/engine/view"
 	"github.com/xen-hvi/hvi/engine/x86"
 	"github.com/xen-hvi/hvi/engine/xen"
 )
@@ -40,6 +41,15 @@ type ViewStatus struct {
 	// Shadows are the frames that lead to another page than in the host's view,
 	// which can be executed and nothing else.
 	Shadows []ShadowPage
+	// Traps are the frames with breakpoints of a domain without views of ours: what else is
+	// permitted of them, they can't be executed.
+	Traps []TrappedPage
+}
+
+// TrappedPage is a page of the guest's that can't be executed, with breakpoints in it.
+type TrappedPage struct {
+	*view.Trap
+	Breakpoints int
 }
 
 // ShadowPage is a page of ours in the place of one of the guest's.

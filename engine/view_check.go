@@ -64,6 +64,7 @@ func (s *Session) checkView() {
 		// What is restricted is looked at below all the same.
 		s.log.Error("a page with a lost shadow could not be given back", "err", err)
 	}
+	restored += s.checkTraps()
 	views := s.views
 	if views == nil {
 		views = s.status.Load().Views // the host's
@@ -107,7 +108,7 @@ func (s *Session) restore(v ViewStatus, r RestrictedFrames) (restored uint64, er
 	}
 	for i := range r.Count {
 		gfn := r.First + x86.GFN(i)
-		if now != nil && now[i] == r.Access || v.Current && (s.shadowOf(gfn) != nil || s.isOpen(gfn) || s.isReadable(gfn)) {
+		if now != nil && now[i] == r.Access || v.Current && (s.shadowOf(gfn) != nil || s.isOpen(gfn) || s.isReadable(gfn) || s.isTrapped(gfn)) {
 			continue
 		}
 		if v.ID == noView && now[i] == xen.AccessUnknown {

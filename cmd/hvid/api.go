@@ -328,6 +328,9 @@ func views(vs []engine.ViewStatus) []control.View {
 		for _, p := range v.Shadows {
 			w.Shadows = append(w.Shadows, control.ShadowPage{Frame: p.GFN, Shadow: p.Shadow, Breakpoints: p.Breakpoints})
 		}
+		for _, p := range v.Traps {
+			w.Traps = append(w.Traps, control.TrappedPage{Frame: p.GFN, Breakpoints: p.Breakpoints, Instructions: p.Events.Load(), Rests: p.Rests.Load()})
+		}
 		for _, r := range v.Restricted {
 			w.Restricted = append(w.Restricted, control.RestrictedFrames{First: r.First, Count: r.Count, Access: r.Access.String(), Guard: string(r.Guard)})
 		}
@@ -377,7 +380,7 @@ func domainStatus(st engine.Status) control.DomainStatus {
 		out.Counters.Alerted += g.Violations - g.Blocked - g.Found
 	}
 	for _, b := range st.Breakpoints {
-		out.Breakpoints = append(out.Breakpoints, control.Breakpoint{Symbol: b.Symbol, Address: b.Address, Since: b.Since, Hits: b.Hits})
+		out.Breakpoints = append(out.Breakpoints, control.Breakpoint{Symbol: b.Symbol, Address: b.Address, Since: b.Since, Hits: b.Hits, Rests: b.Rests})
 	}
 	if f := st.Failure; f != nil {
 		out.Failure = &control.Failure{Stage: f.Stage, Got: f.Err.Error(), Fix: f.Fix}

@@ -16,12 +16,16 @@ func (a *app) breakpointCommand() *cobra.Command {
 counts how often the guest comes to each.
 
 The guest cannot see them: it reads its own code where they are, and its kernel
-may go on patching that. They need the tier "views". A change of the domain's
-policy leaves them set; they go when hvi detaches, and so when the domain is
-rebooted, saved or migrated.
+may go on patching that. A change of the domain's policy leaves them set; they go
+when hvi detaches, and so when the domain is rebooted, saved or migrated.
 
-Each hit takes the guest out of its work for some microseconds: a place that is
-passed a million times a second is not one for a breakpoint.`,
+On the tier "views" each hit takes the guest out of its work for some microseconds:
+a place that is passed a million times a second is not one for a breakpoint.
+
+On the tier "access" each instruction in the place's page of 4 KiB does. Where that
+takes half of the guest's time, or an instruction is one that Xen's emulator may not
+know, the page rests: for up to half a second it is executed unseen. RESTS counts how
+often, and hits are exact where it is 0.`,
 		Args: cobra.NoArgs,
 	}
 	change := func(use, short, long, example string, do func(*control.Client, *cobra.Command, []string) (control.DomainStatus, error)) *cobra.Command {
@@ -102,9 +106,17 @@ func (a *app) breakpoints(d control.DomainStatus) error {
 		return nil
 	}
 	var rows [][]cell
-	for _, b := range d.Breakpoints {
-		rows = append(rows, []cell{text(b.Symbol), text(b.Address.String()), number(b.Hits), text(duration(a.now().Sub(b.Since)))})
+	head := []string{"SYMBOL", "ADDRESS", "HITS", "FOR"}
+	if d.Tier == control.TierAccess {
+		head = append(head, "RESTS")
 	}
-	a.table(a.out, "", []string{"SYMBOL", "ADDRESS", "HITS", "FOR"}, rows)
+	for _, b := range d.Breakpoints {
+		row := []cell{text(b.Symbol), text(b.Address.String()), number(b.Hits), text(duration(a.now().Sub(b.Since)))}
+		if d.Tier == control.TierAccess {
+			row = append(row, number(b.Rests))
+		}
+		rows = append(rows, row)
+	}
+	a.table(a.out, "", head, rows)
 	return nil
 }

@@ -213,6 +213,14 @@ func fakeDomains() []control.DomainStatus {
 				{ID: 2, Steps: true, Restricted: []control.RestrictedFrames{{First: 0x1000, Count: 3586, Access: "r-x", Guard: "kernel-text"}}},
 			},
 		},
+		{
+			ID: 10, Name: "trapped", UUID: "b9b0f0f4-6f0e-4f9b-8f4c-0c8c6d1e2f30", Type: "PVH", State: control.StateProtecting, Mode: "observe", Tier: control.TierAccess,
+			Breakpoints: []control.Breakpoint{{Symbol: "ksys_sync", Address: 0xffffffff81234560, Since: noon.Add(-time.Minute), Hits: 20, Rests: 1}},
+			Views: []control.View{{
+				ID: 0, Current: true, Restricted: []control.RestrictedFrames{{First: 0x1000, Count: 3586, Access: "r-x", Guard: "kernel-text"}},
+				Traps: []control.TrappedPage{{Frame: 0x1234, Breakpoints: 1, Instructions: 10300, Rests: 1}},
+			}},
+		},
 		{ID: 13, Name: "twin", UUID: "d2b0f0f4-6f0e-4f9b-8f4c-0c8c6d1e2f30", Type: "PVH", State: control.StateUnprotected},
 		{ID: 14, Name: "twin", UUID: "e2b0f0f4-6f0e-4f9b-8f4c-0c8c6d1e2f30", Type: "PVH", State: control.StateUnprotected},
 	}
@@ -338,6 +346,8 @@ func TestOutput(t *testing.T) {
 		{"views-breakpoints", []string{"views", "hidden"}, 0},
 		{"breakpoint-set", []string{"breakpoint", "set", "web1", "do_filp_open"}, 0},
 		{"breakpoint-list", []string{"breakpoint", "list", "hidden"}, 0},
+		{"breakpoint-list-access", []string{"breakpoint", "list", "trapped"}, 0},
+		{"views-access", []string{"views", "trapped"}, 0},
 		{"breakpoint-list-json", []string{"breakpoint", "list", "hidden", "-o", "json"}, 0},
 		{"breakpoint-clear", []string{"breakpoint", "clear", "web1", "do_filp_open"}, 0},
 		{"attach", []string{"attach", "web1"}, 0},

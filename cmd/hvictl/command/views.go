@@ -172,9 +172,25 @@ func (a *app) viewsTable(d control.DomainStatus) {
 		fmt.Fprintf(a.out, "Compared after the kernel had patched them: %d pages, of which it could write %d without an event; %d changes undone.\n", c.Compared, c.Opened, c.Undone)
 	}
 	a.shadows(d)
+	a.traps(d)
 	if n := d.Counters.Restored; n > 0 {
 		fmt.Fprintf(a.out, "Restricted again after Xen had dropped it: %d.\n", n)
 	}
+}
+
+// traps tells of the pages with breakpoints where there is no view.
+func (a *app) traps(d control.DomainStatus) {
+	var rows [][]cell
+	for _, v := range d.Views {
+		for _, p := range v.Traps {
+			rows = append(rows, []cell{text(p.Frame.String()), number(p.Breakpoints), number(p.Instructions), number(p.Rests)})
+		}
+	}
+	if len(rows) == 0 {
+		return
+	}
+	fmt.Fprintln(a.out, "\nThese pages can't be executed: Xen's emulator carries out what the guest executes there.")
+	a.table(a.out, "", []string{"FRAME", "BREAKPOINTS", "INSTRUCTIONS", "RESTS"}, rows)
 }
 
 // shadows tells of the pages with breakpoints.
