@@ -25,7 +25,7 @@ VERSION ?=
 # linux-volatility, which needs Volatility 3.
 DEMO  ?= demo
 SUITE ?= $(BOCHS) $(QEMU_DEBIAN) $(QEMU) $(RELEASES) $(HOST)
-BOCHS ?= boot-intel demo skeleton-intel views breakpoints-quick modules exceptions learn violation-actions metrics guest-pti guards-off hvid-stopped engine-killed-quick bad-input first-instruction xl-coredump-intel
+BOCHS ?= boot-intel demo skeleton-intel views breakpoints-quick breakpoints-access modules exceptions learn violation-actions metrics guest-pti guards-off hvid-stopped engine-killed-quick bad-input first-instruction xl-coredump-intel
 QEMU  ?= boot-amd skeleton-amd cycles
 HOST  ?= linux-matrix-quick linux-hidden-quick linux-live-quick
 QEMU_DEBIAN  ?= package-libvirt

@@ -244,28 +244,12 @@ func hiddenBreakpoints(t *T, hits int, exhaust bool) error {
 	if _, err := g.WaitState(protectLimit, control.StateProtecting); err != nil {
 		return err
 	}
-	if err := t.breakpoint("set", g, hot); err != nil {
-		return err
-	}
 	if err := g.Load(true); err != nil {
 		return err
 	}
-	if err := hvid.Signal(syscall.SIGKILL); err != nil {
+	if err := g.killedWith(hvid, hot); err != nil {
 		return err
 	}
-	<-hvid.Exited()
-	if hvid, err = t.StartHVID(); err != nil {
-		return err
-	}
-	if st, err = g.WaitState(protectLimit, control.StateProtecting); err != nil {
-		return err
-	}
-	if err := g.opens(2, 20); err != nil {
-		return err
-	}
-	// The keeper has done it, unless the next hvid was quicker.
-	recovered := strings.Contains(hvid.Log(), `recovered_by="the keeper"`) || strings.Contains(hvid.Log(), "msg=recovered")
-	t.Check(recovered && len(st.Breakpoints) == 0, "a guest whose hvid was killed with a breakpoint set goes on, protected and without it: %+v", st.Breakpoints)
 	if err := g.Load(false); err != nil {
 		return err
 	}
@@ -276,6 +260,33 @@ func hiddenBreakpoints(t *T, hits int, exhaust bool) error {
 		return err
 	}
 	return g.Shutdown()
+}
+
+// killedWith kills hvid while it has a breakpoint, and starts another.
+func (g *Guest) killedWith(hvid *Process, symbol string) error {
+	t := g.t
+	if err := t.breakpoint("set", g, symbol); err != nil {
+		return err
+	}
+	if err := hvid.Signal(syscall.SIGKILL); err != nil {
+		return err
+	}
+	<-hvid.Exited()
+	hvid, err := t.StartHVID()
+	if err != nil {
+		return err
+	}
+	st, err := g.WaitState(protectLimit, control.StateProtecting)
+	if err != nil {
+		return err
+	}
+	if err := g.opens(2, 20); err != nil {
+		return err
+	}
+	// The keeper has done it, unless the next hvid was quicker.
+	recovered := strings.Contains(hvid.Log(), `recovered_by="the keeper"`) || strings.Contains(hvid.Log(), "msg=recovered")
+	t.Check(recovered && len(st.Breakpoints) == 0, "a guest whose hvid was killed with a breakpoint set goes on, protected and without it: %+v", st.Breakpoints)
+	return nil
 }
 
 // checkHidden checks, through Xen, where the frame of the breakpoint leads.

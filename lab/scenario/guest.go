@@ -544,6 +544,7 @@ type Attack struct {
 	//	          leads elsewhere, and leave it so; once more, and it is as it was
 	//	alias     the same as text through the direct mapping of the same frame
 	//	rep       the same as text with rep movsb, 4 bytes
+	//	called    the same as text with a store of the kernel's kstrtobool
 	//	wp        the same as text by clearing CR0.WP, if that can be done
 	//	lstar, star, cstar, sysenter-eip
 	//	          write the system call entry's MSR

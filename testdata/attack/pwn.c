@@ -23,6 +23,8 @@
  *	                   mapping, have the page table lead to it again, and leave the byte so
  *	mode=map           as text, through a mapping of its own of that frame (vmap)
  *	mode=rep           as text, four bytes with rep movsb
+ *	mode=called        as text, with a store that a function of the kernel's makes,
+ *	                   kstrtobool
  *	mode=wp            as text, by clearing CR0.WP instead; where it stays set,
  *	                   nothing is stored
  *	mode=lstar|star|cstar|sysenter-eip
@@ -249,12 +251,18 @@ static void attack_views(void)
 	report(0, 0, tried, done);
 }
 
-/* store stores n bytes, with rep movsb or one by one. */
-static void store(u8 *to, const u8 *from, unsigned long n, bool rep)
+/* How attack_text goes about it. */
+enum how { THROUGH_TEXT, ALIAS, MAPPED, REP, CALLED, WP };
+
+/* store stores n bytes, with rep movsb, by a function of the kernel's, or one by one. */
+static void store(u8 *to, const u8 *from, unsigned long n, enum how how)
 {
 	unsigned long i;
 
-	if (rep) {
+	if (how == CALLED) {
+		if (kstrtobool(from[0] ? "1" : "0", (bool *)to))
+			pr_info("hvi-pwn: kstrtobool failed\n");
+	} else if (how == REP) {
 		asm volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(n) : : "memory");
 	} else {
 		for (i = 0; i < n; i++)
@@ -263,7 +271,7 @@ static void store(u8 *to, const u8 *from, unsigned long n, bool rep)
 }
 
 /* write stores n bytes of one page that is read-only to the kernel. */
-static void write(u8 *to, const u8 *from, unsigned long n, bool rep)
+static void write(u8 *to, const u8 *from, unsigned long n, enum how how)
 {
 	unsigned int level;
 	pte_t *pte = lookup_address((unsigned long)to, &level);
@@ -274,7 +282,7 @@ static void write(u8 *to, const u8 *from, unsigned long n, bool rep)
 	was = READ_ONCE(*(u64 *)pte);
 	WRITE_ONCE(*(u64 *)pte, was | _PAGE_RW);
 	asm volatile("invlpg (%0)" : : "r"(to) : "memory");
-	store(to, from, n, rep);
+	store(to, from, n, how);
 	WRITE_ONCE(*(u64 *)pte, was);
 	asm volatile("invlpg (%0)" : : "r"(to) : "memory");
 }
@@ -286,7 +294,7 @@ static void write_wp(u8 *to, const u8 *from, unsigned long n)
 
 	write_control(CR0, cr0 & ~X86_CR0_WP);
 	if (!(read_control(CR0) & X86_CR0_WP))
-		store(to, from, n, false);
+		store(to, from, n, WP);
 	write_control(CR0, cr0);
 }
 
@@ -298,9 +306,6 @@ static u64 number(const u8 *b, unsigned long n)
 		v = v << 8 | READ_ONCE(b[n]);
 	return v;
 }
-
-/* How attack_text goes about it. */
-enum how { THROUGH_TEXT, ALIAS, MAPPED, REP, WP };
 
 static int attack_text(enum how how, bool keep)
 {
@@ -331,16 +336,16 @@ static int attack_text(enum how how, bool keep)
 	local_irq_save(flags);
 	for (i = 0; i < n; i++) {
 		before[i] = READ_ONCE(text[i]);
-		tried[i] = before[i] ^ FLIP;
+		tried[i] = how == CALLED ? before[i] != 1 : before[i] ^ FLIP;
 	}
 	if (how == WP)
 		write_wp(to, tried, n);
 	else
-		write(to, tried, n, how == REP);
+		write(to, tried, n, how);
 	for (i = 0; i < n; i++)
 		after[i] = READ_ONCE(text[i]);
 	if (!keep && memcmp(after, before, n))
-		write(to, before, n, how == REP);
+		write(to, before, n, how == REP ? REP : THROUGH_TEXT);
 	local_irq_restore(flags);
 	vunmap(mapped);
 	report(at, number(before, n), number(tried, n), number(after, n));
@@ -501,6 +506,8 @@ static int __init pwn_init(void)
 		return attack_text(MAPPED, false);
 	if (!strcmp(mode, "rep"))
 		return attack_text(REP, false);
+	if (!strcmp(mode, "called"))
+		return attack_text(CALLED, false);
 	if (!strcmp(mode, "wp"))
 		return attack_text(WP, false);
 	return -EINVAL;
