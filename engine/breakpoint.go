@@ -574,7 +574,9 @@ func (s *Session) checkShadows() (restored uint64, err error) {
 		}
 		if failed == nil && sh.page != nil && !holds(h.running, sh.page.GFN, xen.AccessX) {
 			count()
-			failed = s.lead(sh)
+			if failed = s.lead(sh); failed == nil && told {
+				s.doubt(sh.page.GFN)
+			}
 		}
 		if failed != nil {
 			err = errors.Join(err, s.giveUp(sh, failed))

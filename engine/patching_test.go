@@ -241,9 +241,22 @@ func TestPatchingIsLetThrough(t *testing.T) {
 // puts another one in its place, and be written meanwhile: it is restricted again, and what
 // was written is found.
 func TestRestoredIsCompared(t *testing.T) {
-	for name, views := range map[string]bool{"views": true, "access": false} {
-		t.Run(name, func(t *testing.T) {
-			w := patchingWorld(t, views, "kernel-text=block")
+	for _, c := range []struct {
+		name       string
+		views      bool
+		breakpoint bool // in the page that is changed
+		access     uint8
+	}{
+		{"views", true, false, abi.AccessRX},
+		{"views, with a breakpoint", true, true, abi.AccessX},
+		{"access", false, false, abi.AccessRX},
+		{"access, with a breakpoint", false, true, abi.AccessR},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := patchingWorld(t, c.views, "kernel-text=block")
+			if c.breakpoint {
+				w.set(where)
+			}
 			for _, at := range []x86.PhysAddr{0x2340, branch} {
 				w.loseRestriction(w.textFrame(at))
 			}
@@ -252,9 +265,9 @@ func TestRestoredIsCompared(t *testing.T) {
 			if n := w.status().Restored; n != 2 {
 				t.Fatalf("%d frames restored, want 2", n)
 			}
-			for _, at := range []x86.PhysAddr{0x2340, branch} {
-				if a := w.textAccess(w.textFrame(at)); a != abi.AccessRX {
-					t.Errorf("the page permits %d", a)
+			for at, want := range map[x86.PhysAddr]uint8{0x2340: c.access, branch: abi.AccessRX} {
+				if a := w.textAccess(w.textFrame(at)); a != want {
+					t.Errorf("the page permits %d, want %d", a, want)
 				}
 			}
 			w.follow(4 * time.Second)

@@ -198,23 +198,33 @@ func (s *Session) restOver() <-chan time.Time {
 
 // rest has a page be executed for a while, and whoever waits for it go on.
 func (s *Session) rest(r view.Rest) {
-	h := &s.hidden.trapping
-	if h.traps.Page(r.Trap.GFN) == r.Trap { // else it can be executed for good
-		if _, already := h.resting[r.Trap]; !already {
-			r.Trap.Rests.Add(1)
-			if err := s.openTrap(r.Trap, false); err != nil {
-				s.loseTrap(r.Trap, err)
-			}
-		}
-		h.resting[r.Trap] = time.Now().Add(r.For)
-		if r.Changed {
-			h.stale[r.Trap] = struct{}{}
-		}
+	now := time.Now()
+	if s.hidden.trapping.traps.Page(r.Trap.GFN) == r.Trap { // else it can be executed for good
+		s.beginRest(r, now)
 	}
 	if r.Held {
 		s.server.Release(r.VCPU, vmevent.Continue)
 	}
-	s.endRests(time.Now())
+	s.endRests(now)
+}
+
+// beginRest begins one, or has it last as long as it must.
+func (s *Session) beginRest(r view.Rest, now time.Time) {
+	h := &s.hidden.trapping
+	until, already := h.resting[r.Trap]
+	if !already {
+		r.Trap.Rests.Add(1)
+		if err := s.openTrap(r.Trap, false); err != nil {
+			s.loseTrap(r.Trap, err)
+			return
+		}
+	}
+	if end := now.Add(r.For); end.After(until) {
+		h.resting[r.Trap] = end
+	}
+	if r.Changed {
+		h.stale[r.Trap] = struct{}{}
+	}
 }
 
 // loseTrap gives the breakpoints of a page up, for which Xen does not do what it must. What
@@ -318,6 +328,7 @@ func (s *Session) checkTraps() (restored uint64) {
 			continue
 		}
 		restored++
+		s.doubt(p.GFN)
 	}
 	return restored
 }
