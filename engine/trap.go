@@ -36,13 +36,9 @@ func sinceNow() func() time.Duration {
 }
 
 // isTrapped reports whether a frame is of a page with breakpoints.
-func (s *Session) isTrapped(gfn x86.GFN) bool { return s.trapOf(gfn) != nil }
-
-func (s *Session) trapOf(gfn x86.GFN) *view.Trap {
-	if t := s.hidden.trapping.traps; t != nil {
-		return t.Page(gfn)
-	}
-	return nil
+func (s *Session) isTrapped(gfn x86.GFN) bool {
+	t := s.hidden.trapping.traps
+	return t != nil && t.Page(gfn) != nil
 }
 
 // trap puts a breakpoint into a page of the domain's, which is paused.

@@ -80,6 +80,10 @@ func playHVID(dir string) error {
 // testBudget is short, and long enough for a machine that does much besides.
 const testBudget = 400 * time.Millisecond
 
+// slow is a file that has the keeper take its time as long as it is there, which it says by
+// another.
+const slow, recovering = "slow", "recovering"
+
 // hangs is a file that has the next keeper say that it is there, and do no more.
 const hangs = "hangs"
 
@@ -104,6 +108,14 @@ func playKeeper(dir string) error {
 	return keeper.Serve(keeper.Duty{
 		HVID: of, Budget: testBudget, Log: slog.New(slog.DiscardHandler),
 		Recover: func(why string) error {
+			for {
+				if _, err := os.Stat(filepath.Join(dir, slow)); err != nil {
+					break
+				}
+				if err := os.WriteFile(filepath.Join(dir, recovering), nil, 0o600); err != nil {
+					return err
+				}
+			}
 			if memory, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", of)); err == nil && !bytes.HasPrefix(memory, []byte("0 ")) {
 				why = "hvid lives still: " + why
 			}
@@ -271,6 +283,38 @@ func TestKeeperStopped(t *testing.T) {
 	h := start(t)
 	h.signal(h.keeper, syscall.SIGSTOP)
 	h.signal(h.cmd.Process.Pid, syscall.SIGKILL)
+	if why := h.recovered(); why != "hvid died" {
+		t.Errorf("recovered because %q", why)
+	}
+}
+
+// TestStoppedAtWork stops a keeper that recovers, as often as it goes on.
+func TestStoppedAtWork(t *testing.T) {
+	t.Parallel()
+	h := start(t)
+	t.Cleanup(func() { _ = syscall.Kill(h.keeper, syscall.SIGKILL) }) // fails if it has done its work
+	if err := os.WriteFile(filepath.Join(h.dir, slow), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h.signal(h.cmd.Process.Pid, syscall.SIGKILL)
+	h.eventually("the keeper recovers", func() bool {
+		_, err := os.Stat(filepath.Join(h.dir, recovering))
+		return err == nil
+	})
+	for range 3 {
+		h.signal(h.keeper, syscall.SIGSTOP)
+		if err := os.Remove(filepath.Join(h.dir, recovering)); err != nil {
+			t.Fatal(err)
+		}
+		h.eventually("the keeper goes on", func() bool {
+			_, err := os.Stat(filepath.Join(h.dir, recovering))
+			return err == nil
+		})
+	}
+	h.signal(h.keeper, syscall.SIGSTOP)
+	if err := os.Remove(filepath.Join(h.dir, slow)); err != nil {
+		t.Fatal(err)
+	}
 	if why := h.recovered(); why != "hvid died" {
 		t.Errorf("recovered because %q", why)
 	}

@@ -163,7 +163,7 @@ func wait(d Duty, socket *os.File, p *page, hvid *os.Process) (why string, err e
 
 // neverStopped returns what is to be called at each look, of which one follows the other
 // after a while: if the next doesn't come, since this process was stopped, the kernel
-// has it go on.
+// has it go on. So it does when there are no more looks, while hvid's work is undone.
 func neverStopped(look time.Duration, log *slog.Logger) (again func()) {
 	a, err := newAlarm()
 	if err == nil {

@@ -155,8 +155,8 @@ func storeOf(insn *x86asm.Inst, how writing) (to store, writes, known bool) {
 		if !is || i > 0 && how != exchanges {
 			continue
 		}
-		if insn.MemBytes <= 0 || insn.MemBytes > 16 || insn.AddrSize != 64 {
-			return store{}, false, false
+		if insn.MemBytes <= 0 || insn.MemBytes > 16 || insn.AddrSize != 64 || insn.Op == x86asm.POP {
+			return store{}, false, false // a pop reckons with the stack pointer that it leaves
 		}
 		to := store{segment: m.Segment, scale: m.Scale, disp: m.Disp, size: uint8(insn.MemBytes)}
 		var ok, too bool

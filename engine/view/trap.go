@@ -171,9 +171,9 @@ func (t *Traps) HandleEvent(ev *vmevent.Event) (v vmevent.Verdict, ok bool) {
 		return 0, false
 	}
 	code := p.code.Load()
-	// An instruction that begins in the page before is fetched from here in part.
+	// An instruction at the end of the page before may be fetched from here in part.
 	off := int(ev.Regs.RIP & x86.PageMask)
-	if uint64(off) != ev.Mem.Offset {
+	if off > x86.PageSize-maxInsn && ev.Mem.Offset < maxInsn {
 		off -= x86.PageSize
 	} else {
 		t.came(ev, code, off, table.points[ev.Mem.GFN.Addr()+x86.PhysAddr(off)])
@@ -198,9 +198,6 @@ func (t *Traps) HandleEvent(ev *vmevent.Event) (v vmevent.Verdict, ok bool) {
 // same reports whether what a vCPU is about to execute, of so many bytes, is what was read
 // of that place. It is read where the emulator does: through the vCPU's page tables.
 func (t *Traps) same(ev *vmevent.Event, code *Instructions, off, n int) bool {
-	if off < -maxInsn {
-		return false
-	}
 	as := addressSpace(t.mem, ev)
 	now := t.insn[:n]
 	return as.Read(x86.VirtAddr(ev.Regs.RIP), now) == nil && bytes.Equal(now, code.at(off)[:n])
