@@ -96,6 +96,7 @@ func wait(d Duty, socket *os.File, p *page, hvid *os.Process) (why string, err e
 	if budget <= 0 {
 		budget = DefaultBudget
 	}
+	awaken := neverStopped(budget/looks, d.Log) // before anybody reckons with the keeper
 	if _, err := socket.Write([]byte{sayReady}); err != nil && !errors.Is(err, syscall.EPIPE) {
 		return "", fmt.Errorf("keeper: %w", err)
 	}
@@ -110,7 +111,6 @@ func wait(d Duty, socket *os.File, p *page, hvid *os.Process) (why string, err e
 		why string // hvid was killed
 		err error  // it could not be
 	}
-	awaken := neverStopped(budget/looks, d.Log)
 	t := tick.New(budget / looks)
 	ended := make(chan struct{})
 	defer func() {
